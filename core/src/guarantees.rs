@@ -1,0 +1,278 @@
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::request::Ttl;
+
+/// What a backend promises, and under which faults, as data.
+///
+/// The conformance suite reads it to choose its cases, the documentation is generated from it, the hall refuses
+/// `Stakes::Correctness` by it, and the command line prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Guarantees {
+    /// Who can contend for one name.
+    pub scope: Scope,
+    /// What keeps the tokens rising.
+    pub tokens: Tokens,
+    /// In which order waiters are served.
+    pub queue: Queue,
+    /// How a waiter learns of its turn.
+    pub wake_up: WakeUp,
+    /// When the lease of a killed holder is free.
+    pub holder_death: HolderDeath,
+    /// Which clock ends a lease.
+    pub lease_clock: LeaseClock,
+    /// What a record survives.
+    pub records: Records,
+    /// What a record's fence checks.
+    pub record_guard: RecordGuard,
+    /// The shortest lease it grants.
+    pub ttl_min: Ttl,
+    /// The longest lease it grants.
+    pub ttl_max: Ttl,
+}
+
+/// One promise in words: what it is about, what is promised, and the fault under which it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Claim {
+    /// What it is about.
+    pub about: &'static str,
+    /// The promise, with the fault under which it holds.
+    pub promise: String,
+}
+
+impl Guarantees {
+    /// The weakest promises: those of a store in one process, without durability. A backend strengthens what it can
+    /// prove.
+    pub fn of_one_process() -> Self {
+        Self {
+            scope: Scope::Process,
+            tokens: Tokens::WhileItRuns,
+            queue: Queue::FirstComeFirstServed,
+            wake_up: WakeUp::Direct,
+            holder_death: HolderDeath::Ttl,
+            lease_clock: LeaseClock::BootTime,
+            records: Records::WhileItRuns,
+            record_guard: RecordGuard::LiveLease,
+            ttl_min: Ttl::MIN,
+            ttl_max: Ttl::MAX,
+        }
+    }
+
+    /// Whether tokens outlive every fault that the backend is built for, so that `Stakes::Correctness` may be asked
+    /// for.
+    pub fn tokens_are_durable(&self) -> bool {
+        matches!(self.tokens, Tokens::Durable)
+    }
+
+    /// Every promise in words, in the order of the fields.
+    pub fn claims(&self) -> Vec<Claim> {
+        let claim = |about, promise: &dyn fmt::Display| Claim { about, promise: promise.to_string() };
+        vec![
+            claim("Who can contend", &self.scope),
+            claim("Fencing tokens", &self.tokens),
+            claim("Order of waiters", &self.queue),
+            claim("Wake-up", &self.wake_up),
+            claim("A killed holder", &self.holder_death),
+            claim("A paused holder", &self.lease_clock),
+            claim("Records", &self.records),
+            claim("The records' fence", &self.record_guard),
+            claim("TTL", &format_args!("{} to {}", self.ttl_min, self.ttl_max)),
+        ]
+    }
+}
+
+/// Who can contend for one name. May grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Scope {
+    /// The tasks of one process.
+    Process,
+    /// The processes of one machine.
+    Machine,
+    /// Every machine that reaches the server.
+    Network,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Process => "the tasks of one process",
+            Self::Machine => "the processes of one machine",
+            Self::Network => "every process that reaches the server",
+        })
+    }
+}
+
+/// What keeps the tokens rising. May grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Tokens {
+    /// A counter in memory.
+    WhileItRuns,
+    /// A counter that can be lost, with a floor that survives while the server's clock is sane.
+    BestEffort,
+    /// A counter on disk, or agreed on by consensus, before the grant is returned.
+    Durable,
+}
+
+impl fmt::Display for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WhileItRuns => "rise while the process lives; start again when it ends",
+            Self::BestEffort => {
+                "rise through the loss of the counter as long as the server's clock does not go back; best effort"
+            }
+            Self::Durable => {
+                "rise through kills at any instant, power cuts and clock steps, as long as the disk keeps what it \
+                 confirmed as written"
+            }
+        })
+    }
+}
+
+/// In which order waiters are served. May grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Queue {
+    /// In the order in which they came.
+    FirstComeFirstServed,
+    /// Whoever asks at the right moment.
+    Unordered,
+}
+
+impl fmt::Display for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FirstComeFirstServed => {
+                "first come, first served; a waiter that is paused when its turn comes loses its place after a second"
+            }
+            Self::Unordered => "none: whoever asks at the right moment",
+        })
+    }
+}
+
+/// How a waiter learns of its turn. May grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WakeUp {
+    /// The one that releases tells the next one, and only that one.
+    Direct,
+    /// The waiter asks again and again.
+    Polling,
+}
+
+impl fmt::Display for WakeUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "the one that releases tells the next in line, and only that one",
+            Self::Polling => "the waiter polls",
+        })
+    }
+}
+
+/// When the lease of a killed holder is free. May grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum HolderDeath {
+    /// When its TTL is over.
+    Ttl,
+    /// At once: the kernel tells.
+    AtOnce,
+}
+
+impl fmt::Display for HolderDeath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ttl => "its lease is free when its TTL is over",
+            Self::AtOnce => {
+                "its lease is free at once, unless a child of it lives on that inherited the lease: then at its TTL"
+            }
+        })
+    }
+}
+
+/// Which clock ends the lease of a holder that is paused or cut off. May grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LeaseClock {
+    /// The boot-time clock of the one machine.
+    BootTime,
+    /// The server's wall clock.
+    ServerWallClock,
+    /// The server's monotonic clock, for a session.
+    Session,
+}
+
+impl fmt::Display for LeaseClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BootTime => {
+                "its lease ends at its TTL by the machine's boot-time clock, which no step of the wall clock moves; \
+                 the holder may run on unaware: only the fence stops its writes"
+            }
+            Self::ServerWallClock => {
+                "its lease ends at its TTL by the server's wall clock: a clock set forward ends it early; only the \
+                 fence stops the writes of a holder that runs on unaware"
+            }
+            Self::Session => {
+                "its lease ends with its session, by the servers' monotonic clocks; only the fence stops the writes \
+                 of a holder that runs on unaware"
+            }
+        })
+    }
+}
+
+/// What a record survives. May grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Records {
+    /// Nothing: it lives in memory.
+    WhileItRuns,
+    /// Kills and power cuts, from the moment its write is confirmed.
+    Durable,
+}
+
+impl fmt::Display for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WhileItRuns => "live and end with the process",
+            Self::Durable => {
+                "survive kills and power cuts from the moment a write is confirmed, as long as the disk keeps what \
+                 it confirmed as written"
+            }
+        })
+    }
+}
+
+/// What a record's fence checks. May grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RecordGuard {
+    /// The high-water mark, and that the token's lease is alive: lock and record live in one store.
+    LiveLease,
+    /// The high-water mark.
+    HighWaterMark,
+}
+
+impl fmt::Display for RecordGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LiveLease => {
+                "refuses every token but those of leases that live at the moment of the write, and of these every \
+                 one below the record's mark; holds under pauses, kills and expiry"
+            }
+            Self::HighWaterMark => "refuses every token below the record's mark",
+        })
+    }
+}

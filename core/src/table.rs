@@ -1,0 +1,808 @@
+//! The rules of sharing, as a pure state machine: who holds a name, who is next, which number the next grant gets,
+//! which token a record takes.
+//!
+//! The memory backend keeps one [`Table`] behind a mutex. The local backend's processes each fold the same log of
+//! [`Op`]s into one, and so agree without a server. The proofs use it as the oracle for every other backend.
+//!
+//! Nothing here reads a clock or draws a number: the time and the nonce come with the operation, so that the same
+//! operations in the same order give the same table everywhere.
+//!
+//! The rules:
+//! - The line of a name is first come, first served. Its head is granted as soon as it is compatible with the
+//!   holders; whoever stands behind an incompatible head waits. So a writer is not starved by later readers, and
+//!   readers that stand together are granted together.
+//! - A request that does not wait is granted only if nobody waits and it is compatible.
+//! - A lease that was not renewed ends when somebody looks at its name at or after its deadline.
+//! - A grant to one who waits is an *offer*: it must be claimed (renewed) within [`CLAIM_WINDOW`], so that a waiter that
+//!   is paused when its turn comes costs the next one a second and not a TTL.
+//! - A record takes a token only while the token's lease lives, and never one below its mark.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::BootInstant;
+use crate::error::{Error, ErrorKind};
+use crate::fenced_store::{RECORD_VALUE_MAX, Record, RecordKey, Version};
+use crate::holder::HolderInfo;
+use crate::lease::{Contention, HolderState, ListQuery, LockState, PAGE_MAX, Page, WaiterState};
+use crate::mode::Mode;
+use crate::name::LockName;
+use crate::request::Ttl;
+use crate::token::{FencingToken, Nonce};
+
+/// How long an offer stands before it passes to the next in line.
+pub const CLAIM_WINDOW: Duration = Duration::from_secs(1);
+
+/// The most waiters in line for one name.
+pub const WAITERS_MAX: usize = 10_000;
+
+/// The most bytes that all records of one store hold together: 16 MiB.
+pub const RECORDS_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// One operation on the table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "it is a wire format: a new operation is a new version of the store"
+)]
+pub enum Op {
+    /// Asks for a lease. Idempotent by nonce.
+    Enter(Entry),
+    /// Claims an offer or renews a lease.
+    Renew {
+        /// Which attempt.
+        nonce: Nonce,
+        /// From when the TTL counts.
+        at: BootInstant,
+    },
+    /// Gives a lease back, or leaves the line.
+    Release {
+        /// Which attempt.
+        nonce: Nonce,
+        /// When.
+        at: BootInstant,
+    },
+    /// Turns an exclusive lease into a shared one.
+    Downgrade {
+        /// Which attempt.
+        nonce: Nonce,
+        /// When.
+        at: BootInstant,
+    },
+    /// Ends a lease against its holder's will.
+    Evict {
+        /// Of which lock.
+        name: LockName,
+        /// Which attempt.
+        nonce: Nonce,
+        /// When.
+        at: BootInstant,
+    },
+    /// Ends what has lapsed on a name.
+    Settle {
+        /// Of which lock.
+        name: LockName,
+        /// When.
+        at: BootInstant,
+    },
+    /// Ends everything of a session whose process is dead, by the word of the kernel.
+    Bury {
+        /// Which session.
+        session: Nonce,
+        /// When.
+        at: BootInstant,
+    },
+    /// Announces that grant numbers below `upto` are about to be made durable.
+    Reserve {
+        /// The first number that is not.
+        upto: u64,
+    },
+    /// Says that they are, and that the next grant gets at least `from`.
+    Commit {
+        /// The lowest number of the next grant.
+        from: u64,
+        /// The first number that is not durable.
+        upto: u64,
+        /// When.
+        at: BootInstant,
+    },
+    /// Raises a record's mark to a token.
+    Open {
+        /// Which record.
+        key: RecordKey,
+        /// By which right.
+        token: FencingToken,
+        /// When.
+        at: BootInstant,
+    },
+    /// Replaces a record's value.
+    Write {
+        /// Which record.
+        key: RecordKey,
+        /// By which right.
+        token: FencingToken,
+        /// By what.
+        value: Bytes,
+        /// When.
+        at: BootInstant,
+    },
+}
+
+/// One that asks for a lease.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "it is a wire format: a new field is a new version of the store"
+)]
+pub struct Entry {
+    /// What to lock.
+    pub name: LockName,
+    /// How.
+    pub mode: Mode,
+    /// For how long without renewal.
+    pub ttl: Ttl,
+    /// Whether to stand in line if it is not free.
+    pub waits: bool,
+    /// Names the attempt and its lease.
+    pub nonce: Nonce,
+    /// Whose process it is: what [`Op::Bury`] ends.
+    pub session: Nonce,
+    /// For whom.
+    pub holder: HolderInfo,
+    /// When it came; from here its TTL counts if it is granted at once.
+    pub at: BootInstant,
+}
+
+/// What an operation says to the one that made it.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "the backends over the table handle every answer")]
+pub enum Answer {
+    /// Nothing to say.
+    Done,
+    /// The lease is granted, or claimed, or renewed, or downgraded.
+    Held,
+    /// The attempt stands in line.
+    Waiting,
+    /// The name is not free, and the attempt did not wait for it.
+    Busy,
+    /// The line is too long.
+    LineFull,
+    /// No such lease.
+    NotHeld,
+    /// The record is open with the token.
+    Opened,
+    /// The record was written.
+    Written(Version),
+    /// The record refused the token.
+    Refused(Refusal),
+}
+
+/// Why a record refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "every refusal has its error")]
+pub enum Refusal {
+    /// The token is below the mark.
+    BelowMark(FencingToken),
+    /// The token's lease does not live, or is another lock's; this one is the holder's, if there is one.
+    LeaseOver(Option<FencingToken>),
+    /// Another holder has the same sequence.
+    Collision(FencingToken),
+    /// The token did not open the record.
+    NotOpened,
+    /// The value is too large.
+    ValueTooLarge(usize),
+    /// The store's records are too large together.
+    StoreFull,
+}
+
+impl Refusal {
+    /// The error that a [`FencedStore`](crate::FencedStore) returns for it.
+    pub fn into_error(self, key: &RecordKey, token: FencingToken) -> Error {
+        let (kind, why) = match self {
+            Self::BelowMark(mark) => (
+                ErrorKind::Stale,
+                format!(
+                    "token {token} is stale: the record has seen {mark}; stop, and acquire the lock again"
+                ),
+            ),
+            Self::LeaseOver(holder) => (
+                ErrorKind::Stale,
+                match holder {
+                    Some(holder) => format!(
+                        "token {token} is stale: the lock is held with {holder}; stop, and acquire the lock again"
+                    ),
+                    None => format!(
+                        "token {token} is stale: its lease on this lock is over or never was; stop, and acquire \
+                         the lock again"
+                    ),
+                },
+            ),
+            Self::Collision(other) => (
+                ErrorKind::TokenCollision,
+                format!(
+                    "token {token} has the sequence of {other}: two holders were given one number, so a lock \
+                     service has lost its memory; stop both holders and look at the service"
+                ),
+            ),
+            Self::NotOpened => (
+                ErrorKind::NotOpened,
+                format!(
+                    "the record was not opened with token {token}; open it before you read it to modify it"
+                ),
+            ),
+            Self::ValueTooLarge(size) => (
+                ErrorKind::InvalidRequest,
+                format!("a record holds at most {RECORD_VALUE_MAX} bytes, this value has {size}"),
+            ),
+            Self::StoreFull => (
+                ErrorKind::Full,
+                format!("all records of a store hold at most {RECORDS_BYTES_MAX} bytes together"),
+            ),
+        };
+        Error::new(kind, why).about(format_args!("record {key}"))
+    }
+}
+
+/// What an operation changed for others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the backends over the table handle every effect")]
+pub struct Effects {
+    /// Those in line whose turn came: they were offered the lease.
+    pub offered: Vec<Seat>,
+    /// Those whose lease or offer ended without their doing.
+    pub ended: Vec<Seat>,
+    /// Those in line who should look again at whom they wait for.
+    pub moved: Vec<Seat>,
+}
+
+/// An attempt and its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a pair")]
+pub struct Seat {
+    /// Which attempt.
+    pub nonce: Nonce,
+    /// Of which session.
+    pub session: Nonce,
+}
+
+/// A lease as the table keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Grant {
+    /// Which attempt has it.
+    pub nonce: Nonce,
+    /// Of which session.
+    pub session: Nonce,
+    /// The number of the grant: the upper bits of the token's sequence.
+    pub number: u64,
+    /// How it is held.
+    pub mode: Mode,
+    /// For how long a renewal extends it.
+    pub ttl: Ttl,
+    /// When it ends if nobody renews it.
+    pub deadline: BootInstant,
+    /// When it was granted.
+    pub since: BootInstant,
+    /// For whom.
+    pub holder: HolderInfo,
+}
+
+impl Grant {
+    /// The token of the grant.
+    pub fn token(&self) -> FencingToken {
+        FencingToken::of_grant(self.number, self.nonce).expect("numbers are bounded where they are reserved")
+    }
+}
+
+/// The state of every lock and record of one store.
+#[derive(Debug, Default)]
+pub struct Table {
+    lines: HashMap<LockName, Line>,
+    /// Where each attempt stands or holds, and for which session.
+    attempts: HashMap<Nonce, (LockName, Nonce)>,
+    /// The attempts of each session.
+    sessions: HashMap<Nonce, HashSet<Nonce>>,
+    records: HashMap<RecordKey, StoredRecord>,
+    record_bytes: usize,
+    numbers: Numbers,
+    /// Names whose head could be granted if there were durable numbers left.
+    short_of_numbers: BTreeSet<LockName>,
+}
+
+/// Everything of a [`Table`], for a log to begin with.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    lines: Vec<(LockName, Line)>,
+    records: Vec<(RecordKey, StoredRecord)>,
+    numbers: Numbers,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Line {
+    grants: Vec<Grant>,
+    queue: VecDeque<Entry>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct StoredRecord {
+    mark: FencingToken,
+    written: Option<(Bytes, Version, FencingToken)>,
+}
+
+/// Grant numbers are handed out of a range that was made durable beforehand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Numbers {
+    next: u64,
+    durable: u64,
+    reserved: u64,
+}
+
+/// The first grant number that a token cannot carry.
+const NUMBERS_END: u64 = 1 << (63 - crate::token::HANDOVER_BITS);
+
+impl Line {
+    /// Whether somebody new may hold beside the holders.
+    fn admits(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::Exclusive => self.grants.is_empty(),
+            Mode::Shared => self.grants.iter().all(|grant| grant.mode == Mode::Shared),
+            Mode::Permit(own) => {
+                // The smallest limit among the holders and the one that asks.
+                let limit = self.grants.iter().try_fold(own, |limit, grant| match grant.mode {
+                    Mode::Permit(other) => Some(limit.min(other)),
+                    Mode::Exclusive | Mode::Shared => None,
+                });
+                limit.is_some_and(|limit| self.grants.len() < limit.get() as usize)
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.grants.is_empty() && self.queue.is_empty()
+    }
+}
+
+impl Table {
+    /// Applies one operation: what it says to its maker, and what it changed for others.
+    pub fn apply(&mut self, op: Op) -> (Answer, Effects) {
+        let mut effects = Effects::default();
+        let answer = match op {
+            Op::Enter(entry) => self.enter(entry, &mut effects),
+            Op::Renew { nonce, at } => self.on_held(nonce, at, &mut effects, |grant| {
+                grant.deadline = at.saturating_add(grant.ttl.as_duration());
+            }),
+            Op::Release { nonce, at } => self.release(nonce, at, &mut effects),
+            Op::Downgrade { nonce, at } => {
+                let answer = self.on_held(nonce, at, &mut effects, |grant| {
+                    if grant.mode == Mode::Exclusive {
+                        grant.mode = Mode::Shared;
+                    }
+                });
+                if let Some((name, _)) = self.attempts.get(&nonce).cloned() {
+                    self.pump(&name, at, &mut effects);
+                }
+                answer
+            }
+            Op::Evict { name, nonce, at } => self.evict(&name, nonce, at, &mut effects),
+            Op::Settle { name, at } => {
+                self.settle(&name, at, &mut effects);
+                Answer::Done
+            }
+            Op::Bury { session, at } => {
+                self.bury(session, at, &mut effects);
+                Answer::Done
+            }
+            Op::Reserve { upto } => {
+                self.numbers.reserved = self.numbers.reserved.max(upto.min(NUMBERS_END));
+                Answer::Done
+            }
+            Op::Commit { from, upto, at } => {
+                self.numbers.next = self.numbers.next.max(from);
+                self.numbers.durable = self.numbers.durable.max(upto.min(NUMBERS_END));
+                for name in std::mem::take(&mut self.short_of_numbers) {
+                    self.pump(&name, at, &mut effects);
+                }
+                Answer::Done
+            }
+            Op::Open { key, token, at } => self.open_record(key, token, at, &mut effects),
+            Op::Write { key, token, value, at } => self.write_record(&key, token, value, at, &mut effects),
+        };
+        (answer, effects)
+    }
+
+    /// How many grants can be numbered before more numbers must be made durable.
+    pub fn numbers_left(&self) -> u64 {
+        self.numbers.durable.saturating_sub(self.numbers.next)
+    }
+
+    /// The first grant number that nobody has reserved.
+    pub fn numbers_reserved(&self) -> u64 {
+        self.numbers.reserved
+    }
+
+    /// The lease that an attempt holds or is offered.
+    pub fn grant(&self, nonce: Nonce) -> Option<&Grant> {
+        let line = self.lines.get(&self.attempts.get(&nonce)?.0)?;
+        line.grants.iter().find(|grant| grant.nonce == nonce)
+    }
+
+    /// Whether an attempt holds, is offered or waits for anything.
+    pub fn knows(&self, nonce: Nonce) -> bool {
+        self.attempts.contains_key(&nonce)
+    }
+
+    /// Whether a session holds or waits for anything.
+    pub fn knows_session(&self, session: Nonce) -> bool {
+        self.sessions.contains_key(&session)
+    }
+
+    /// Every session that holds or waits for anything.
+    pub fn sessions(&self) -> impl Iterator<Item = Nonce> {
+        self.sessions.keys().copied()
+    }
+
+    /// The sessions whose death would bring this waiter's turn nearer: the one in front of it in line or, for the first
+    /// in line, all holders.
+    pub fn ahead_of(&self, nonce: Nonce) -> Vec<Nonce> {
+        let Some(line) = self.attempts.get(&nonce).and_then(|(name, _)| self.lines.get(name)) else {
+            return Vec::new();
+        };
+        match line.queue.iter().position(|entry| entry.nonce == nonce) {
+            Some(0) => line.grants.iter().map(|grant| grant.session).collect(),
+            Some(place) => vec![line.queue[place - 1].session],
+            None => Vec::new(),
+        }
+    }
+
+    /// When the first lease on a name lapses if it is not renewed.
+    pub fn next_deadline(&self, name: &LockName) -> Option<BootInstant> {
+        self.lines.get(name)?.grants.iter().map(|grant| grant.deadline).min()
+    }
+
+    /// Who holds a name and how many wait.
+    pub fn contention(&self, name: &LockName) -> Contention {
+        self.lines.get(name).map_or_else(Contention::default, |line| {
+            Contention::new(line.grants.iter().map(|grant| grant.holder.clone()).collect(), line.queue.len())
+        })
+    }
+
+    /// A lock as it stands.
+    pub fn state(&self, name: &LockName, now: BootInstant) -> LockState {
+        let Some(line) = self.lines.get(name) else {
+            return LockState::new(name.clone(), Vec::new(), Vec::new());
+        };
+        let holder = |grant: &Grant| {
+            HolderState::new(
+                grant.holder.clone(),
+                grant.mode,
+                grant.token(),
+                now.saturating_since(grant.since),
+                grant.deadline.saturating_since(now),
+            )
+        };
+        let waiter = |entry: &Entry| {
+            WaiterState::new(entry.holder.clone(), entry.mode, now.saturating_since(entry.at))
+        };
+        LockState::new(
+            name.clone(),
+            line.grants.iter().map(holder).collect(),
+            line.queue.iter().map(waiter).collect(),
+        )
+    }
+
+    /// The locks that are held or waited for, a page at a time.
+    pub fn list(&self, query: &ListQuery, now: BootInstant) -> Page<LockState> {
+        let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+        let mut names: Vec<&LockName> = self
+            .lines
+            .keys()
+            .filter(|name| name.as_str().starts_with(&query.prefix))
+            .filter(|name| query.after.as_ref().is_none_or(|after| *name > after))
+            .collect();
+        names.sort_unstable();
+        let next = (names.len() > limit).then(|| names[limit - 1].clone());
+        Page::new(names.into_iter().take(limit).map(|name| self.state(name, now)).collect(), next)
+    }
+
+    /// A record as it stands.
+    pub fn record(&self, key: &RecordKey) -> Option<Record> {
+        let (value, version, token) = self.records.get(key)?.written.as_ref()?;
+        Some(Record::new(value.clone(), *version, *token))
+    }
+
+    /// Everything, in the order of the names.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut lines: Vec<_> = self.lines.iter().map(|(name, line)| (name.clone(), line.clone())).collect();
+        lines.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut records: Vec<_> =
+            self.records.iter().map(|(key, record)| (key.clone(), record.clone())).collect();
+        records.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        Snapshot { lines, records, numbers: self.numbers }
+    }
+
+    fn enter(&mut self, entry: Entry, effects: &mut Effects) -> Answer {
+        if self.knows(entry.nonce) {
+            return if self.grant(entry.nonce).is_some() { Answer::Held } else { Answer::Waiting };
+        }
+        self.settle(&entry.name, entry.at, effects);
+        let line = self.lines.entry(entry.name.clone()).or_default();
+        let (name, nonce, session, at) = (entry.name.clone(), entry.nonce, entry.session, entry.at);
+        let free = line.queue.is_empty() && line.admits(entry.mode);
+        if free && self.numbers.next < self.numbers.durable {
+            line.grants.push(self.numbers.grant(entry, at, None));
+        } else if !entry.waits {
+            if line.is_idle() {
+                self.lines.remove(&name);
+            }
+            return Answer::Busy;
+        } else if line.queue.len() >= WAITERS_MAX {
+            return Answer::LineFull;
+        } else {
+            line.queue.push_back(entry);
+            if free {
+                self.short_of_numbers.insert(name.clone());
+            }
+        }
+        let held = line.queue.is_empty();
+        self.attempts.insert(nonce, (name, session));
+        self.sessions.entry(session).or_default().insert(nonce);
+        if held { Answer::Held } else { Answer::Waiting }
+    }
+
+    /// Does something to a lease that lives at `at`.
+    fn on_held(
+        &mut self,
+        nonce: Nonce,
+        at: BootInstant,
+        effects: &mut Effects,
+        change: impl FnOnce(&mut Grant),
+    ) -> Answer {
+        let Some((name, _)) = self.attempts.get(&nonce).cloned() else {
+            return Answer::NotHeld;
+        };
+        self.settle(&name, at, effects);
+        let grant = self
+            .lines
+            .get_mut(&name)
+            .and_then(|line| line.grants.iter_mut().find(|grant| grant.nonce == nonce));
+        match grant {
+            Some(grant) => {
+                change(grant);
+                Answer::Held
+            }
+            None => Answer::NotHeld,
+        }
+    }
+
+    fn release(&mut self, nonce: Nonce, at: BootInstant, effects: &mut Effects) -> Answer {
+        let Some((name, _)) = self.attempts.get(&nonce).cloned() else {
+            return Answer::NotHeld;
+        };
+        // A lease that has lapsed is not one to give back, even if nobody has noticed yet.
+        self.settle(&name, at, effects);
+        if !self.knows(nonce) {
+            return Answer::NotHeld;
+        }
+        let line = self.lines.get_mut(&name).expect("an attempt is in its line");
+        let held = line.grants.iter().position(|grant| grant.nonce == nonce);
+        if let Some(index) = held {
+            line.grants.remove(index);
+        } else if let Some(place) = line.queue.iter().position(|entry| entry.nonce == nonce) {
+            line.queue.remove(place);
+            if let Some(behind) = line.queue.get(place) {
+                effects.moved.push(Seat { nonce: behind.nonce, session: behind.session });
+            }
+        }
+        self.forget(nonce);
+        self.pump(&name, at, effects);
+        if held.is_some() { Answer::Held } else { Answer::NotHeld }
+    }
+
+    fn evict(&mut self, name: &LockName, nonce: Nonce, at: BootInstant, effects: &mut Effects) -> Answer {
+        self.settle(name, at, effects);
+        let removed = self.lines.get_mut(name).and_then(|line| {
+            let index = line.grants.iter().position(|grant| grant.nonce == nonce)?;
+            Some(line.grants.remove(index))
+        });
+        let Some(grant) = removed else {
+            return Answer::NotHeld;
+        };
+        effects.ended.push(Seat { nonce, session: grant.session });
+        self.forget(nonce);
+        self.pump(name, at, effects);
+        Answer::Held
+    }
+
+    fn bury(&mut self, session: Nonce, at: BootInstant, effects: &mut Effects) {
+        let Some(nonces) = self.sessions.remove(&session) else {
+            return;
+        };
+        let mut names = BTreeSet::new();
+        for nonce in &nonces {
+            names.extend(self.attempts.remove(nonce).map(|(name, _)| name));
+        }
+        for name in names {
+            let Some(line) = self.lines.get_mut(&name) else {
+                continue;
+            };
+            line.grants.retain(|grant| grant.session != session);
+            // Whoever stood behind a dead one has somebody else in front now.
+            let behind = line.queue.iter().zip(line.queue.iter().skip(1));
+            effects.moved.extend(
+                behind
+                    .filter(|(front, back)| front.session == session && back.session != session)
+                    .map(|(_, back)| Seat { nonce: back.nonce, session: back.session }),
+            );
+            line.queue.retain(|entry| entry.session != session);
+            self.pump(&name, at, effects);
+        }
+    }
+
+    /// Ends what has lapsed on a name, and serves the line.
+    fn settle(&mut self, name: &LockName, at: BootInstant, effects: &mut Effects) {
+        let Some(line) = self.lines.get_mut(name) else {
+            return;
+        };
+        if line.grants.iter().all(|grant| grant.deadline > at) {
+            return;
+        }
+        let lapsed: Vec<Seat> = line
+            .grants
+            .extract_if(.., |grant| grant.deadline <= at)
+            .map(|grant| Seat { nonce: grant.nonce, session: grant.session })
+            .collect();
+        for seat in &lapsed {
+            self.forget(seat.nonce);
+        }
+        effects.ended.extend(lapsed);
+        self.pump(name, at, effects);
+    }
+
+    /// Grants the head of the line for as long as it is compatible with the holders.
+    fn pump(&mut self, name: &LockName, at: BootInstant, effects: &mut Effects) {
+        let Some(line) = self.lines.get_mut(name) else {
+            return;
+        };
+        let before = line.grants.len();
+        while let Some(head) = line.queue.front().filter(|head| line.admits(head.mode)) {
+            if self.numbers.next >= self.numbers.durable {
+                self.short_of_numbers.insert(name.clone());
+                break;
+            }
+            effects.offered.push(Seat { nonce: head.nonce, session: head.session });
+            let head = line.queue.pop_front().expect("the head was just seen");
+            line.grants.push(self.numbers.grant(head, at, Some(CLAIM_WINDOW)));
+        }
+        // The new head watched only the one in front of it; where several hold together it must watch them all.
+        if line.grants.len() > before
+            && line.grants.len() > 1
+            && let Some(head) = line.queue.front()
+        {
+            effects.moved.push(Seat { nonce: head.nonce, session: head.session });
+        }
+        if line.is_idle() {
+            self.lines.remove(name);
+        }
+    }
+
+    fn forget(&mut self, nonce: Nonce) {
+        let Some((_, session)) = self.attempts.remove(&nonce) else {
+            return;
+        };
+        if let Some(nonces) = self.sessions.get_mut(&session) {
+            nonces.remove(&nonce);
+            if nonces.is_empty() {
+                self.sessions.remove(&session);
+            }
+        }
+    }
+
+    fn open_record(
+        &mut self,
+        key: RecordKey,
+        token: FencingToken,
+        at: BootInstant,
+        effects: &mut Effects,
+    ) -> Answer {
+        self.settle(key.lock(), at, effects);
+        if let Err(refusal) = self.check_token(&key, token) {
+            return Answer::Refused(refusal);
+        }
+        self.records.entry(key).or_insert(StoredRecord { mark: token, written: None }).mark = token;
+        Answer::Opened
+    }
+
+    fn write_record(
+        &mut self,
+        key: &RecordKey,
+        token: FencingToken,
+        value: Bytes,
+        at: BootInstant,
+        effects: &mut Effects,
+    ) -> Answer {
+        self.settle(key.lock(), at, effects);
+        if let Err(refusal) = self.check_token(key, token) {
+            return Answer::Refused(refusal);
+        }
+        if value.len() > RECORD_VALUE_MAX {
+            return Answer::Refused(Refusal::ValueTooLarge(value.len()));
+        }
+        let Some(record) = self.records.get_mut(key).filter(|record| record.mark == token) else {
+            return Answer::Refused(Refusal::NotOpened);
+        };
+        let (old_size, old_version) =
+            record.written.as_ref().map_or((0, 0), |(value, version, _)| (value.len(), version.0));
+        let bytes = self.record_bytes - old_size + value.len();
+        if bytes > RECORDS_BYTES_MAX {
+            return Answer::Refused(Refusal::StoreFull);
+        }
+        self.record_bytes = bytes;
+        let version = Version(old_version + 1);
+        record.written = Some((value, version, token));
+        Answer::Written(version)
+    }
+
+    /// The fence: first the mark, then the life of the lease.
+    fn check_token(&self, key: &RecordKey, token: FencingToken) -> Result<(), Refusal> {
+        if let Some(record) = self.records.get(key) {
+            if record.mark.sequence() == token.sequence() && record.mark.nonce() != token.nonce() {
+                return Err(Refusal::Collision(record.mark));
+            }
+            if token.sequence() < record.mark.sequence() {
+                return Err(Refusal::BelowMark(record.mark));
+            }
+        }
+        let grants = self.lines.get(key.lock()).map_or(&[][..], |line| &line.grants);
+        if grants.iter().any(|grant| grant.number == token.grant() && grant.nonce == token.nonce()) {
+            return Ok(());
+        }
+        match grants.iter().find(|grant| grant.number == token.grant()) {
+            Some(other) => Err(Refusal::Collision(other.token())),
+            None => Err(Refusal::LeaseOver(grants.last().map(Grant::token))),
+        }
+    }
+}
+
+impl Numbers {
+    /// The grant of the next number. An offer stands for its window; any other grant for its TTL.
+    fn grant(&mut self, entry: Entry, at: BootInstant, window: Option<Duration>) -> Grant {
+        let number = self.next;
+        self.next += 1;
+        let ttl = entry.ttl.as_duration();
+        Grant {
+            nonce: entry.nonce,
+            session: entry.session,
+            number,
+            mode: entry.mode,
+            ttl: entry.ttl,
+            deadline: at.saturating_add(window.map_or(ttl, |window| window.min(ttl))),
+            since: at,
+            holder: entry.holder,
+        }
+    }
+}
+
+impl From<Snapshot> for Table {
+    fn from(snapshot: Snapshot) -> Self {
+        let mut table = Self { numbers: snapshot.numbers, ..Self::default() };
+        for (name, line) in snapshot.lines {
+            let grants = line.grants.iter().map(|grant| (grant.nonce, grant.session));
+            for (nonce, session) in grants.chain(line.queue.iter().map(|entry| (entry.nonce, entry.session)))
+            {
+                table.attempts.insert(nonce, (name.clone(), session));
+                table.sessions.entry(session).or_default().insert(nonce);
+            }
+            // A line whose head waits for a number looks like any other; the next commit finds it here.
+            table.short_of_numbers.insert(name.clone());
+            table.lines.insert(name, line);
+        }
+        for (key, record) in snapshot.records {
+            table.record_bytes += record.written.as_ref().map_or(0, |(value, ..)| value.len());
+            table.records.insert(key, record);
+        }
+        table
+    }
+}
