@@ -17,11 +17,14 @@ pub const LABEL_MAX: usize = 255;
 /// It is shown to anyone who may read the store: put no secret into it. Cloning is cheap.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HolderInfo {
-    label: Arc<str>,
-    host: Arc<str>,
+    /// Label, host and metadata, each but the last ended by [`END`]: one allocation, because every process of a local
+    /// store reads every holder.
+    text: Arc<str>,
     pid: u32,
-    metadata: Arc<str>,
 }
+
+/// Ends a part of a holder's text; labels and hosts have no control characters.
+const END: char = '\n';
 
 impl HolderInfo {
     /// A holder on a host. The label is 1 to [`LABEL_MAX`] bytes without control characters, and so is the host.
@@ -29,37 +32,35 @@ impl HolderInfo {
         let invalid = |why| Error::new(ErrorKind::InvalidRequest, why);
         check_text("a holder's label", label, LABEL_MAX).map_err(invalid)?;
         check_text("a host name", host, LABEL_MAX).map_err(invalid)?;
-        Ok(Self { label: label.into(), host: host.into(), pid, metadata: "".into() })
+        Ok(Self::assemble(label, host, pid, ""))
     }
 
     /// The same holder with free metadata: at most [`METADATA_MAX`] bytes, any characters.
-    pub fn with_metadata(mut self, metadata: &str) -> Result<Self, Error> {
+    pub fn with_metadata(self, metadata: &str) -> Result<Self, Error> {
         if metadata.len() > METADATA_MAX {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
                 format!("a holder's metadata is at most {METADATA_MAX} bytes, this has {}", metadata.len()),
             ));
         }
-        self.metadata = metadata.into();
-        Ok(self)
+        Ok(Self::assemble(self.label(), self.host(), self.pid, metadata))
     }
 
     /// The same holder under another label.
-    pub fn with_label(mut self, label: &str) -> Result<Self, Error> {
+    pub fn with_label(self, label: &str) -> Result<Self, Error> {
         check_text("a holder's label", label, LABEL_MAX)
             .map_err(|why| Error::new(ErrorKind::InvalidRequest, why))?;
-        self.label = label.into();
-        Ok(self)
+        Ok(Self::assemble(label, self.host(), self.pid, self.metadata()))
     }
 
     /// What the holder calls itself.
     pub fn label(&self) -> &str {
-        &self.label
+        self.part(0)
     }
 
     /// The host it runs on.
     pub fn host(&self) -> &str {
-        &self.host
+        self.part(1)
     }
 
     /// Its process id on that host.
@@ -69,13 +70,21 @@ impl HolderInfo {
 
     /// Free text, empty where none was given.
     pub fn metadata(&self) -> &str {
-        &self.metadata
+        self.part(2)
+    }
+
+    fn assemble(label: &str, host: &str, pid: u32, metadata: &str) -> Self {
+        Self { text: format!("{label}{END}{host}{END}{metadata}").into(), pid }
+    }
+
+    fn part(&self, index: usize) -> &str {
+        self.text.splitn(3, END).nth(index).unwrap_or_default()
     }
 }
 
 impl fmt::Display for HolderInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (process {} on {})", self.label, self.pid, self.host)
+        write!(f, "{} (process {} on {})", self.label(), self.pid, self.host())
     }
 }
 

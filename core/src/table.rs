@@ -170,6 +170,8 @@ pub enum Answer {
     Busy,
     /// The line is too long.
     LineFull,
+    /// The name is free, but there is no durable number for its token: reserve some, then ask again.
+    ShortOfNumbers,
     /// No such lease.
     NotHeld,
     /// The record is open with the token.
@@ -300,11 +302,9 @@ impl Grant {
 /// The state of every lock and record of one store.
 #[derive(Debug, Default)]
 pub struct Table {
-    lines: HashMap<LockName, Line>,
+    lines: HashMap<LockName, Line, foldhash::fast::RandomState>,
     /// Where each attempt stands or holds, and for which session.
-    attempts: HashMap<Nonce, (LockName, Nonce)>,
-    /// The attempts of each session.
-    sessions: HashMap<Nonce, HashSet<Nonce>>,
+    attempts: HashMap<Nonce, (LockName, Nonce), foldhash::fast::RandomState>,
     records: HashMap<RecordKey, StoredRecord>,
     record_bytes: usize,
     numbers: Numbers,
@@ -436,12 +436,21 @@ impl Table {
 
     /// Whether a session holds or waits for anything.
     pub fn knows_session(&self, session: Nonce) -> bool {
-        self.sessions.contains_key(&session)
+        self.attempts.values().any(|(_, owner)| *owner == session)
     }
 
     /// Every session that holds or waits for anything.
-    pub fn sessions(&self) -> impl Iterator<Item = Nonce> {
-        self.sessions.keys().copied()
+    pub fn sessions(&self) -> Vec<Nonce> {
+        let sessions: HashSet<Nonce> = self.attempts.values().map(|(_, session)| *session).collect();
+        sessions.into_iter().collect()
+    }
+
+    /// The sessions that hold or wait for a name.
+    pub fn sessions_of(&self, name: &LockName) -> Vec<Nonce> {
+        let Some(line) = self.lines.get(name) else { return Vec::new() };
+        let grants = line.grants.iter().map(|grant| grant.session);
+        let sessions: HashSet<Nonce> = grants.chain(line.queue.iter().map(|entry| entry.session)).collect();
+        sessions.into_iter().collect()
     }
 
     /// The sessions whose death would bring this waiter's turn nearer: the one in front of it in line or, for the first
@@ -531,25 +540,26 @@ impl Table {
         let line = self.lines.entry(entry.name.clone()).or_default();
         let (name, nonce, session, at) = (entry.name.clone(), entry.nonce, entry.session, entry.at);
         let free = line.queue.is_empty() && line.admits(entry.mode);
-        if free && self.numbers.next < self.numbers.durable {
-            line.grants.push(self.numbers.grant(entry, at, None));
+        let refusal = if free {
+            (self.numbers.next >= self.numbers.durable).then_some(Answer::ShortOfNumbers)
         } else if !entry.waits {
+            Some(Answer::Busy)
+        } else {
+            (line.queue.len() >= WAITERS_MAX).then_some(Answer::LineFull)
+        };
+        if let Some(refusal) = refusal {
             if line.is_idle() {
                 self.lines.remove(&name);
             }
-            return Answer::Busy;
-        } else if line.queue.len() >= WAITERS_MAX {
-            return Answer::LineFull;
+            return refusal;
+        }
+        if free {
+            line.grants.push(self.numbers.grant(entry, at, None));
         } else {
             line.queue.push_back(entry);
-            if free {
-                self.short_of_numbers.insert(name.clone());
-            }
         }
-        let held = line.queue.is_empty();
         self.attempts.insert(nonce, (name, session));
-        self.sessions.entry(session).or_default().insert(nonce);
-        if held { Answer::Held } else { Answer::Waiting }
+        if free { Answer::Held } else { Answer::Waiting }
     }
 
     /// Does something to a lease that lives at `at`.
@@ -596,7 +606,7 @@ impl Table {
                 effects.moved.push(Seat { nonce: behind.nonce, session: behind.session });
             }
         }
-        self.forget(nonce);
+        self.attempts.remove(&nonce);
         self.pump(&name, at, effects);
         if held.is_some() { Answer::Held } else { Answer::NotHeld }
     }
@@ -611,19 +621,14 @@ impl Table {
             return Answer::NotHeld;
         };
         effects.ended.push(Seat { nonce, session: grant.session });
-        self.forget(nonce);
+        self.attempts.remove(&nonce);
         self.pump(name, at, effects);
         Answer::Held
     }
 
     fn bury(&mut self, session: Nonce, at: BootInstant, effects: &mut Effects) {
-        let Some(nonces) = self.sessions.remove(&session) else {
-            return;
-        };
-        let mut names = BTreeSet::new();
-        for nonce in &nonces {
-            names.extend(self.attempts.remove(nonce).map(|(name, _)| name));
-        }
+        let names: BTreeSet<LockName> =
+            self.attempts.extract_if(|_, (_, owner)| *owner == session).map(|(_, (name, _))| name).collect();
         for name in names {
             let Some(line) = self.lines.get_mut(&name) else {
                 continue;
@@ -655,7 +660,7 @@ impl Table {
             .map(|grant| Seat { nonce: grant.nonce, session: grant.session })
             .collect();
         for seat in &lapsed {
-            self.forget(seat.nonce);
+            self.attempts.remove(&seat.nonce);
         }
         effects.ended.extend(lapsed);
         self.pump(name, at, effects);
@@ -685,18 +690,6 @@ impl Table {
         }
         if line.is_idle() {
             self.lines.remove(name);
-        }
-    }
-
-    fn forget(&mut self, nonce: Nonce) {
-        let Some((_, session)) = self.attempts.remove(&nonce) else {
-            return;
-        };
-        if let Some(nonces) = self.sessions.get_mut(&session) {
-            nonces.remove(&nonce);
-            if nonces.is_empty() {
-                self.sessions.remove(&session);
-            }
         }
     }
 
@@ -793,7 +786,6 @@ impl From<Snapshot> for Table {
             for (nonce, session) in grants.chain(line.queue.iter().map(|entry| (entry.nonce, entry.session)))
             {
                 table.attempts.insert(nonce, (name.clone(), session));
-                table.sessions.entry(session).or_default().insert(nonce);
             }
             // A line whose head waits for a number looks like any other; the next commit finds it here.
             table.short_of_numbers.insert(name.clone());

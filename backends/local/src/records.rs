@@ -1,0 +1,60 @@
+//! The records beside the locks: every operation is an entry of the same log, so that its order against grants, expiries
+//! and evictions is the log's, and is on disk before it is confirmed.
+
+use bytes::Bytes;
+use ringfence_core::table::Refusal;
+use ringfence_core::table::{Answer, Op};
+use ringfence_core::{
+    BoxFuture, FencedStore, FencingToken, Opened, RECORD_VALUE_MAX, Record, RecordKey, Result, Version,
+};
+
+use crate::backend::{LocalBackend, only};
+
+impl FencedStore for LocalBackend {
+    fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>> {
+        Box::pin(async move {
+            let (record, position) = self.store.with_log(|state| {
+                let open = Op::Open { key: key.clone(), token, at: self.store.now() };
+                match only(state.log.commit(&[open])?) {
+                    Answer::Refused(refusal) => Err(refusal.into_error(key, token)),
+                    _ => Ok((state.log.table().record(key), state.log.position())),
+                }
+            })?;
+            self.store.sync(position).await?;
+            Ok(Opened::new(record))
+        })
+    }
+
+    fn write<'a>(
+        &'a self,
+        key: &'a RecordKey,
+        token: FencingToken,
+        value: Bytes,
+    ) -> BoxFuture<'a, Result<Version>> {
+        Box::pin(async move {
+            if value.len() > RECORD_VALUE_MAX {
+                // The table would say the same, but only after the value stood in the log.
+                return Err(Refusal::ValueTooLarge(value.len()).into_error(key, token));
+            }
+            let (version, position) = self.store.with_log(|state| {
+                let write = Op::Write { key: key.clone(), token, value, at: self.store.now() };
+                match only(state.log.commit(&[write])?) {
+                    Answer::Written(version) => Ok((version, state.log.position())),
+                    Answer::Refused(refusal) => Err(refusal.into_error(key, token)),
+                    other => unreachable!("a write is written or refused, not {other:?}"),
+                }
+            })?;
+            self.store.sync(position).await?;
+            Ok(version)
+        })
+    }
+
+    fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
+        Box::pin(async move {
+            self.store.with_log(|state| {
+                state.log.catch_up()?;
+                Ok(state.log.table().record(key))
+            })
+        })
+    }
+}
