@@ -45,7 +45,7 @@ pub fn guarantees() -> Guarantees {
 
 /// The embedded store of one machine; see the crate's documentation.
 ///
-/// Dropping it ends its session: what it still holds is free at once for others.
+/// Dropping it ends its session: what it still holds is free at once for others, unless a lifeline was given out.
 pub struct LocalBackend {
     pub(crate) store: Arc<Store>,
     guarantees: Guarantees,
@@ -74,6 +74,8 @@ pub(crate) struct Store {
     has_numbers: AtomicBool,
     /// Held while a range is made durable, so that one process makes one at a time.
     reserving: tokio::sync::Mutex<()>,
+    /// Whether a descriptor of the session was given out for children.
+    has_heirs: AtomicBool,
     listener: OnceLock<Listener>,
     mailman: OnceLock<AbortHandle>,
     state: Mutex<State>,
@@ -119,6 +121,7 @@ impl Store {
             runtime: Handle::current(),
             has_numbers: AtomicBool::new(false),
             reserving: tokio::sync::Mutex::new(()),
+            has_heirs: AtomicBool::new(false),
             listener: OnceLock::new(),
             mailman: OnceLock::new(),
             state: Mutex::new(State {
@@ -521,10 +524,20 @@ impl Drop for Store {
         if let Some(mailman) = self.mailman.get() {
             mailman.abort();
         }
-        // With something left in the table the name stays for as long as a child keeps the session alive.
-        if self.state.get_mut().is_ok_and(|state| !state.log.table().knows_session(self.session.id())) {
-            self.session.remove();
+        // A child that has the lifeline keeps the session: the kernel ends it when the child does.
+        if self.has_heirs.load(Ordering::Relaxed) {
+            return;
         }
+        let (own, at) = (self.session.id(), self.clock.now());
+        let Ok(State { log, .. }) = self.state.get_mut() else { return };
+        if log.table().knows_session(own) {
+            // Should it fail, the end of the process or the TTL will do the same.
+            let _ = log.commit(&[Op::Bury { session: own, at }]);
+            for session in log.take_news().tell {
+                session::call(&self.directory, session);
+            }
+        }
+        session::remove(&self.directory, own);
     }
 }
 
@@ -653,7 +666,9 @@ impl Backend for LocalBackend {
     }
 
     fn lifeline(&self) -> Result<Option<OwnedFd>> {
-        self.store.session.lifeline().map(Some)
+        let lifeline = self.store.session.lifeline()?;
+        self.store.has_heirs.store(true, Ordering::Relaxed);
+        Ok(Some(lifeline))
     }
 }
 

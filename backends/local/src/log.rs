@@ -83,8 +83,8 @@ impl Log {
                     store = %log.directory.path().display(),
                     "the end of the log did not reach the disk before the power went; it is cut off, and sequences go on above it"
                 );
+                log.segment.keep_damaged(&log.directory)?;
                 log.begin_next()?;
-                Segment::set_aside(&log.directory, log.segment.number - 1);
             }
             Some(_) => return Err(log.damaged()),
         }

@@ -26,7 +26,7 @@ const PREFIX: &str = "log-";
 const UNFINISHED: &str = "new-";
 
 /// How many bytes of operations a segment takes before the next one begins, at least.
-const SIZE: u64 = 4 * 1024 * 1024;
+const SIZE: u64 = 2 * 1024 * 1024;
 
 /// Disk that is reserved beyond that, so that a renewal finds room on a disk that is full.
 const RESERVE: u64 = 1024 * 1024;
@@ -139,14 +139,13 @@ impl Segment {
         Ok(())
     }
 
-    /// Keeps a damaged segment under another name, for a person to look at.
-    pub(crate) fn set_aside(directory: &Directory, number: u64) {
-        let _ = rustix::fs::renameat(
-            directory.fd(),
-            name(number),
-            directory.fd(),
-            format!("damaged-{number:016x}"),
-        );
+    /// Keeps a damaged segment under a second name, for a person to look at when the log has gone on without it.
+    pub(crate) fn keep_damaged(&self, directory: &Directory) -> Result<()> {
+        let aside = format!("damaged-{:016x}", self.number);
+        match rustix::fs::linkat(directory.fd(), name(self.number), directory.fd(), aside, AtFlags::empty()) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(directory.error(errno, "cannot keep the damaged end of the log")),
+        }
     }
 
     /// The checksums of frames begin with this.

@@ -82,11 +82,6 @@ impl Session {
         rustix::io::fcntl_dupfd_cloexec(&self.inbox, 0)
             .map_err(|errno| self.directory.error(errno, "cannot duplicate the session"))
     }
-
-    /// Takes the name away, when nothing of the session is left in the table.
-    pub(crate) fn remove(&self) {
-        remove(&self.directory, self.id);
-    }
 }
 
 /// Somebody else's session.
@@ -147,6 +142,14 @@ pub(crate) fn is_alive(directory: &Directory, session: Nonce) -> Result<bool> {
     Ok(open_alive(directory, &name(session))
         .map_err(|errno| directory.error(errno, "cannot look for another session"))?
         .is_some())
+}
+
+/// Tells a session that there is something to look at, without a runtime.
+pub(crate) fn call(directory: &Directory, session: Nonce) {
+    if let Ok(Some(pipe)) = open_alive(directory, &name(session)) {
+        // Whoever is gone by now needs no call.
+        let _ = rustix::io::write(&pipe, &[1]);
+    }
 }
 
 /// The dead sessions that left their names behind.
