@@ -1,7 +1,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, ErrorKind};
 
@@ -24,14 +25,14 @@ pub const NAME_MAX: usize = 255;
 /// # Ok::<(), ringfence_core::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Arc<str>", into = "Arc<str>")]
+#[serde(try_from = "ArcStr")]
 pub struct LockName(Arc<str>);
 
 impl LockName {
     /// Parses a name. Errors with [`ErrorKind::InvalidName`] and says what is wrong with it.
     pub fn new(name: impl AsRef<str>) -> Result<Self, Error> {
         let name = name.as_ref();
-        check_text("a lock name", name, NAME_MAX).map_err(|why| Error::new(ErrorKind::InvalidName, why))?;
+        check_name(name)?;
         Ok(Self(name.into()))
     }
 
@@ -39,6 +40,10 @@ impl LockName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    check_text("a lock name", name, NAME_MAX).map_err(|why| Error::new(ErrorKind::InvalidName, why))
 }
 
 /// The one rule for text that people choose and others print: not empty, bounded, no control characters.
@@ -98,17 +103,35 @@ impl TryFrom<&LockName> for LockName {
     }
 }
 
-impl TryFrom<Arc<str>> for LockName {
+impl TryFrom<ArcStr> for LockName {
     type Error = Error;
 
-    fn try_from(name: Arc<str>) -> Result<Self, Error> {
-        Self::new(name)
+    fn try_from(ArcStr(name): ArcStr) -> Result<Self, Error> {
+        check_name(&name)?;
+        Ok(Self(name))
     }
 }
 
-impl From<LockName> for Arc<str> {
-    fn from(name: LockName) -> Self {
-        name.0
+/// Shared text that is read straight into its place; serde's own way to it allocates twice.
+pub(crate) struct ArcStr(pub(crate) Arc<str>);
+
+impl<'de> Deserialize<'de> for ArcStr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = ArcStr;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<ArcStr, E> {
+                Ok(ArcStr(text.into()))
+            }
+        }
+
+        deserializer.deserialize_str(Text)
     }
 }
 
