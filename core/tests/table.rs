@@ -1,0 +1,259 @@
+//! The rules of sharing under random operations: what must hold after every one of them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use ringfence_core::table::{Answer, CLAIM_WINDOW, Entry, Op, Refusal, Table};
+use ringfence_core::{BootInstant, FencingToken, HolderInfo, LockName, Mode, Nonce, RecordKey, Ttl};
+
+const TTL: Duration = Duration::from_secs(10);
+
+fn name(index: u8) -> LockName {
+    LockName::new(["a", "b"][usize::from(index % 2)]).unwrap()
+}
+
+fn nonce(number: u8) -> Nonce {
+    Nonce::from_u64(u64::from(number) + 1).unwrap()
+}
+
+fn instant(seconds: u64) -> BootInstant {
+    BootInstant::from_nanos(0).saturating_add(Duration::from_secs(seconds))
+}
+
+fn entry(lock: u8, mode: Mode, waits: bool, attempt: u8, session: u8, at: u64) -> Entry {
+    Entry {
+        name: name(lock),
+        mode,
+        ttl: Ttl::new(TTL).unwrap(),
+        waits,
+        nonce: nonce(attempt),
+        session: nonce(session),
+        holder: HolderInfo::new("test", "host", 1).unwrap(),
+        at: instant(at),
+    }
+}
+
+fn table() -> Table {
+    let mut table = Table::default();
+    table.apply(Op::Reserve { upto: 1 << 20 });
+    table.apply(Op::Commit { from: 1, upto: 1 << 20, at: instant(0) });
+    table
+}
+
+fn mode() -> impl Strategy<Value = Mode> {
+    prop_oneof![
+        Just(Mode::Exclusive),
+        Just(Mode::Shared),
+        (1_u32..4).prop_map(|limit| Mode::permit(limit).unwrap())
+    ]
+}
+
+/// One step of the random walk; the clock moves by the number of seconds.
+#[derive(Clone, Debug)]
+enum Step {
+    Enter { lock: u8, mode: Mode, waits: bool, session: u8 },
+    Renew(prop::sample::Index),
+    Release(prop::sample::Index),
+    Downgrade(prop::sample::Index),
+    Evict(prop::sample::Index),
+    Settle(u8),
+    Bury(u8),
+    Write(prop::sample::Index),
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = (Step, u64)> {
+    let any_attempt = || any::<prop::sample::Index>();
+    let step = prop_oneof![
+        6 => (0_u8..2, mode(), any::<bool>(), 0_u8..4)
+            .prop_map(|(lock, mode, waits, session)| Step::Enter { lock, mode, waits, session }),
+        3 => any_attempt().prop_map(Step::Renew),
+        4 => any_attempt().prop_map(Step::Release),
+        1 => any_attempt().prop_map(Step::Downgrade),
+        1 => any_attempt().prop_map(Step::Evict),
+        1 => (0_u8..2).prop_map(Step::Settle),
+        1 => (0_u8..4).prop_map(Step::Bury),
+        3 => any_attempt().prop_map(Step::Write),
+        1 => Just(Step::Reopen),
+    ];
+    (step, prop_oneof![4 => Just(0_u64), 2 => Just(1), 1 => 2_u64..20])
+}
+
+/// Nobody holds beside somebody it does not tolerate.
+fn check_holders(table: &Table, now: BootInstant) -> Result<(), TestCaseError> {
+    for lock in 0..2 {
+        let holders = table.state(&name(lock), now).holders;
+        let count = |wanted: fn(&Mode) -> bool| holders.iter().filter(|holder| wanted(&holder.mode)).count();
+        let exclusive = count(|mode| *mode == Mode::Exclusive);
+        let shared = count(|mode| *mode == Mode::Shared);
+        let kinds = usize::from(exclusive > 0)
+            + usize::from(shared > 0)
+            + usize::from(count(|mode| matches!(mode, Mode::Permit(_))) > 0);
+        prop_assert!(kinds <= 1, "modes mix: {holders:?}");
+        prop_assert!(exclusive <= 1, "two exclusive holders: {holders:?}");
+        for holder in &holders {
+            if let Mode::Permit(limit) = holder.mode {
+                prop_assert!(holders.len() <= limit.get() as usize, "too many permits: {holders:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn sharing_keeps_its_rules(steps in prop::collection::vec(step(), 1..60)) {
+        let mut table = table();
+        let (mut now, mut attempts) = (0, 0_u8);
+        let mut numbers: HashMap<Nonce, u64> = HashMap::new();
+        // The highest token that each lock's record took.
+        let mut marks: HashMap<LockName, u64> = HashMap::new();
+        for (step, seconds) in steps {
+            now += seconds;
+            let at = instant(now);
+            let pick = |index: &prop::sample::Index| nonce(u8::try_from(index.index(usize::from(attempts.max(1)))).unwrap());
+            match step {
+                Step::Enter { lock, mode, waits, session } => {
+                    let (answer, _) = table.apply(Op::Enter(entry(lock, mode, waits, attempts, 100 + session, now)));
+                    prop_assert!(waits || answer != Answer::Waiting);
+                    prop_assert_eq!(answer == Answer::Held, table.grant(nonce(attempts)).is_some());
+                    attempts += 1;
+                }
+                Step::Renew(attempt) => {
+                    let (answer, _) = table.apply(Op::Renew { nonce: pick(&attempt), at });
+                    if let Some(grant) = table.grant(pick(&attempt)) {
+                        prop_assert_eq!(answer, Answer::Held);
+                        prop_assert_eq!(grant.deadline, at.saturating_add(TTL));
+                    }
+                }
+                Step::Release(attempt) => {
+                    table.apply(Op::Release { nonce: pick(&attempt), at });
+                    prop_assert!(!table.knows(pick(&attempt)));
+                    let (again, _) = table.apply(Op::Release { nonce: pick(&attempt), at });
+                    prop_assert_eq!(again, Answer::NotHeld);
+                }
+                Step::Downgrade(attempt) => {
+                    table.apply(Op::Downgrade { nonce: pick(&attempt), at });
+                }
+                Step::Evict(attempt) => {
+                    for lock in 0..2 {
+                        table.apply(Op::Evict { name: name(lock), nonce: pick(&attempt), at });
+                    }
+                    prop_assert!(table.grant(pick(&attempt)).is_none());
+                }
+                Step::Settle(lock) => {
+                    table.apply(Op::Settle { name: name(lock), at });
+                    prop_assert!(table.next_deadline(&name(lock)).is_none_or(|deadline| deadline > at));
+                }
+                Step::Bury(session) => {
+                    table.apply(Op::Bury { session: nonce(100 + session), at });
+                    prop_assert!(!table.knows_session(nonce(100 + session)));
+                }
+                Step::Write(attempt) => {
+                    let Some(&number) = numbers.get(&pick(&attempt)) else { continue };
+                    let token = FencingToken::of_grant(number, pick(&attempt)).unwrap();
+                    for lock in 0..2 {
+                        let key = RecordKey::of(name(lock));
+                        let (opened, _) = table.apply(Op::Open { key: key.clone(), token, at });
+                        let value = Bytes::from_static(b"value");
+                        let (written, _) = table.apply(Op::Write { key: key.clone(), token, value, at });
+                        prop_assert_eq!(opened == Answer::Opened, matches!(written, Answer::Written(_)));
+                        if opened == Answer::Opened {
+                            let grant = table.grant(pick(&attempt));
+                            prop_assert!(grant.is_some_and(|grant| grant.number == number && grant.deadline > at));
+                            let mark = marks.entry(name(lock)).or_default();
+                            prop_assert!(token.sequence() >= *mark, "a lower token than {mark} was taken: {token}");
+                            *mark = token.sequence();
+                        }
+                    }
+                }
+                Step::Reopen => table = Table::from(table.snapshot()),
+            }
+            check_holders(&table, at)?;
+            for attempt in 0..attempts {
+                if let Some(grant) = table.grant(nonce(attempt))
+                    && numbers.insert(grant.nonce, grant.number).is_none()
+                {
+                    prop_assert!(grant.number > 0);
+                }
+            }
+            let mut granted: Vec<u64> = numbers.values().copied().collect();
+            granted.sort_unstable();
+            granted.dedup();
+            prop_assert_eq!(granted.len(), numbers.len(), "two grants have one number");
+        }
+    }
+
+    /// A line in which all wait for the same is served in the order in which it came.
+    #[test]
+    fn a_line_is_first_come_first_served(modes in prop::collection::vec(mode(), 2..12)) {
+        let mut table = table();
+        for (attempt, mode) in (0_u8..).zip(&modes) {
+            table.apply(Op::Enter(entry(0, *mode, true, attempt, attempt, 0)));
+        }
+        let mut order = Vec::new();
+        while let Some(next) = (0..u8::try_from(modes.len()).unwrap())
+            .filter_map(|attempt| table.grant(nonce(attempt)))
+            .min_by_key(|grant| grant.number)
+            .map(|grant| grant.nonce)
+        {
+            order.push(next);
+            table.apply(Op::Release { nonce: next, at: instant(0) });
+        }
+        let came: Vec<Nonce> = (0..u8::try_from(modes.len()).unwrap()).map(nonce).collect();
+        prop_assert_eq!(order, came);
+    }
+}
+
+#[test]
+fn an_offer_that_nobody_claims_passes_to_the_next_after_its_window() {
+    let mut table = table();
+    for attempt in 0..3 {
+        table.apply(Op::Enter(entry(0, Mode::Exclusive, true, attempt, attempt, 0)));
+    }
+    let (_, effects) = table.apply(Op::Release { nonce: nonce(0), at: instant(1) });
+    assert_eq!(effects.offered[0].nonce, nonce(1));
+    let lapses = instant(1).saturating_add(CLAIM_WINDOW);
+    assert_eq!(table.next_deadline(&name(0)), Some(lapses));
+    let (_, effects) = table.apply(Op::Settle { name: name(0), at: lapses });
+    assert_eq!((effects.ended[0].nonce, effects.offered[0].nonce), (nonce(1), nonce(2)));
+    // A claim that comes too late is none.
+    assert_eq!(table.apply(Op::Renew { nonce: nonce(1), at: lapses }).0, Answer::NotHeld);
+    assert_eq!(table.apply(Op::Renew { nonce: nonce(2), at: lapses }).0, Answer::Held);
+}
+
+#[test]
+fn no_grant_has_a_number_that_is_not_durable() {
+    let mut table = Table::default();
+    let (answer, _) = table.apply(Op::Enter(entry(0, Mode::Exclusive, true, 0, 0, 0)));
+    assert_eq!(answer, Answer::ShortOfNumbers);
+    table.apply(Op::Reserve { upto: 2 });
+    assert_eq!(table.apply(Op::Enter(entry(0, Mode::Exclusive, false, 0, 0, 0))).0, Answer::ShortOfNumbers);
+    table.apply(Op::Commit { from: 1, upto: 2, at: instant(0) });
+    assert_eq!(table.apply(Op::Enter(entry(0, Mode::Exclusive, true, 0, 0, 0))).0, Answer::Held);
+    assert_eq!(table.apply(Op::Enter(entry(0, Mode::Exclusive, true, 1, 1, 0))).0, Answer::Waiting);
+    // The next in line has to wait for a number as well, through a reopening too.
+    table.apply(Op::Release { nonce: nonce(0), at: instant(0) });
+    assert!(table.grant(nonce(1)).is_none());
+    let mut table = Table::from(table.snapshot());
+    table.apply(Op::Reserve { upto: 4 });
+    let (_, effects) = table.apply(Op::Commit { from: 0, upto: 4, at: instant(0) });
+    assert_eq!(effects.offered[0].nonce, nonce(1));
+}
+
+#[test]
+fn equal_sequences_of_two_holders_are_a_collision_in_both_directions() {
+    let mut table = table();
+    table.apply(Op::Enter(entry(0, Mode::Exclusive, true, 0, 0, 0)));
+    let token = table.grant(nonce(0)).unwrap().token();
+    let twin = FencingToken::new(token.sequence(), nonce(7)).unwrap();
+    let key = RecordKey::of(name(0));
+    let open = |token| Op::Open { key: key.clone(), token, at: instant(0) };
+    assert_eq!(table.apply(open(twin)).0, Answer::Refused(Refusal::Collision(token)));
+    assert_eq!(table.apply(open(token)).0, Answer::Opened);
+    assert_eq!(table.apply(open(twin)).0, Answer::Refused(Refusal::Collision(token)));
+}
