@@ -63,7 +63,7 @@ proptest! {
                 Ok(ttl) => {
                     prop_assert!(ttl >= Ttl::MIN && ttl <= Ttl::MAX);
                     prop_assert!(ttl.as_duration() >= duration);
-                    prop_assert!(ttl.as_duration() - duration < Duration::from_millis(1));
+                    prop_assert!(ttl.as_duration() < duration + Duration::from_millis(1));
                 }
                 Err(error) => {
                     prop_assert_eq!(error.kind(), ErrorKind::InvalidTtl);
