@@ -1,2 +1,115 @@
-//! Placeholder.
-fn main() {}
+//! Ringfence beside raw locks and stores: every case runs all its subjects in turn, for several rounds, in one run, and
+//! prints medians and the ratios that matter. Absolute figures are those of one machine; ratios travel better.
+//!
+//! `cargo xtask bench` runs everything; `cargo xtask bench -- --only processes --rounds 3` a part of it.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark measures time; the product reads it through its clock only"
+)]
+
+mod held;
+mod killed;
+mod one_process;
+mod peers;
+mod processes;
+mod report;
+mod uncontended;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+use crate::report::Report;
+
+#[derive(Debug, Parser)]
+#[command(name = "bench", about = "Ringfence beside raw locks and stores, as ratios in one run")]
+struct Options {
+    /// Run these cases only.
+    #[arg(long, value_enum)]
+    only: Vec<Case>,
+    /// How often every subject of a case is run; the medians are printed.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long one run of one subject lasts, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    millis: u64,
+    /// How long the held leases are kept, in seconds.
+    #[arg(long, default_value_t = 60)]
+    held_seconds: u64,
+    /// Where to put the stores: a directory on the disk to be measured.
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    directory: PathBuf,
+    /// Where to write the figures as JSON.
+    #[arg(long, default_value = "bench/results/latest.json")]
+    json: PathBuf,
+    /// What this process does for a benchmark that needs several; for the benchmark itself only.
+    #[command(subcommand)]
+    worker: Option<Worker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Case {
+    /// Acquire and release, each task a name of its own.
+    Uncontended,
+    /// Many tasks of one process want one name.
+    OneProcess,
+    /// Several processes want one name.
+    Processes,
+    /// 10,000 leases, kept for a minute.
+    Held,
+    /// From SIGKILL of the holder to the next grant.
+    Killed,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Worker {
+    /// Contends for a lock until told to stop.
+    #[command(hide = true)]
+    Contend(processes::Contend),
+    /// Holds many leases.
+    #[command(hide = true)]
+    Hold(held::Hold),
+    /// Holds one lease until killed.
+    #[command(hide = true)]
+    Victim(killed::Victim),
+}
+
+fn main() {
+    let options = Options::parse();
+    match options.worker {
+        Some(Worker::Contend(contend)) => return contend.run(),
+        Some(Worker::Hold(hold)) => return hold.run(),
+        Some(Worker::Victim(victim)) => return victim.run(),
+        None => {}
+    }
+    let wanted = |case| options.only.is_empty() || options.only.contains(&case);
+    let length = Duration::from_millis(options.millis);
+    let mut report = Report::default();
+    if wanted(Case::Uncontended) {
+        uncontended::measure(&mut report, &options.directory, options.rounds, length);
+    }
+    if wanted(Case::OneProcess) {
+        one_process::measure(&mut report, &options.directory, options.rounds, length);
+    }
+    if wanted(Case::Processes) {
+        processes::measure(&mut report, &options.directory, options.rounds, length);
+    }
+    if wanted(Case::Killed) {
+        killed::measure(&mut report, &options.directory);
+    }
+    if wanted(Case::Held) {
+        held::measure(&mut report, &options.directory, Duration::from_secs(options.held_seconds));
+    }
+    report.write(&options.json);
+}
+
+/// A runtime as a service of this machine would have.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+/// The runtime of a small program with one thread.
+fn small_runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}

@@ -1,0 +1,140 @@
+//! Figures: collected by case and subject, printed as medians and ratios.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// The figures of one run of one subject.
+pub(crate) type Figures = BTreeMap<&'static str, f64>;
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    rows: Vec<Row>,
+    ratios: Vec<Ratio>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    case: String,
+    subject: &'static str,
+    rounds: usize,
+    medians: Figures,
+}
+
+#[derive(Debug, Serialize)]
+struct Ratio {
+    case: String,
+    what: String,
+    times: f64,
+}
+
+impl Report {
+    /// Runs every subject in turn, round by round, so that a machine whose speed drifts is fair to all; prints the medians.
+    pub(crate) fn interleave(
+        &mut self,
+        case: &str,
+        rounds: usize,
+        subjects: &[(&'static str, &dyn Fn() -> Figures)],
+    ) {
+        eprintln!("{case}: {} subjects, {rounds} rounds", subjects.len());
+        let mut runs: Vec<Vec<Figures>> = subjects.iter().map(|_| Vec::new()).collect();
+        for _ in 0..rounds {
+            for (subject, runs) in subjects.iter().zip(&mut runs) {
+                runs.push(subject.1());
+            }
+        }
+        println!("\n{case}");
+        for ((subject, _), runs) in subjects.iter().zip(runs) {
+            let medians = medians(&runs);
+            let figures: Vec<String> =
+                medians.iter().map(|(name, value)| format!("{name} {:>10}", short(*value))).collect();
+            println!("  {subject:<36} {}", figures.join("  "));
+            self.rows.push(Row { case: case.to_owned(), subject, rounds, medians });
+        }
+    }
+
+    /// Prints one subject's figure as a multiple of another's, in a case that has run.
+    pub(crate) fn ratio(&mut self, case: &str, figure: &str, subject: &str, to: &str, goal: &str) {
+        let value = |wanted: &str| {
+            let row = self.rows.iter().find(|row| row.case == case && row.subject == wanted);
+            row.and_then(|row| row.medians.get(figure)).copied().unwrap_or(f64::NAN)
+        };
+        let ratio = value(subject) / value(to);
+        let what = format!("{figure}: {subject} / {to}");
+        println!("  = {what}: {ratio:.2} (goal: {goal})");
+        self.ratios.push(Ratio { case: case.to_owned(), what, times: ratio });
+    }
+
+    pub(crate) fn write(&self, path: &Path) {
+        let write = || {
+            std::fs::create_dir_all(path.parent().unwrap_or(path))?;
+            std::fs::write(path, serde_json::to_string_pretty(self).expect("figures have a JSON form"))
+        };
+        match write() {
+            Ok(()) => println!("\nfigures: {}", path.display()),
+            Err(error) => eprintln!("cannot write {}: {error}", path.display()),
+        }
+    }
+}
+
+fn medians(runs: &[Figures]) -> Figures {
+    let median = |name: &'static str| {
+        let mut values: Vec<f64> = runs.iter().filter_map(|run| run.get(name).copied()).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    runs[0].keys().map(|name| (*name, median(name))).collect()
+}
+
+fn short(value: f64) -> String {
+    if value >= 1000.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+}
+
+/// Durations of single operations.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(Vec<u32>);
+
+impl Samples {
+    pub(crate) fn push(&mut self, duration: Duration) {
+        self.0.push(u32::try_from(duration.as_nanos()).unwrap_or(u32::MAX));
+    }
+
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The duration that this share of the samples does not exceed, in microseconds.
+    pub(crate) fn micros_at(&mut self, share: f64) -> f64 {
+        if self.0.is_empty() {
+            return f64::NAN;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an index of a sample"
+        )]
+        let index = ((self.0.len() - 1) as f64 * share) as usize;
+        let (_, value, _) = self.0.select_nth_unstable(index);
+        f64::from(*value) / 1000.0
+    }
+}
+
+/// A count as a rate.
+#[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
+pub(crate) fn per_second(count: usize, elapsed: Duration) -> f64 {
+    count as f64 / elapsed.as_secs_f64()
+}
+
+/// The most by the least; infinite if somebody got nothing.
+#[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
+pub(crate) fn fairness(counts: &[usize]) -> f64 {
+    let (most, least) = (counts.iter().max(), counts.iter().min());
+    most.copied().unwrap_or(0) as f64 / least.copied().unwrap_or(0) as f64
+}
