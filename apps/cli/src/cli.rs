@@ -1,0 +1,317 @@
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ringfence::{Error, ErrorKind, Mode, Result, Stakes, Ttl, parse_duration};
+
+use crate::exit_codes;
+
+/// The longest `--wait`. A longer one is a mistake: leave it out to wait without limit.
+const WAIT_MAX: Duration = Duration::from_hours(365 * 24);
+
+/// Exclusive access to shared things, across processes and machines, with fences that hold.
+#[derive(Debug, Parser)]
+#[command(name = "ringfence", version, max_term_width = 100, after_help = exit_codes::HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What every verb takes, before it and after it.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Which locks: local:, local:/some/dir, memory: …  [env: RINGFENCE_URL] [default: local:]
+    #[arg(long, global = true, value_name = "URL", display_order = 900)]
+    pub(crate) url: Option<String>,
+    /// Print JSON, error messages included
+    #[arg(long, global = true, display_order = 901)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Run(RunArgs),
+    Hold(HoldArgs),
+    Ls(LsArgs),
+    Show(ShowArgs),
+    Evict(EvictArgs),
+    #[command(subcommand)]
+    Record(RecordVerb),
+    Guarantees(GuaranteesArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+}
+
+/// Run a command while holding a lock
+///
+/// Waits for the lock, runs the command in a process group of its own, and releases when the command ends. The
+/// command finds RINGFENCE_LOCK, RINGFENCE_TOKEN and RINGFENCE_URL in its environment; it has our standard input and
+/// the terminal. SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGWINCH and job control reach its process group, SIGUSR1 and
+/// SIGUSR2 the command alone.
+///
+/// If the lease is lost, or about to be because it cannot be renewed, the command's process group is ended before
+/// the lease can lapse: SIGTERM when a quarter of the TTL is left, SIGKILL when a twentieth is. After an eviction
+/// SIGTERM comes at once, and SIGKILL after a quarter of the TTL, at most 5 seconds.
+///
+/// If this program itself is killed, the command is killed with it (a set-user-ID command is not: the kernel does not
+/// allow it). What survives of its processes keeps the lease until its TTL.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "ringfence run [OPTIONS] <NAME> [--] <COMMAND>...",
+    after_long_help = exit_codes::HELP
+)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) lock: LockArgs,
+    /// What to do with the command when the lease is lost
+    #[arg(long, value_name = "WHAT", default_value = "term")]
+    pub(crate) on_lost: OnLost,
+    /// The command and its arguments; it is not passed through a shell
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Hold a lock until standard input closes, for scripts and other languages
+///
+/// Prints one JSON line when it has the lease, {"event":"held","name":…,"token":…,"ttl_ms":…,"remaining_ms":…}, and
+/// keeps it until standard input closes or SIGTERM, SIGINT, SIGQUIT or SIGHUP comes; then it releases, prints
+/// {"event":"released",…} and exits with 0. If the lease is lost it prints {"event":"lost",…} and exits with 123.
+/// Standard input is looked at once the lease is held: give it a pipe, because /dev/null is closed at once.
+#[derive(Debug, Args)]
+pub(crate) struct HoldArgs {
+    #[command(flatten)]
+    pub(crate) lock: LockArgs,
+}
+
+/// What to lock, and how: the flags of flock(1) mean what they mean there.
+#[derive(Debug, Args)]
+pub(crate) struct LockArgs {
+    /// Do not wait: exit with 75 if somebody else has it
+    #[arg(short = 'n', long = "nonblock", visible_alias = "nb", conflicts_with = "wait")]
+    pub(crate) nonblock: bool,
+    /// Wait at most so long, then exit with 124: seconds, or a duration such as 30s or 1m 30s [default: no limit]
+    #[arg(
+        short = 'w',
+        long,
+        visible_alias = "timeout",
+        value_name = "SECONDS",
+        value_parser = parse_wait,
+        allow_hyphen_values = true
+    )]
+    pub(crate) wait: Option<Duration>,
+    /// Exit with this instead of 75 and 124
+    #[arg(short = 'E', long, value_name = "CODE", allow_negative_numbers = true)]
+    pub(crate) conflict_exit_code: Option<u8>,
+    /// Hold it together with other shared holders
+    #[arg(short = 's', long, conflicts_with_all = ["exclusive", "permits"])]
+    pub(crate) shared: bool,
+    /// Hold it alone; this is the default
+    #[arg(short = 'x', visible_short_alias = 'e', long, conflicts_with = "permits")]
+    pub(crate) exclusive: bool,
+    /// Hold one of so many permits
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) permits: Option<u32>,
+    /// How long the lease lives without renewal, with a unit, as in 30s [default: 30s, or the URL's ttl]
+    #[arg(long, value_name = "DURATION", value_parser = parse_ttl, allow_hyphen_values = true)]
+    pub(crate) ttl: Option<Ttl>,
+    /// What a double run would cost: efficiency, or correctness, which a backend without durable tokens refuses
+    #[arg(long, value_name = "STAKES", default_value = "efficiency")]
+    stakes: StakesArg,
+    /// What the holder calls itself in `ringfence show` [default: the command's name, or ringfence]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+    /// Free text for `ringfence show`, at most 1 KiB; put no secret into it
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) metadata: Option<String>,
+    /// What to lock: 1 to 255 bytes of UTF-8 without control characters
+    pub(crate) name: String,
+}
+
+impl LockArgs {
+    /// How to hold the lock.
+    pub(crate) fn mode(&self) -> Result<Mode> {
+        match self.permits {
+            Some(limit) => Mode::permit(limit),
+            None if self.shared => Ok(Mode::Shared),
+            None => Ok(Mode::Exclusive),
+        }
+    }
+
+    /// What a double run would cost.
+    pub(crate) fn stakes(&self) -> Stakes {
+        match self.stakes {
+            StakesArg::Efficiency => Stakes::Efficiency,
+            StakesArg::Correctness => Stakes::Correctness,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StakesArg {
+    Efficiency,
+    Correctness,
+}
+
+/// What happens to the command of `run` when its lease is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnLost {
+    /// SIGTERM to its process group, then SIGKILL, before the lease can lapse
+    Term,
+    /// SIGKILL to its process group, before the lease can lapse
+    Kill,
+    /// Only a message: the command goes on without the lease
+    Warn,
+}
+
+/// List the locks that are held or waited for
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Only names that begin with this
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) prefix: String,
+}
+
+/// Show who holds a lock, since when, and who waits
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Which lock
+    pub(crate) name: String,
+}
+
+/// Take a lock away from its holders
+///
+/// The evicted holder learns that it lost, its token is stale from then on, and the next in line gets the lock.
+#[derive(Debug, Args)]
+pub(crate) struct EvictArgs {
+    /// Do it; without this, only say whom it would evict and exit with 64
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Only the holder with this token or nonce
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    pub(crate) holder: Option<String>,
+    /// Which lock
+    pub(crate) name: String,
+}
+
+/// Read or write the record that a lock guards
+#[derive(Debug, Subcommand)]
+pub(crate) enum RecordVerb {
+    Get(RecordGetArgs),
+    Put(RecordPutArgs),
+}
+
+/// Print a record's value; exit with 1 if there is none
+#[derive(Debug, Args)]
+pub(crate) struct RecordGetArgs {
+    #[command(flatten)]
+    pub(crate) key: RecordKeyArgs,
+}
+
+/// Write standard input into a record, behind its lock's fence
+///
+/// Opens the record with the token, then writes. A token that is stale, because a later holder came or the lease is
+/// over, is refused with exit code 77, and nothing is written.
+#[derive(Debug, Args)]
+pub(crate) struct RecordPutArgs {
+    #[command(flatten)]
+    pub(crate) key: RecordKeyArgs,
+    /// The fencing token, as `run` and `hold` give it
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "RINGFENCE_TOKEN",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) token: String,
+}
+
+/// Which record.
+#[derive(Debug, Args)]
+pub(crate) struct RecordKeyArgs {
+    /// Which of the lock's records
+    #[arg(long, value_name = "FIELD", default_value = "value")]
+    pub(crate) field: String,
+    /// The lock that guards it
+    pub(crate) name: String,
+}
+
+/// Print what each backend promises, and under which faults
+#[derive(Debug, Args)]
+pub(crate) struct GuaranteesArgs {
+    /// Only the backend of this URL
+    #[arg(value_name = "URL", id = "of")]
+    pub(crate) of: Option<String>,
+}
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Print a manual page, for man(1)
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Of this verb, as in `ringfence man record put`
+    #[arg(value_name = "VERB")]
+    pub(crate) verb: Vec<String>,
+}
+
+/// `flock` takes seconds and their fractions; we take a duration with its unit as well.
+fn parse_wait(text: &str) -> Result<Duration> {
+    let invalid = |why: String| Error::new(ErrorKind::InvalidRequest, why);
+    let seconds = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let wait = if seconds {
+        text.parse()
+            .ok()
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+            .ok_or_else(|| invalid(format!("{text:?} is no number of seconds that a wait can have")))?
+    } else {
+        parse_duration(text)
+            .map_err(|_| invalid("write seconds, as in 30 or 0.5, or a duration, as in 250ms".to_owned()))?
+    };
+    if wait > WAIT_MAX {
+        return Err(invalid(format!(
+            "a wait is at most {} days: leave it out to wait without limit",
+            WAIT_MAX.as_secs() / (24 * 60 * 60)
+        )));
+    }
+    Ok(wait)
+}
+
+/// A bare number is refused here: a wrong unit in a lease is an outage.
+fn parse_ttl(text: &str) -> Result<Ttl> {
+    Ttl::new(parse_duration(text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wait_is_seconds_or_a_duration() {
+        for (text, millis) in
+            [("0", 0), ("2", 2000), ("0.25", 250), (".5", 500), ("250ms", 250), ("1m 30s", 90_000)]
+        {
+            assert_eq!(parse_wait(text).unwrap(), Duration::from_millis(millis), "{text}");
+        }
+        for text in ["", ".", "1.2.3", "NaN", "inf", "-1", "-0.5", "1e3", "0x10", "+1", "soon", "1 fortnight"]
+        {
+            assert!(parse_wait(text).is_err(), "{text}");
+        }
+        for text in ["31536001", "1000y", "18446744073709551616", "9".repeat(400).as_str()] {
+            assert!(parse_wait(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+use std::io::{self, Write};
+
+use clap::CommandFactory;
+
+use crate::cli::{Cli, CompletionsArgs};
+use crate::exit_codes;
+use crate::failure::Failure;
+
+/// Prints a completion script.
+pub(crate) fn run(args: &CompletionsArgs) -> Result<u8, Failure> {
+    // Into memory first: the generator panics where its output is closed.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "ringfence", &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(exit_codes::OK)
+}

@@ -1,0 +1,72 @@
+use std::fmt;
+use std::io;
+
+use nix::sys::signal::Signal;
+use ringfence::Error;
+
+use crate::exit_codes;
+
+/// Why a verb did not do what it was asked for, and the exit code that says so.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The library's answer.
+    Ringfence(Error),
+    /// Something that only the program knows.
+    Own {
+        /// One of [`exit_codes`].
+        code: u8,
+        /// For the person.
+        message: String,
+    },
+    /// A signal asked us to end before there was anything to do. There is nothing to say.
+    Interrupted(Signal),
+    /// Whoever read our output wants no more of it. There is nobody to say anything to.
+    OutputClosed,
+}
+
+impl Failure {
+    /// A failure that only the program knows.
+    pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
+        Self::Own { code, message: message.into() }
+    }
+
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Ringfence(error) => exit_codes::of(error),
+            Self::Own { code, .. } => *code,
+            Self::Interrupted(signal) => exit_codes::of_signal(*signal as i32),
+            Self::OutputClosed => exit_codes::of_signal(Signal::SIGPIPE as i32),
+        }
+    }
+
+    /// The message, where there is one.
+    pub(crate) fn message(&self) -> Option<String> {
+        match self {
+            Self::Ringfence(error) => Some(error.to_string()),
+            Self::Own { message, .. } => Some(message.clone()),
+            Self::Interrupted(_) | Self::OutputClosed => None,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message().unwrap_or_default())
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Ringfence(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
+            _ => Self::new(exit_codes::IO, error.to_string()),
+        }
+    }
+}

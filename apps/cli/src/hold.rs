@@ -1,0 +1,85 @@
+use std::io;
+use std::mem;
+use std::thread;
+
+use nix::sys::signal::{SigSet, Signal};
+use ringfence::{ErrorKind, FencingToken, LockName, Locks};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use crate::cli::{Global, HoldArgs};
+use crate::exit_codes;
+use crate::failure::Failure;
+use crate::lock;
+use crate::print;
+use crate::signals::Signals;
+
+/// What ends `hold`. Ctrl-Z stops it as any program: its lease then lapses.
+const SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
+
+/// A line of output.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Event<'a> {
+    Held { name: &'a LockName, token: FencingToken, ttl_ms: u64, remaining_ms: u64 },
+    Lost { name: &'a LockName, token: FencingToken },
+    Released { name: &'a LockName, token: FencingToken },
+}
+
+/// Gets the lock and keeps it until standard input closes or a signal comes.
+pub(crate) async fn run(args: HoldArgs, global: &Global) -> Result<u8, Failure> {
+    let name = LockName::new(&args.lock.name)?;
+    args.lock.mode()?;
+    let signals = Signals::take(&SIGNALS)?;
+    let locks = signals.unless_interrupted(lock::connect(global.url()?)).await??;
+    let outcome = hold(&locks, &name, &args, global, &signals).await;
+    lock::close(&locks, &name, global.messages()).await;
+    outcome
+}
+
+async fn hold(
+    locks: &Locks,
+    name: &LockName,
+    args: &HoldArgs,
+    global: &Global,
+    signals: &Signals,
+) -> Result<u8, Failure> {
+    let guard = lock::acquire(locks, name, &args.lock, None, signals, global.messages()).await?;
+    let token = guard.token();
+    let (ttl_ms, remaining_ms) = (guard.ttl().as_millis(), print::millis(guard.remaining()));
+    print::json(&Event::Held { name, token, ttl_ms, remaining_ms })?;
+    tokio::select! {
+        biased;
+        () = guard.lost() => {}
+        () = input_closed()? => {}
+        signal = signals.next() => { signal?; }
+    }
+    match lock::release(guard).await {
+        Ok(()) => {
+            print::json(&Event::Released { name, token })?;
+            Ok(exit_codes::OK)
+        }
+        Err(error) if error.kind() == ErrorKind::Lost => {
+            print::json(&Event::Lost { name, token })?;
+            Err(error.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Resolves when nothing more can come from standard input. What comes is thrown away.
+fn input_closed() -> io::Result<impl Future<Output = ()>> {
+    let (closed, wait) = oneshot::channel::<()>();
+    // In the background of a terminal reading would stop us; blocked, this makes the read fail instead.
+    SigSet::from(Signal::SIGTTIN).thread_block()?;
+    // A thread of its own, because neither a terminal nor a file can be waited for in every case; it ends with us.
+    thread::spawn(move || {
+        if io::copy(&mut io::stdin().lock(), &mut io::sink()).is_ok() {
+            drop(closed);
+        } else {
+            // It is not closed, only not ours to read: a signal will end us.
+            mem::forget(closed);
+        }
+    });
+    Ok(async { drop(wait.await) })
+}

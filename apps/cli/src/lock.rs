@@ -1,0 +1,135 @@
+//! Getting a lock for a while and giving it back: what `run` and `hold` have in common.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::io::{self, IsTerminal};
+use std::panic;
+use std::time::Duration;
+
+use ringfence::{Error, ErrorKind, Guard, LockName, Locks, Result};
+use tokio::runtime;
+use tokio::time::{sleep, timeout};
+
+use crate::cli::LockArgs;
+use crate::exit_codes;
+use crate::failure::Failure;
+use crate::print::{self, Messages};
+use crate::signals::Signals;
+
+/// After how long a wait is announced to a person at a terminal.
+const ANNOUNCE_AFTER: Duration = Duration::from_secs(1);
+
+/// How long we wait for a backend that does not answer while we withdraw from it: then the TTL has to do.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Connects, and renews leases from then on, on a thread of its own.
+///
+/// A disk or a server that hangs then hangs only the renewals, and not the one who has to notice it in time. Take the
+/// signals before this.
+pub(crate) async fn connect(url: String) -> Result<Locks, Failure> {
+    let keeper =
+        runtime::Builder::new_multi_thread().worker_threads(1).thread_name("keeper").enable_all().build()?;
+    // It is needed for as long as the process lives.
+    let keeper = Box::leak(Box::new(keeper));
+    match keeper.spawn(async move { Locks::connect(&url).await }).await {
+        Ok(locks) => Ok(locks?),
+        Err(panicked) => panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+/// Gets the lock as the flags say. If a signal comes first, nothing is left behind once `locks` is closed.
+pub(crate) async fn acquire(
+    locks: &Locks,
+    name: &LockName,
+    args: &LockArgs,
+    default_label: Option<&str>,
+    signals: &Signals,
+    messages: Messages,
+) -> Result<Guard, Failure> {
+    let mut request = locks.lock(name).stakes(args.stakes());
+    request = match (args.permits, args.shared) {
+        (Some(limit), _) => request.permits(limit),
+        (None, true) => request.shared(),
+        (None, false) => request,
+    };
+    if let Some(ttl) = args.ttl {
+        request = request.ttl(ttl.as_duration());
+    }
+    if let Some(wait) = args.wait {
+        request = request.wait(wait);
+    }
+    if let Some(label) = args.label.as_deref().or(default_label) {
+        request = request.label(label);
+    }
+    if let Some(metadata) = &args.metadata {
+        request = request.metadata(metadata);
+    }
+    let conflict = |code: u8, message| Failure::new(args.conflict_exit_code.unwrap_or(code), message);
+    let grant = async {
+        if !args.nonblock {
+            return request.acquire().await.map_err(|error| match error.kind() {
+                ErrorKind::WaitElapsed => conflict(exit_codes::WAITED_TOO_LONG, error.to_string()),
+                _ => error.into(),
+            });
+        }
+        match request.try_acquire().await? {
+            Some(guard) => Ok(guard),
+            None => Err(conflict(exit_codes::BUSY, format!("{name} is {}", whereabouts(locks, name).await))),
+        }
+    };
+    let announced = async {
+        tokio::select! {
+            biased;
+            grant = grant => grant,
+            never = announce(locks, name, messages) => match never {},
+        }
+    };
+    signals.unless_interrupted(announced).await?
+}
+
+/// Gives the lock back, or finds that it was lost. Waits no longer than there is something to give back.
+pub(crate) async fn release(guard: Guard) -> Result<()> {
+    let (name, remaining) = (guard.name().clone(), guard.remaining());
+    timeout(remaining, guard.release()).await.unwrap_or_else(|_| {
+        Err(if remaining.is_zero() {
+            Error::new(ErrorKind::Lost, format!("the lease on {name} is over"))
+        } else {
+            Error::new(ErrorKind::Unavailable, "the backend did not answer").with_unknown_effect()
+        })
+    })
+}
+
+/// Withdraws whatever was asked for and not given back.
+pub(crate) async fn close(locks: &Locks, name: &LockName, messages: Messages) {
+    let why = match timeout(CLOSE_WITHIN, locks.close()).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the backend did not answer".to_owned(),
+    };
+    messages.note(&format!("{name} may stay held until its TTL is over: {why}"));
+}
+
+/// Says once what a long wait waits for, if there is a person to say it to.
+async fn announce(locks: &Locks, name: &LockName, messages: Messages) -> Infallible {
+    if io::stderr().is_terminal() {
+        sleep(ANNOUNCE_AFTER).await;
+        messages.note(&format!("waiting for {name}: {}", whereabouts(locks, name).await));
+    }
+    pending().await
+}
+
+/// Who has a lock, in words: as far as the backend can tell.
+async fn whereabouts(locks: &Locks, name: &LockName) -> String {
+    let holders = locks.inspect(name).await.map(|state| state.holders).unwrap_or_default();
+    match holders.as_slice() {
+        [] => "busy".to_owned(),
+        [first, others @ ..] => {
+            let and_others = match others.len() {
+                0 => String::new(),
+                1 => " and one other".to_owned(),
+                more => format!(" and {more} others"),
+            };
+            format!("held for {} by {}{and_others}", print::duration(first.age), first.holder)
+        }
+    }
+}

@@ -1,0 +1,28 @@
+use std::io;
+
+use clap::CommandFactory;
+use clap_mangen::Man;
+
+use crate::cli::{Cli, ManArgs};
+use crate::exit_codes;
+use crate::failure::Failure;
+
+/// Prints the manual page of the program or of one verb.
+pub(crate) fn run(args: &ManArgs) -> Result<u8, Failure> {
+    let mut program = Cli::command().disable_help_subcommand(true);
+    program.build();
+    let mut page = &program;
+    for verb in &args.verb {
+        page = page.find_subcommand(verb).ok_or_else(|| {
+            let known: Vec<_> = page.get_subcommands().map(clap::Command::get_name).collect();
+            let guess = match ringfence::nearest(verb, &known) {
+                Some(near) => format!(", did you mean {near:?}?"),
+                None if known.is_empty() => String::new(),
+                None => format!("; known: {}", known.join(", ")),
+            };
+            Failure::new(exit_codes::USAGE, format!("{} has no verb {verb:?}{guess}", page.get_name()))
+        })?;
+    }
+    Man::new(page.clone()).render(&mut io::stdout())?;
+    Ok(exit_codes::OK)
+}

@@ -1,0 +1,89 @@
+use std::io::{self, Read, Write};
+
+use bytes::Bytes;
+use ringfence::{Error, ErrorKind, FencingToken, LockName, RECORD_VALUE_MAX, RecordKey, Result, Version};
+use serde::Serialize;
+
+use crate::cli::{Global, RecordGetArgs, RecordKeyArgs, RecordPutArgs, RecordVerb};
+use crate::exit_codes;
+use crate::failure::Failure;
+use crate::print;
+
+#[derive(Serialize)]
+struct Got<'a> {
+    name: &'a LockName,
+    field: &'a str,
+    #[serde(flatten)]
+    value: Value<'a>,
+    version: Version,
+    token: FencingToken,
+}
+
+/// JSON has no bytes: what is no text is written as hexadecimal digits, under another key.
+#[derive(Serialize)]
+enum Value<'a> {
+    #[serde(rename = "value")]
+    Text(&'a str),
+    #[serde(rename = "value_hex")]
+    Hex(String),
+}
+
+#[derive(Serialize)]
+struct Put<'a> {
+    name: &'a LockName,
+    field: &'a str,
+    version: Version,
+    token: FencingToken,
+}
+
+/// Reads or writes a record.
+pub(crate) async fn run(verb: RecordVerb, global: &Global) -> Result<u8, Failure> {
+    match verb {
+        RecordVerb::Get(args) => get(args, global).await,
+        RecordVerb::Put(args) => put(args, global).await,
+    }
+}
+
+async fn get(args: RecordGetArgs, global: &Global) -> Result<u8, Failure> {
+    let key = key(&args.key)?;
+    let locks = global.connect().await?;
+    let Some(record) = locks.records().read(&key).await? else {
+        return Err(Failure::new(exit_codes::NOTHING_THERE, format!("the record {key} was never written")));
+    };
+    if global.json {
+        let value = match std::str::from_utf8(&record.value) {
+            Ok(text) => Value::Text(text),
+            Err(_) => Value::Hex(record.value.iter().map(|byte| format!("{byte:02x}")).collect()),
+        };
+        let (version, token) = (record.version, record.written_with);
+        print::json(&Got { name: key.lock(), field: key.field(), value, version, token })?;
+    } else {
+        let mut out = io::stdout().lock();
+        out.write_all(&record.value)?;
+        out.flush()?;
+    }
+    Ok(exit_codes::OK)
+}
+
+async fn put(args: RecordPutArgs, global: &Global) -> Result<u8, Failure> {
+    let key = key(&args.key)?;
+    let token: FencingToken = args.token.parse()?;
+    // One byte more than a record takes tells that there is too much, however much there is.
+    let mut value = Vec::new();
+    io::stdin().lock().take(RECORD_VALUE_MAX as u64 + 1).read_to_end(&mut value)?;
+    if value.len() > RECORD_VALUE_MAX {
+        let why = format!("a record's value is at most {RECORD_VALUE_MAX} bytes, standard input has more");
+        return Err(Error::new(ErrorKind::InvalidRequest, why).into());
+    }
+    let locks = global.connect().await?;
+    locks.records().open(&key, token).await?;
+    let version = locks.records().write(&key, token, Bytes::from(value)).await?;
+    if global.json {
+        print::json(&Put { name: key.lock(), field: key.field(), version, token })?;
+    }
+    Ok(exit_codes::OK)
+}
+
+fn key(args: &RecordKeyArgs) -> Result<RecordKey> {
+    RecordKey::new(LockName::new(&args.name)?, args.field.as_str())
+}

@@ -1,0 +1,174 @@
+use std::io::{BufRead, BufReader, Result, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use tokio::sync::mpsc;
+
+/// A child process that leads a process group of its own, spoken to by lines.
+///
+/// Dropping it kills the whole group, stopped or not, and waits until the child is gone.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: mpsc::UnboundedReceiver<String>,
+    is_dead: bool,
+}
+
+impl Process {
+    /// Starts a command. Its stdin and stdout are pipes; its stderr is the caller's.
+    pub fn start(mut command: Command) -> Result<Self> {
+        let mut child = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let (sender, lines) = mpsc::unbounded_channel();
+        // A thread, because a pipe is read by blocking; it ends with the last process that has the pipe open.
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+            lines.try_for_each(|line| sender.send(line))
+        });
+        Ok(Self { child, stdin, lines, is_dead: false })
+    }
+
+    /// Its process id, which is that of its group too.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its next line on stdout; `None` when there will be no more, because it has ended or closed its stdout.
+    ///
+    /// # Cancel safety
+    /// A line is never lost: if the future is dropped, the next call returns it.
+    pub async fn line(&mut self) -> Option<String> {
+        self.lines.recv().await
+    }
+
+    /// Writes a line to its stdin. Errors when it has ended or its stdin is closed.
+    pub fn send(&mut self, line: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?;
+        writeln!(stdin, "{line}")
+    }
+
+    /// Closes its stdin: it reads an end of file.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Stops the group (SIGSTOP), and returns when the child has stopped. Errors when it has ended.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        // The signal is under way when `kill` returns. NOWAIT leaves the state for whoever waits for the child.
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::Pid(self.pid()), options)? {
+            Some(status) if status.stopped() => Ok(()),
+            _ => Err(std::io::Error::other(format!("process {} has ended, it cannot be stopped", self.id()))),
+        }
+    }
+
+    /// Lets a stopped group run on (SIGCONT).
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Kills the group (SIGKILL), and returns when the child is dead. What it had printed can still be read.
+    /// Killing it again does nothing.
+    pub fn kill(&mut self) -> Result<()> {
+        if !self.is_dead {
+            // Until it is waited for, its number is not given to anybody else.
+            self.signal(Signal::KILL)?;
+            self.child.wait()?;
+            self.is_dead = true;
+        }
+        Ok(())
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process_group(self.pid(), signal)?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Nothing can be done about a child that cannot be killed, and a panic here would hide the test's own.
+        let _ = self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn shell(script: &str) -> Process {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Process::start(command).unwrap()
+    }
+
+    async fn line(process: &mut Process) -> Option<String> {
+        tokio::time::timeout(Duration::from_secs(10), process.line()).await.expect("a line in time")
+    }
+
+    /// The third field of `/proc/PID/stat`; `None` when there is no such process, or only its corpse.
+    fn state(id: &str) -> Option<char> {
+        let stat = std::fs::read_to_string(Path::new("/proc").join(id).join("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))
+    }
+
+    #[tokio::test]
+    async fn lines_go_both_ways() {
+        let mut process = shell("read word; echo \"heard $word\"; cat");
+        process.send("this").unwrap();
+        assert_eq!(line(&mut process).await.as_deref(), Some("heard this"));
+        process.close_stdin();
+        assert_eq!(line(&mut process).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_stopped_process_is_stopped_when_the_call_returns_and_runs_on() {
+        let mut process = shell("while read word; do echo $word; done");
+        let id = process.id().to_string();
+        process.send("before").unwrap();
+        assert_eq!(line(&mut process).await.as_deref(), Some("before"));
+        process.stop().unwrap();
+        assert_eq!(state(&id), Some('T'));
+        process.send("meanwhile").unwrap();
+        process.resume().unwrap();
+        assert_eq!(line(&mut process).await.as_deref(), Some("meanwhile"));
+    }
+
+    #[tokio::test]
+    async fn dropping_kills_the_whole_group_even_if_it_is_stopped() {
+        let mut process = shell("sleep 1000 & echo $!; wait");
+        let (leader, member) = (process.id().to_string(), line(&mut process).await.unwrap());
+        assert!(state(&leader).is_some() && state(&member).is_some());
+        process.stop().unwrap();
+        drop(process);
+        assert_eq!(state(&leader), None);
+        // The grandchild is not ours to wait for: its death is near, not done.
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while state(&member).is_some() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .expect("the grandchild dies");
+    }
+
+    #[tokio::test]
+    async fn what_was_printed_before_the_kill_is_read_after_it() {
+        let mut process = shell("echo last words; exec sleep 1000");
+        let first = line(&mut process).await;
+        process.kill().unwrap();
+        process.kill().unwrap();
+        assert_eq!((first.as_deref(), line(&mut process).await), (Some("last words"), None));
+        assert!(process.stop().is_err(), "what is dead cannot be stopped");
+    }
+}

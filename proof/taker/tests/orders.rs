@@ -1,0 +1,99 @@
+//! The taker does as it is told: what it says is what the fault tests believe.
+
+use std::process::Command;
+use std::time::Duration;
+
+use ringfence_core::ErrorKind;
+use ringfence_servers::{Event, Process, Taker, taker};
+use tempfile::TempDir;
+
+/// A store of its own for a test.
+struct Store(TempDir);
+
+impl Store {
+    fn new() -> Self {
+        Self(TempDir::new().expect("a temporary directory"))
+    }
+
+    fn url(&self) -> String {
+        format!("local:{}", self.0.path().display())
+    }
+
+    fn taker(&self, options: &[&str]) -> Taker {
+        Taker::start(&self.url(), "-a name that looks like an option", options)
+    }
+}
+
+async fn refused(taker: &mut Taker) -> String {
+    let refused = |event: &Event| match event {
+        Event::Refused { kind, .. } => Some(kind.clone()),
+        _ => None,
+    };
+    taker.event("is refused", refused).await
+}
+
+#[tokio::test]
+async fn it_acquires_writes_releases_and_acquires_again() {
+    let store = Store::new();
+    let mut taker = store.taker(&["--ttl", "1m"]);
+    taker.asks().await;
+    let (first, _) = taker.holds().await;
+    assert_eq!(taker.writes("two words").await.expect("a holder writes").0, 1);
+    taker.releases().await;
+    assert_eq!(taker.writes("late").await.expect_err("its lease is over").kind(), ErrorKind::Stale);
+    taker.tell("release");
+    assert_eq!(refused(&mut taker).await, "InvalidRequest");
+    taker.tell("acquire");
+    let (second, _) = taker.holds().await;
+    assert!(second.sequence() > first.sequence(), "{first}, then {second}");
+    taker.tell("dance");
+    assert_eq!(refused(&mut taker).await, "InvalidRequest");
+}
+
+#[tokio::test]
+async fn it_holds_in_every_mode_and_waits_as_long_as_it_is_told() {
+    let store = Store::new();
+    for (mode, together) in [("exclusive", 1), ("shared", 2), ("permits:2", 2)] {
+        let mut holders = Vec::new();
+        for _ in 0..together {
+            let mut holder = store.taker(&["--ttl", "1m", "--mode", mode]);
+            let _ = holder.holds().await;
+            holders.push(holder);
+        }
+        let rival = if mode == "permits:2" { mode } else { "exclusive" };
+        let mut rival = store.taker(&["--mode", rival, "--wait", "50ms"]);
+        assert_eq!(refused(&mut rival).await, "WaitElapsed", "{together} hold {mode}");
+        for holder in &mut holders {
+            holder.releases().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_counts_in_the_record_and_ends() {
+    let store = Store::new();
+    let mut counting = [store.taker(&["--cycles", "20"]), store.taker(&["--cycles", "20"])];
+    let mut numbers = Vec::new();
+    for taker in &mut counting {
+        for event in taker.last_events().await {
+            match event {
+                Event::Written { value, .. } => numbers.push(value.parse::<u64>().expect("a number")),
+                Event::Refused { kind, message } => panic!("{kind}: {message}"),
+                _ => {}
+            }
+        }
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..=40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn it_does_not_outlive_its_stdin() {
+    let store = Store::new();
+    let mut command = Command::new(taker());
+    command.args([&store.url(), "name"]);
+    let mut process = Process::start(command).expect("the taker starts");
+    process.close_stdin();
+    let ends = async { while process.line().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(10), ends).await.expect("it ends with its stdin");
+}

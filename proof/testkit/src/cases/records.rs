@@ -1,0 +1,233 @@
+use bytes::Bytes;
+use ringfence_core::{
+    Error, ErrorKind, FencingToken, Lease, Mode, Nonce, RECORD_VALUE_MAX, RecordGuard, RecordKey, Version,
+};
+
+use crate::client::{Client, LONG, SHORT, clients, expect_refused, fresh};
+use crate::harness::{Harness, NotApplicable, Verdict};
+
+/// A record of this lock in another field than the usual one.
+fn field(key: &RecordKey, field: &str) -> RecordKey {
+    RecordKey::new(key.lock().clone(), field).expect("a lawful field")
+}
+
+/// A holder whose lease is over, and the record that it had opened and written.
+async fn overtaken(ann: &Client, key: &RecordKey) -> Lease {
+    let lease = ann.hold(key.lock(), Mode::Exclusive, LONG).await;
+    ann.opens(key, &lease).await;
+    ann.writes(key, &lease, "first").await;
+    ann.gives_back(&lease).await;
+    lease
+}
+
+/// A lower token than the mark is refused with `Stale`.
+pub async fn records_refuse_a_stale_open(harness: &dyn Harness) -> Verdict {
+    let [ann, bob] = clients(harness).await;
+    let key = RecordKey::of(fresh("records_refuse_a_stale_open"));
+    let old = overtaken(&ann, &key).await;
+    let new = bob.hold(key.lock(), Mode::Exclusive, LONG).await;
+    bob.opens(&key, &new).await;
+    expect_refused("opening with a token below the mark", ann.open(&key, &old).await, &[ErrorKind::Stale]);
+    bob.writes(&key, &new, "second").await;
+    bob.gives_back(&new).await;
+    Ok(())
+}
+
+/// An equal sequence with another nonce is refused with `TokenCollision`, whichever of the two came first.
+pub async fn records_refuse_a_collision(harness: &dyn Harness) -> Verdict {
+    const COLLISION: &[ErrorKind] = &[ErrorKind::TokenCollision];
+    let [ann] = clients(harness).await;
+    let key = RecordKey::of(fresh("records_refuse_a_collision"));
+    let lease = ann.hold(key.lock(), Mode::Exclusive, LONG).await;
+    let mut twin = lease.clone();
+    twin.token = FencingToken::new(lease.token.sequence(), Nonce::random()).expect("a lawful sequence");
+    ann.opens(&key, &lease).await;
+    expect_refused("opening with a token's twin", ann.open(&key, &twin).await, COLLISION);
+    expect_refused("writing with a token's twin", ann.write(&key, &twin, "twin").await, COLLISION);
+    ann.writes(&key, &lease, "genuine").await;
+
+    // Where only the mark is checked, the twin can be the first; then it is the genuine one that finds it.
+    let other = field(&key, "other");
+    match ann.open(&other, &twin).await {
+        Ok(_) if ann.guarantees().record_guard == RecordGuard::HighWaterMark => {
+            expect_refused("opening after a token's twin", ann.open(&other, &lease).await, COLLISION);
+        }
+        refused => {
+            expect_refused(
+                "the twin of a live token",
+                refused,
+                &[ErrorKind::TokenCollision, ErrorKind::Stale],
+            );
+            ann.opens(&other, &lease).await;
+        }
+    }
+    ann.gives_back(&lease).await;
+    Ok(())
+}
+
+/// A token of another lock is refused, whether its lock was granted earlier or later, and spoils nothing for the
+/// right one.
+pub async fn records_refuse_a_token_of_another_lock(harness: &dyn Harness) -> Verdict {
+    const STRANGER: &[ErrorKind] = &[ErrorKind::Stale, ErrorKind::TokenCollision];
+    let [ann] = clients(harness).await;
+    let keys = ["earlier", "later"].map(|_| RecordKey::of(fresh("records_refuse_a_token_of_another_lock")));
+    let leases = [
+        ann.hold(keys[0].lock(), Mode::Exclusive, LONG).await,
+        ann.hold(keys[1].lock(), Mode::Exclusive, LONG).await,
+    ];
+    for (key, stranger) in [(&keys[0], &leases[1]), (&keys[1], &leases[0])] {
+        expect_refused("opening with another lock's token", ann.open(key, stranger).await, STRANGER);
+    }
+    for (key, lease) in keys.iter().zip(&leases) {
+        ann.opens(key, lease).await;
+        ann.writes(key, lease, "mine").await;
+    }
+    for (key, stranger) in [(&keys[0], &leases[1]), (&keys[1], &leases[0])] {
+        let refused = [STRANGER, &[ErrorKind::NotOpened]].concat();
+        expect_refused(
+            "writing with another lock's token",
+            ann.write(key, stranger, "theirs").await,
+            &refused,
+        );
+        assert_eq!(ann.value(key).await, Some(Bytes::from("mine")), "what is refused changes nothing");
+    }
+    for lease in &leases {
+        ann.gives_back(lease).await;
+    }
+    Ok(())
+}
+
+/// What was written is read back: byte for byte, by everyone, by the next holder too, with a version that counts.
+pub async fn records_keep_what_was_written(harness: &dyn Harness) -> Verdict {
+    let [ann, bob] = clients(harness).await;
+    let key = RecordKey::of(fresh("records_keep_what_was_written"));
+    assert_eq!(bob.read(&key).await, None, "a record that was never written is not there");
+    let lease = ann.hold(key.lock(), Mode::Exclusive, LONG).await;
+    assert_eq!(ann.opens(&key, &lease).await, None, "a record that was never written opens empty");
+    assert_eq!(bob.read(&key).await, None, "opening is not writing");
+
+    let every_byte: Bytes = (0..=u8::MAX).collect();
+    let values = [Bytes::from("first"), Bytes::new(), every_byte];
+    for (value, version) in values.iter().zip(1..) {
+        let written = ann.writes(&key, &lease, value.clone()).await;
+        assert_eq!(written, Version(version), "every write is counted");
+        let record = bob.read(&key).await.expect("a record that was written is there");
+        assert_eq!(
+            (&record.value, record.version, record.written_with),
+            (value, Version(version), lease.token),
+            "what was written is read back"
+        );
+        assert_eq!(
+            ann.opens(&key, &lease).await,
+            Some(record),
+            "opening again shows the record as it stands"
+        );
+    }
+
+    // Records whose keys look alike are two records.
+    let lookalike = RecordKey::new(format!("{}#x", key.lock()).parse().expect("a lawful name"), "value")
+        .expect("a lawful field");
+    for other in [field(&key, "other"), field(&key, "x#value"), field(&key, "/value"), lookalike] {
+        assert_eq!(bob.read(&other).await, None, "{other} was not written");
+    }
+
+    ann.gives_back(&lease).await;
+    let next = bob.hold(key.lock(), Mode::Exclusive, LONG).await;
+    let found = bob.opens(&key, &next).await.expect("the next holder finds the record");
+    assert_eq!(
+        (&found.value, found.version),
+        (&values[2], Version(3)),
+        "the next holder finds the last value"
+    );
+    assert_eq!(bob.writes(&key, &next, "next").await, Version(4), "the count goes on");
+    bob.gives_back(&next).await;
+    assert_eq!(ann.value(&key).await, Some(Bytes::from("next")), "a record outlives the lease");
+    Ok(())
+}
+
+/// A token that did not open is refused with `NotOpened`: not opened by anybody, in this field, or by this holder.
+pub async fn records_refuse_an_unopened_write(harness: &dyn Harness) -> Verdict {
+    const NOT_OPENED: &[ErrorKind] = &[ErrorKind::NotOpened];
+    let [ann, bob] = clients(harness).await;
+    let key = RecordKey::of(fresh("records_refuse_an_unopened_write"));
+    let lease = ann.hold(key.lock(), Mode::Exclusive, LONG).await;
+    expect_refused("writing without opening", ann.write(&key, &lease, "x").await, NOT_OPENED);
+    ann.opens(&key, &lease).await;
+    ann.writes(&key, &lease, "opened").await;
+    let other = field(&key, "other");
+    expect_refused("writing with another field opened", ann.write(&other, &lease, "x").await, NOT_OPENED);
+    assert_eq!(bob.read(&other).await, None, "what is refused changes nothing");
+    ann.gives_back(&lease).await;
+
+    let next = bob.hold(key.lock(), Mode::Exclusive, LONG).await;
+    expect_refused("writing with an earlier holder's opening", bob.write(&key, &next, "x").await, NOT_OPENED);
+    assert_eq!(ann.value(&key).await, Some(Bytes::from("opened")), "what is refused changes nothing");
+    bob.gives_back(&next).await;
+    Ok(())
+}
+
+/// A token that was overtaken is refused with `Stale`, from the moment at which its successor opened the record.
+pub async fn records_refuse_a_stale_write(harness: &dyn Harness) -> Verdict {
+    let [ann, bob] = clients(harness).await;
+    let key = RecordKey::of(fresh("records_refuse_a_stale_write"));
+    let old = overtaken(&ann, &key).await;
+    let new = bob.hold(key.lock(), Mode::Exclusive, LONG).await;
+    let found = bob.opens(&key, &new).await;
+    expect_refused(
+        "writing with a token below the mark",
+        ann.write(&key, &old, "late").await,
+        &[ErrorKind::Stale],
+    );
+    assert_eq!(bob.read(&key).await, found, "what is refused changes nothing");
+    bob.writes(&key, &new, "second").await;
+    bob.gives_back(&new).await;
+    Ok(())
+}
+
+/// The token of a lease that was released, lapsed or was evicted is refused, even if no successor came near the
+/// record.
+pub async fn records_refuse_the_token_of_a_lease_that_ended(harness: &dyn Harness) -> Verdict {
+    let [ann, eve] = clients(harness).await;
+    if ann.guarantees().record_guard != RecordGuard::LiveLease {
+        return Err(NotApplicable("its records check the mark alone, not whether the lease lives"));
+    }
+    let key = RecordKey::of(fresh("records_refuse_the_token_of_a_lease_that_ended"));
+    let check = async |why: &str, lease: &Lease| {
+        let stale = &[ErrorKind::Stale];
+        expect_refused(
+            &format!("a write by a lease that {why}"),
+            ann.write(&key, lease, "late").await,
+            stale,
+        );
+        expect_refused(&format!("an opening by a lease that {why}"), ann.open(&key, lease).await, stale);
+    };
+
+    let released = overtaken(&ann, &key).await;
+    check("was released", &released).await;
+    let lapsed = ann.hold(key.lock(), Mode::Exclusive, SHORT).await;
+    ann.opens(&key, &lapsed).await;
+    ann.sees_lapsed(&lapsed).await;
+    check("lapsed", &lapsed).await;
+    let evicted = ann.hold(key.lock(), Mode::Exclusive, LONG).await;
+    ann.opens(&key, &evicted).await;
+    eve.evict(key.lock(), evicted.token.nonce()).await;
+    check("was evicted", &evicted).await;
+    assert_eq!(eve.value(&key).await, Some(Bytes::from("first")), "what is refused changes nothing");
+    Ok(())
+}
+
+/// A value of `RECORD_VALUE_MAX` bytes is kept; a larger one is refused and nothing is lost.
+pub async fn records_have_a_limit(harness: &dyn Harness) -> Verdict {
+    let [ann] = clients(harness).await;
+    let key = RecordKey::of(fresh("records_have_a_limit"));
+    let lease = ann.hold(key.lock(), Mode::Exclusive, LONG).await;
+    ann.opens(&key, &lease).await;
+    let largest: Bytes = (0..=u8::MAX).cycle().take(RECORD_VALUE_MAX).collect();
+    ann.writes(&key, &lease, largest.clone()).await;
+    let too_large: Result<Version, Error> = ann.write(&key, &lease, vec![0; RECORD_VALUE_MAX + 1]).await;
+    expect_refused("a value above the limit", too_large, &[ErrorKind::InvalidRequest]);
+    assert_eq!(ann.value(&key).await, Some(largest), "what is refused changes nothing");
+    assert_eq!(ann.writes(&key, &lease, "small").await, Version(2), "the record can still be written");
+    ann.gives_back(&lease).await;
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! From a URL to a backend.
+
+use std::sync::Arc;
+
+use ringfence_core::{Backend, BackendUrl, BoxFuture, Clock, Error, ErrorKind, Guarantees, Result, nearest};
+use ringfence_memory::MemoryBackend;
+
+/// One kind of backend that is compiled in.
+struct Scheme {
+    name: &'static str,
+    guarantees: fn() -> Guarantees,
+    /// The backend's own parameters, beside those of the hall.
+    params: &'static [&'static str],
+    open: fn(BackendUrl, Arc<dyn Clock>) -> Opening,
+}
+
+type Opening = BoxFuture<'static, Result<Arc<dyn Backend>>>;
+
+/// A new backend joins here, under a feature of its scheme's name.
+const SCHEMES: &[Scheme] = &[
+    #[cfg(feature = "local")]
+    Scheme {
+        name: "local",
+        guarantees: ringfence_local::guarantees,
+        params: &[],
+        open: |url, clock| Box::pin(async move { open_local(&url, clock) }),
+    },
+    Scheme {
+        name: "memory",
+        guarantees: ringfence_memory::guarantees,
+        params: &[],
+        open: |url, clock| Box::pin(async move { open_memory(&url, clock) }),
+    },
+];
+
+/// The parameters that the hall knows for every scheme.
+pub(crate) const HALL_PARAMS: [&str; 3] = ["ttl", "handovers", "handover_time"];
+
+/// The URL schemes that are compiled in, in alphabetical order.
+pub fn schemes() -> Vec<&'static str> {
+    SCHEMES.iter().map(|scheme| scheme.name).collect()
+}
+
+/// What the backend of a scheme promises, without connecting to one. Errors with [`ErrorKind::InvalidUrl`] for a scheme that
+/// is not compiled in.
+///
+/// ```
+/// assert!(!ringfence::guarantees_of("memory")?.tokens_are_durable());
+/// # Ok::<(), ringfence::Error>(())
+/// ```
+pub fn guarantees_of(scheme: &str) -> Result<Guarantees> {
+    Ok((find(scheme)?.guarantees)())
+}
+
+/// Opens the backend of a URL, whose parameters have to be its own or the hall's.
+pub(crate) async fn open(url: BackendUrl, clock: Arc<dyn Clock>) -> Result<Arc<dyn Backend>> {
+    let scheme = find(url.scheme())?;
+    url.check_params(&[scheme.params, &HALL_PARAMS].concat())?;
+    (scheme.open)(url, clock).await
+}
+
+fn find(name: &str) -> Result<&'static Scheme> {
+    SCHEMES.iter().find(|scheme| scheme.name == name).ok_or_else(|| {
+        let known = schemes();
+        let guess = nearest(name, &known).map(|near| format!(", did you mean {near}:?")).unwrap_or_default();
+        Error::new(
+            ErrorKind::InvalidUrl,
+            format!("no backend has the scheme {name:?}{guess} Compiled in: {}", known.join(", ")),
+        )
+    })
+}
+
+fn open_memory(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Arc<dyn Backend>> {
+    refuse_host(url)?;
+    if !url.path().is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidUrl,
+            format!("memory: takes no path, this one has {:?}: write memory:", url.path()),
+        ));
+    }
+    Ok(Arc::new(MemoryBackend::new(clock)))
+}
+
+#[cfg(feature = "local")]
+fn open_local(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Arc<dyn Backend>> {
+    refuse_host(url)?;
+    let directory = match url.path() {
+        "" => ringfence_local::default_directory()?,
+        path => path.into(),
+    };
+    Ok(Arc::new(ringfence_local::LocalBackend::open(&directory, clock)?))
+}
+
+fn refuse_host(url: &BackendUrl) -> Result<()> {
+    match url.hosts().first() {
+        None => Ok(()),
+        Some(host) => Err(Error::new(
+            ErrorKind::InvalidUrl,
+            format!(
+                "{scheme}: takes no host, this one has {host:?}: write {scheme}: without the two slashes",
+                scheme = url.scheme()
+            ),
+        )),
+    }
+}

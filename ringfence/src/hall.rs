@@ -1,0 +1,96 @@
+//! What everything of one `Locks` shares, and the few steps that concern all of its rooms.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_core::{
+    Backend, Clock, Contention, Error, ErrorKind, HolderInfo, LockName, Mode, Nonce, Result, Ttl,
+};
+use tokio::sync::oneshot;
+
+use crate::background::Background;
+use crate::holder::Holders;
+use crate::keeper::Keeper;
+use crate::meters::Meters;
+use crate::stander::{Stander, Withdrawal};
+use crate::turn::{Lease, Turn};
+use crate::waiting_room::WaitingRooms;
+
+/// The policy of one `Locks`, and everything that lives as long as it.
+#[derive(Debug)]
+pub(crate) struct Hall {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) settings: Settings,
+    pub(crate) rooms: WaitingRooms<RoomKey, Answer, Withdrawal>,
+    pub(crate) keeper: Keeper,
+    pub(crate) holders: Holders,
+    pub(crate) meters: Meters,
+    pub(crate) background: Background,
+}
+
+/// What can be chosen when a `Locks` is opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) default_ttl: Ttl,
+    pub(crate) handovers: u8,
+    pub(crate) handover_time: Duration,
+    pub(crate) holder: HolderInfo,
+}
+
+/// What a waiting room is for: one lease of this kind can serve everybody in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RoomKey {
+    pub(crate) name: LockName,
+    pub(crate) mode: Mode,
+    pub(crate) ttl: Ttl,
+    pub(crate) holder: HolderInfo,
+    /// Only an exclusive lease can be handed on: whoever wants another mode has a room of its own, told apart by this.
+    pub(crate) alone: Option<Nonce>,
+}
+
+/// How a seat is answered.
+pub(crate) type Answer = oneshot::Sender<Result<Outcome>>;
+
+/// How a request for a lock ends.
+#[derive(Debug)]
+pub(crate) enum Outcome<T = Turn> {
+    Granted(T),
+    Busy(Contention),
+}
+
+impl Hall {
+    /// A lease is gone, and the keeper has just forgotten it: that is what makes this happen once for each lease.
+    pub(crate) fn mourn(self: &Arc<Self>, lease: &Lease) {
+        lease.state.lose();
+        self.meters.lost.increment(1);
+        tracing::warn!(name = %lease.name(), "a lease is lost");
+        lease.gone.notify_waiters();
+        // Its holder may hang for ever; those behind it need not wait for it.
+        self.stand_again(lease);
+    }
+
+    /// A lease no longer serves its room. Whoever waits there stands in line at the backend.
+    pub(crate) fn stand_again(self: &Arc<Self>, lease: &Lease) {
+        if self.rooms.resign(&lease.room, lease.key.nonce) {
+            self.background.spawn(Stander::new(Arc::clone(self), Arc::clone(&lease.room)).stand());
+        }
+    }
+
+    /// The backend said that a lease is gone. It may be one that was released meanwhile.
+    pub(crate) fn lost(self: &Arc<Self>, nonce: Nonce) {
+        if let Some(lease) = self.keeper.forget(nonce) {
+            self.mourn(&lease);
+        }
+    }
+
+    pub(crate) fn closed_error() -> Error {
+        Error::new(ErrorKind::InvalidRequest, "these locks were closed: connect again to acquire more")
+    }
+}
+
+impl Drop for Hall {
+    fn drop(&mut self) {
+        self.keeper.wake();
+    }
+}

@@ -1,0 +1,295 @@
+//! The keeper: one task that renews every lease of a `Locks`, in batches, a third of the way through its TTL.
+//!
+//! It sleeps until the next renewal is due and is woken before that only by a lease that is due earlier than everything it
+//! knows. So taking and releasing a lock does not wake it, and holding ten thousand costs a few batches per TTL.
+
+use std::collections::{BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use ringfence_core::{BootInstant, LeaseKey, Nonce, Renewal};
+use tokio::sync::Notify;
+
+use crate::hall::Hall;
+use crate::sync::Mutex;
+use crate::turn::Lease;
+
+/// The most leases that one call renews.
+pub(crate) const RENEW_BATCH_MAX: usize = 1024;
+
+/// After a panic in its own code the keeper starts again this much later.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    registry: Mutex<Registry>,
+    wake: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Registry {
+    leases: HashMap<Nonce, Kept>,
+    /// Every lease that is not being renewed at the moment, by when to look at it next.
+    due: BTreeSet<(BootInstant, Nonce)>,
+    /// When the keeper looks next, if nobody wakes it.
+    planned: BootInstant,
+}
+
+#[derive(Debug)]
+struct Kept {
+    lease: Arc<Lease>,
+    /// `None` while a renewal is under way.
+    due: Option<BootInstant>,
+    failures: u32,
+}
+
+impl Keeper {
+    pub(crate) fn new() -> Self {
+        let registry = Registry { leases: HashMap::new(), due: BTreeSet::new(), planned: BootInstant::MAX };
+        Self { registry: Mutex::new(registry), wake: Arc::new(Notify::new()) }
+    }
+
+    /// Starts the task. It ends with the hall.
+    pub(crate) fn start(hall: &Arc<Hall>) {
+        let wake = Arc::clone(&hall.keeper.wake);
+        hall.background.runtime().spawn(keep_all(Arc::downgrade(hall), wake));
+    }
+
+    /// Renews a lease from now on.
+    pub(crate) fn keep(&self, lease: &Arc<Lease>, counted_from: BootInstant) {
+        let nonce = lease.key.nonce;
+        let due = first_due(lease, counted_from);
+        let mut registry = self.registry.lock();
+        registry.leases.insert(nonce, Kept { lease: Arc::clone(lease), due: Some(due), failures: 0 });
+        registry.due.insert((due, nonce));
+        let sooner = due < registry.planned;
+        if sooner {
+            registry.planned = due;
+        }
+        drop(registry);
+        if sooner {
+            self.wake();
+        }
+    }
+
+    /// Renews a lease no longer; the lease, where it was kept until now.
+    pub(crate) fn forget(&self, nonce: Nonce) -> Option<Arc<Lease>> {
+        let mut registry = self.registry.lock();
+        let kept = registry.leases.remove(&nonce)?;
+        if let Some(due) = kept.due {
+            registry.due.remove(&(due, nonce));
+        }
+        Some(kept.lease)
+    }
+
+    /// Forgets everything.
+    pub(crate) fn drain(&self) -> Vec<Arc<Lease>> {
+        let mut registry = self.registry.lock();
+        registry.due.clear();
+        registry.leases.drain().map(|(_, kept)| kept.lease).collect()
+    }
+
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Plans when to look again at leases that were renewed, counted from when, or could not be (`None`).
+    fn plan(&self, leases: &[Arc<Lease>], renewed_from: Option<BootInstant>, now: BootInstant) {
+        let mut registry = self.registry.lock();
+        let Registry { leases: kept, due: order, planned } = &mut *registry;
+        let mut sooner = false;
+        for lease in leases {
+            let nonce = lease.key.nonce;
+            // It may have been released meanwhile.
+            let Some(kept) = kept.get_mut(&nonce) else { continue };
+            kept.failures = if renewed_from.is_some() { 0 } else { kept.failures + 1 };
+            let due = match renewed_from {
+                Some(from) => first_due(lease, from),
+                None => retry_due(lease, now, kept.failures),
+            };
+            kept.due = Some(due);
+            order.insert((due, nonce));
+            sooner |= due < *planned;
+            *planned = due.min(*planned);
+        }
+        drop(registry);
+        if sooner {
+            self.wake();
+        }
+    }
+
+    /// Takes out what is to be done now, and plans the next look.
+    fn take_due(&self, now: BootInstant) -> Work {
+        let mut registry = self.registry.lock();
+        let Registry { leases, due: order, planned } = &mut *registry;
+        let mut work = Work::default();
+        if let Some((first, _)) = order.first().filter(|(first, _)| *first <= now) {
+            work.lag = now.saturating_since(*first);
+            // What is nearly due goes along.
+            let is_near = |(due, nonce): &&(BootInstant, Nonce)| {
+                *due <= now.saturating_add(leases[nonce].lease.key.ttl.as_duration() / 10)
+            };
+            let near: Vec<_> = order.iter().take_while(is_near).copied().collect();
+            for (due, nonce) in near {
+                let kept = leases.get_mut(&nonce).expect("what is due is kept");
+                let lease = Arc::clone(&kept.lease);
+                match lease.state.deadline(now) {
+                    None => {
+                        order.remove(&(due, nonce));
+                        leases.remove(&nonce);
+                        work.lapsed.push(lease);
+                    }
+                    Some(_) if now < lease.renewed_until() => {
+                        order.remove(&(due, nonce));
+                        kept.due = None;
+                        work.renew.push(lease);
+                    }
+                    Some(deadline) if due <= now => {
+                        order.remove(&(due, nonce));
+                        kept.due = Some(deadline);
+                        order.insert((deadline, nonce));
+                        work.overstayed.push(lease);
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        work.next = order.first().map(|(due, _)| *due);
+        *planned = work.next.unwrap_or(BootInstant::MAX);
+        work
+    }
+}
+
+/// What a look at the registry found.
+#[derive(Debug, Default)]
+struct Work {
+    renew: Vec<Arc<Lease>>,
+    /// Past their deadline: lost.
+    lapsed: Vec<Arc<Lease>>,
+    /// Past their holder's `max_hold`: not renewed any more.
+    overstayed: Vec<Arc<Lease>>,
+    /// How late the look is.
+    lag: Duration,
+    /// When to look again, at the latest.
+    next: Option<BootInstant>,
+}
+
+/// The keeper's task. Its own code is synchronous and caught if it panics; what calls the backend runs in tasks of its
+/// own, so that a backend that hangs on one batch does not hold up another.
+async fn keep_all(hall: Weak<Hall>, wake: Arc<Notify>) {
+    loop {
+        let nap = {
+            let Some(hall) = hall.upgrade() else { return };
+            catch_unwind(AssertUnwindSafe(|| look(&hall))).unwrap_or_else(|_| {
+                tracing::error!("the keeper panicked and starts again; please report this");
+                Some(RESTART_PAUSE)
+            })
+        };
+        match nap {
+            Some(nap) => tokio::select! {
+                () = wake.notified() => {}
+                () = tokio::time::sleep(nap) => {}
+            },
+            None => wake.notified().await,
+        }
+    }
+}
+
+/// Does what is due; for how long to sleep then, `None` where nothing is held.
+fn look(hall: &Arc<Hall>) -> Option<Duration> {
+    let now = hall.clock.now();
+    let work = hall.keeper.take_due(now);
+    if !work.renew.is_empty() {
+        hall.meters.renewal_lag.record(work.lag);
+    }
+    for batch in work.renew.chunks(RENEW_BATCH_MAX) {
+        let flight = Flight { hall: Arc::clone(hall), leases: batch.to_vec() };
+        hall.background.runtime().spawn(flight.renew());
+    }
+    for lease in work.overstayed {
+        tracing::warn!(name = %lease.name(), "a lock is held for longer than its max_hold and is not renewed any more");
+    }
+    for lease in work.lapsed {
+        hall.mourn(&lease);
+    }
+    work.next.map(|next| hall.clock.nap(next).unwrap_or_default())
+}
+
+/// A batch of leases on its way to the backend. Whatever is still in it when it is dropped, because the backend failed,
+/// hung or panicked, is tried again soon.
+struct Flight {
+    hall: Arc<Hall>,
+    leases: Vec<Arc<Lease>>,
+}
+
+impl Flight {
+    async fn renew(mut self) {
+        let hall = Arc::clone(&self.hall);
+        let keys: Vec<LeaseKey> = self.leases.iter().map(|lease| lease.key.clone()).collect();
+        // Read before anything is sent: whatever the network does, the backend counts from no earlier.
+        let sent = hall.clock.now();
+        let patience = self.leases.iter().map(|lease| patience(lease, sent)).min().unwrap_or_default();
+        let answers = match tokio::time::timeout(patience, hall.backend.renew(&keys)).await {
+            Ok(Ok(answers)) if answers.len() == keys.len() => answers,
+            Ok(Ok(answers)) => {
+                let (got, expected) = (answers.len(), keys.len());
+                tracing::error!(got, expected, backend = %hall.backend, "a renewal has too few answers or too many");
+                return;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, leases = keys.len(), backend = %hall.backend, "a renewal failed, trying again");
+                return;
+            }
+            Err(_) => {
+                tracing::warn!(leases = keys.len(), backend = %hall.backend, "a renewal has no answer, trying again");
+                return;
+            }
+        };
+        let now = hall.clock.now();
+        let mut renewed = Vec::with_capacity(keys.len());
+        for (lease, answer) in std::mem::take(&mut self.leases).into_iter().zip(answers) {
+            // An answer that comes after the deadline is too late: somebody may have seen the lease as lost.
+            let deadline = sent.saturating_add(lease.key.ttl.as_duration());
+            if answer == Renewal::Renewed && lease.state.extend(now, deadline) {
+                renewed.push(lease);
+            } else {
+                hall.lost(lease.key.nonce);
+            }
+        }
+        hall.keeper.plan(&renewed, Some(sent), now);
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if !self.leases.is_empty() {
+            self.hall.keeper.plan(&self.leases, None, self.hall.clock.now());
+        }
+    }
+}
+
+/// A third of the TTL after the last renewal, less a little, so that leases taken together do not stay together.
+fn first_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
+    let third = lease.key.ttl.as_duration() / 3;
+    renewed_from.saturating_add(third.saturating_sub(spread(lease.key.nonce, 0, third / 10)))
+}
+
+/// A twentieth of the TTL after a failure, twice that after the next, up to a fifth; at the deadline at the latest.
+fn retry_due(lease: &Lease, now: BootInstant, failures: u32) -> BootInstant {
+    let ttl = lease.key.ttl.as_duration();
+    let backoff = ttl / 20 * 2_u32.pow(failures.saturating_sub(1).min(2));
+    let due = now.saturating_add(backoff + spread(lease.key.nonce, failures, backoff / 4));
+    lease.state.deadline(now).map_or(now, |deadline| due.min(deadline))
+}
+
+/// How long a renewal may take: then it is tried again, twice at least before the lease lapses.
+fn patience(lease: &Lease, now: BootInstant) -> Duration {
+    (lease.key.ttl.as_duration() / 3).min(lease.state.remaining(now))
+}
+
+/// A part of `range` that differs from lease to lease and from time to time. Nonces are random, so this is too.
+fn spread(nonce: Nonce, times: u32, range: Duration) -> Duration {
+    let sixteenths = (nonce.get().rotate_right(times.wrapping_mul(4)) & 0xf) as u32;
+    range / 16 * sixteenths
+}

@@ -1,0 +1,215 @@
+//! A lease in this process, and the turn of one holder with it: from the grant to the release or the next hand-over.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use ringfence_core::{
+    BootInstant, Error, ErrorKind, FencingToken, HANDOVER_BITS, LeaseKey, LockName, Mode, Release, Result,
+};
+use tokio::sync::Notify;
+
+use crate::hall::{Hall, Outcome, RoomKey};
+use crate::lease_state::LeaseState;
+use crate::waiting_room::Next;
+
+/// What the keeper, the guards and those who watch for loss share of one lease.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) key: LeaseKey,
+    pub(crate) state: LeaseState,
+    /// Wakes those who watch for loss.
+    pub(crate) gone: Notify,
+    pub(crate) room: Arc<RoomKey>,
+    granted_at: BootInstant,
+    renewed_until: AtomicU64,
+    downgraded: AtomicBool,
+}
+
+impl Lease {
+    pub(crate) fn new(granted: &ringfence_core::Lease, room: Arc<RoomKey>, granted_at: BootInstant) -> Self {
+        Self {
+            key: granted.key.clone(),
+            state: LeaseState::live_until(granted.deadline()),
+            gone: Notify::new(),
+            room,
+            granted_at,
+            renewed_until: AtomicU64::new(BootInstant::MAX.as_nanos()),
+            downgraded: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &LockName {
+        &self.key.name
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        if self.downgraded.load(Ordering::SeqCst) { Mode::Shared } else { self.room.mode }
+    }
+
+    pub(crate) fn set_downgraded(&self, downgraded: bool) {
+        self.downgraded.store(downgraded, Ordering::SeqCst);
+    }
+
+    /// Until when the keeper renews: the `max_hold` of the present holder.
+    pub(crate) fn renewed_until(&self) -> BootInstant {
+        BootInstant::from_nanos(self.renewed_until.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_renewed_until(&self, until: BootInstant) {
+        self.renewed_until.store(until.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// The error of whoever relied on the lease after it was lost.
+    pub(crate) fn lost_error(&self) -> Error {
+        Error::new(
+            ErrorKind::Lost,
+            format!(
+                "the lease on {:?} is lost: it lapsed, or its holder was evicted; stop the work it guarded, and \
+                 acquire the lock again",
+                self.key.name.as_str()
+            ),
+        )
+    }
+}
+
+/// The turn of one holder with a lease; the only turn, until it is over.
+///
+/// It ends in one of three ways: the lease is handed to the next one in the waiting room, or given back to the backend,
+/// or the turn is just dropped, which does one of the two in the background.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) hall: Arc<Hall>,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) token: FencingToken,
+    since: BootInstant,
+    over: bool,
+}
+
+impl Turn {
+    fn begin(hall: &Arc<Hall>, lease: &Arc<Lease>, token: FencingToken, since: BootInstant) -> Self {
+        lease.set_renewed_until(BootInstant::MAX);
+        Self { hall: Arc::clone(hall), lease: Arc::clone(lease), token, since, over: false }
+    }
+
+    /// Whether the lease can be proven right now.
+    pub(crate) fn is_held(&self) -> bool {
+        self.lease.state.deadline(self.hall.clock.now()).is_some()
+    }
+
+    pub(crate) fn since(&self) -> BootInstant {
+        self.since
+    }
+
+    /// Ends the turn. Errors with [`ErrorKind::Lost`] if the lease was lost before.
+    pub(crate) async fn end(mut self) -> Result<()> {
+        if self.hand_over() {
+            return Ok(());
+        }
+        let given_back = give_back(Arc::clone(&self.hall), Arc::clone(&self.lease));
+        let background = self.hall.background.clone();
+        drop(self);
+        background.finish(given_back).await
+    }
+
+    /// Ends the turn in favour of the next one in the waiting room, without a round trip. `false`: nobody waits there, or
+    /// other processes have their turn now; this turn is over all the same, and its lease has to be given back.
+    fn hand_over(&mut self) -> bool {
+        self.over = true;
+        let Self { hall, lease, token, since, .. } = self;
+        let now = hall.clock.now();
+        hall.meters.hold.record(now.saturating_since(*since));
+        let Some(next) = token.handed_over() else {
+            return false;
+        };
+        let handovers = token.sequence() - (token.grant() << HANDOVER_BITS);
+        let fair = handovers < u64::from(hall.settings.handovers)
+            && now.saturating_since(lease.granted_at) < hall.settings.handover_time;
+        let healthy = lease.state.remaining(now) > lease.key.ttl.as_duration() / 2
+            && now < lease.renewed_until()
+            && lease.mode() == Mode::Exclusive;
+        let handed_over = fair && healthy && seat_next(hall, lease, next, now);
+        if handed_over {
+            hall.meters.handovers.increment(1);
+        }
+        handed_over
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.over || self.hand_over() {
+            return;
+        }
+        let lease = Arc::clone(&self.lease);
+        let given_back = give_back(Arc::clone(&self.hall), Arc::clone(&self.lease));
+        self.hall.background.let_go(async move {
+            if let Err(error) = given_back.await {
+                tracing::warn!(name = %lease.name(), %error, "the release of a dropped guard failed");
+            }
+        });
+    }
+}
+
+/// The backend granted a lease to a room: begins the turn of the first one there. `Err`: nobody wants it any more, or it
+/// cannot be told; then it has to be given back.
+pub(crate) fn begin_first(
+    hall: &Arc<Hall>,
+    room: &Arc<RoomKey>,
+    granted: &ringfence_core::Lease,
+) -> Result<(), Arc<Lease>> {
+    let now = hall.clock.now();
+    let lease = Arc::new(Lease::new(granted, Arc::clone(room), now));
+    hall.keeper.keep(&lease, granted.counted_from);
+    hall.rooms.granted(room, lease.key.nonce);
+    if seat_next(hall, &lease, granted.token, now) { Ok(()) } else { Err(lease) }
+}
+
+/// Begins the turn of the first one in the room who is still there. `false`: there is nobody.
+fn seat_next(hall: &Arc<Hall>, lease: &Arc<Lease>, token: FencingToken, now: BootInstant) -> bool {
+    while let Next::Seat(answer) = hall.rooms.next(&lease.room, lease.key.nonce) {
+        match answer.send(Ok(Outcome::Granted(Turn::begin(hall, lease, token, now)))) {
+            Ok(()) => return true,
+            // That one has gone. Nobody has seen the token, so the next one gets the same.
+            Err(Ok(Outcome::Granted(mut unseen))) => unseen.over = true,
+            Err(_) => unreachable!("what comes back is what was sent"),
+        }
+    }
+    false
+}
+
+/// Gives a lease back to the backend; whoever still waits in its room stands in line again, at the end of it.
+///
+/// The lease is dead when this returns, before the future is polled: a release may arrive at any time once it is sent.
+pub(crate) fn give_back(hall: Arc<Hall>, lease: Arc<Lease>) -> impl Future<Output = Result<()>> + Send {
+    let lived = lease.state.release(hall.clock.now());
+    let known = hall.keeper.forget(lease.key.nonce).is_some();
+    let unreleased = Unreleased(Arc::clone(&lease));
+    async move {
+        let answer = hall.backend.release(std::slice::from_ref(&lease.key)).await;
+        std::mem::forget(unreleased);
+        hall.stand_again(&lease);
+        match answer?.first() {
+            Some(Release::Released) if lived => Ok(()),
+            _ => {
+                if known {
+                    hall.meters.lost.increment(1);
+                }
+                Err(lease.lost_error())
+            }
+        }
+    }
+}
+
+/// Says that a release was cut short by the end of its runtime.
+struct Unreleased(Arc<Lease>);
+
+impl Drop for Unreleased {
+    fn drop(&mut self) {
+        tracing::warn!(
+            name = %self.0.name(),
+            ttl = %self.0.key.ttl,
+            "the runtime ended before a lease was released; it ends at its TTL"
+        );
+    }
+}

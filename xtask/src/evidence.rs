@@ -1,0 +1,76 @@
+//! Which tests show a promise: what GUARANTEES.md says in its last column.
+
+/// What a promise is about, of which schemes, and tests that would fail without it. A promise may have several lines.
+pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
+    ("Who can contend", &["memory", "local"], &["busy_is_a_value", "names_do_not_collide"]),
+    ("Who can contend", &["local"], &["kills_at_random_lose_nothing_and_stall_nobody"]),
+    ("Fencing tokens", &["memory", "local"], &["sequences_rise"]),
+    (
+        "Fencing tokens",
+        &["local"],
+        &[
+            "sequences_rise_through_every_reopening",
+            "sequences_rise_through_every_way_to_go_away",
+            "kills_at_random_lose_nothing_and_stall_nobody",
+            "no_grant_has_a_number_that_is_not_durable",
+            "an_end_that_was_lost_with_the_power_is_cut_off_and_sequences_go_on_above_it",
+        ],
+    ),
+    (
+        "Order of waiters",
+        &["memory", "local"],
+        &[
+            "first_come_first_served",
+            "trying_does_not_overtake",
+            "a_waiting_writer_is_not_starved",
+            "readers_share_one_turn",
+            "a_line_is_first_come_first_served",
+            "an_offer_that_nobody_claims_passes_to_the_next_after_its_window",
+        ],
+    ),
+    (
+        "Order of waiters",
+        &["local"],
+        &["a_stopped_waiter_does_not_hold_up_the_line", "a_stopped_waiter_costs_the_next_one_about_a_second"],
+    ),
+    ("Wake-up", &["memory", "local"], &["waits_for_release"]),
+    ("A killed holder", &["memory"], &["a_lease_lapses_after_its_ttl"]),
+    (
+        "A killed holder",
+        &["local"],
+        &[
+            "a_killed_holder_is_out_at_once",
+            "whoever_is_next_holds_within_a_second_of_a_kill",
+            "what_a_dropped_client_held_is_free_at_once",
+            "a_lifeline_keeps_the_lease_of_a_dropped_client_until_its_ttl",
+        ],
+    ),
+    (
+        "A paused holder",
+        &["memory", "local"],
+        &["a_lease_lapses_after_its_ttl", "renewal_tells_of_loss", "records_refuse_a_stale_write"],
+    ),
+    (
+        "A paused holder",
+        &["local"],
+        &[
+            "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "stops_at_random_stall_nobody_and_no_late_write_is_taken",
+        ],
+    ),
+    ("Records", &["memory", "local"], &["records_keep_what_was_written", "records_have_a_limit"]),
+    (
+        "The records' fence",
+        &["memory", "local"],
+        &[
+            "records_refuse_a_stale_open",
+            "records_refuse_a_stale_write",
+            "records_refuse_an_unopened_write",
+            "records_refuse_a_collision",
+            "records_refuse_a_token_of_another_lock",
+            "records_refuse_the_token_of_a_lease_that_ended",
+        ],
+    ),
+    ("TTL", &["memory", "local"], &["a_ttl_is_in_its_range_or_an_error"]),
+    ("The records' fence", &["local"], &["stops_at_random_stall_nobody_and_no_late_write_is_taken"]),
+];

@@ -1,0 +1,172 @@
+use std::fmt::Write as _;
+use std::fs;
+
+use ringfence::Guarantees;
+
+use crate::command::{Result, root};
+use crate::evidence::EVIDENCE;
+
+/// Write GUARANTEES.md, and the table of backends in README.md, from what the backends promise as data.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Write nothing; fail if a document says anything else than the code.
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+const BEGIN: &str = "<!-- guarantees:begin -->\n";
+const END: &str = "<!-- guarantees:end -->\n";
+
+/// What stands in the README's table: what decides which backend to take.
+const README_COLUMNS: [&str; 4] = ["Who can contend", "Fencing tokens", "A killed holder", "Records"];
+
+pub(crate) fn run(args: Args) -> Result {
+    let backends = backends()?;
+    let readme = fs::read_to_string(root().join("README.md"))?;
+    let documents =
+        [("GUARANTEES.md", guarantees(&backends)?), ("README.md", with_table(&readme, &table(&backends)?)?)];
+    for (name, wanted) in documents {
+        let path = root().join(name);
+        // A document that does not exist yet differs from every text.
+        if fs::read_to_string(&path).is_ok_and(|text| text == wanted) {
+            continue;
+        }
+        if args.check {
+            return Err(format!("{name} is not what the code promises: run `cargo xtask gen`").into());
+        }
+        fs::write(path, wanted)?;
+        eprintln!("gen: wrote {name}");
+    }
+    Ok(())
+}
+
+/// Every backend that is compiled in, by scheme, with what it promises.
+fn backends() -> Result<Vec<(&'static str, Guarantees)>> {
+    let schemes = ringfence::schemes().into_iter();
+    schemes.map(|scheme| Ok((scheme, ringfence::guarantees_of(scheme)?))).collect()
+}
+
+/// The README with this table between the two marks.
+fn with_table(readme: &str, table: &str) -> Result<String> {
+    let parts = readme.split_once(BEGIN).and_then(|(head, rest)| Some((head, rest.split_once(END)?.1)));
+    let (head, tail) =
+        parts.ok_or("README.md has lost its two marks, guarantees:begin and guarantees:end")?;
+    Ok(format!("{head}{BEGIN}{table}{END}{tail}"))
+}
+
+/// The README's table: one row for each backend.
+fn table(backends: &[(&str, Guarantees)]) -> Result<String> {
+    let mut table = format!("| Backend | {} |\n", README_COLUMNS.join(" | "));
+    writeln!(table, "|---|{}", "---|".repeat(README_COLUMNS.len()))?;
+    for (scheme, guarantees) in backends {
+        let mut promises = Vec::new();
+        for about in README_COLUMNS {
+            let claim = guarantees.claims().into_iter().find(|claim| claim.about == about);
+            promises
+                .push(claim.ok_or_else(|| format!("{scheme}: promises nothing about {about:?}"))?.promise);
+        }
+        writeln!(table, "| `{scheme}:` | {} |", promises.join(" | "))?;
+    }
+    Ok(table)
+}
+
+/// GUARANTEES.md.
+fn guarantees(backends: &[(&str, Guarantees)]) -> Result<String> {
+    let mut text = PREFACE.to_owned();
+    for (scheme, guarantees) in backends {
+        writeln!(text, "\n## `{scheme}:`\n\n{}\n", stakes(guarantees))?;
+        writeln!(text, "| What | Promise | Shown by |\n|---|---|---|")?;
+        for claim in guarantees.claims() {
+            let tests = tests_of(scheme, claim.about);
+            if tests.is_empty() {
+                return Err(format!(
+                    "no test shows what {scheme}: promises about {:?}: name one in xtask/src/evidence.rs",
+                    claim.about
+                )
+                .into());
+            }
+            writeln!(text, "| {} | {} | `{}` |", claim.about, claim.promise, tests.join("`, `"))?;
+        }
+    }
+    Ok(text)
+}
+
+/// The tests that show what a backend promises about something.
+fn tests_of(scheme: &str, about: &str) -> Vec<&'static str> {
+    let rows = EVIDENCE.iter().filter(|(what, schemes, _)| *what == about && schemes.contains(&scheme));
+    rows.flat_map(|(_, _, tests)| *tests).copied().collect()
+}
+
+fn stakes(guarantees: &Guarantees) -> &'static str {
+    if guarantees.tokens_are_durable() {
+        "Accepts `Stakes::Correctness`: its tokens outlive every fault named below."
+    } else {
+        "Refuses `Stakes::Correctness`: its tokens do not outlive every fault named below."
+    }
+}
+
+/// What is true of every backend.
+const PREFACE: &str = "\
+# Guarantees
+
+<!-- Written by `cargo xtask gen` from the `Guarantees` of each backend. Change those, then run it again. -->
+
+## What no lock can promise
+
+A process may be paused at any instruction: by SIGSTOP, by a virtual machine's host, by swapping, by a laptop's lid. If it
+is paused for longer than its lease lives, somebody else gets the lock, and when it runs again it goes on with the very
+next instruction as if nothing had happened. No lock service can prevent that, so none can promise that two holders never
+act at once. What can be promised is a **lease** that ends, a **fencing token** that rises with every grant, and
+**resources that refuse stale tokens**. The number that matters is: stale writes accepted = 0. A resource that does not
+check the token gets less: exclusion as long as nobody is paused for longer than the lease has left.
+
+## The words
+
+A *lease* is what a backend grants: this lock name, this mode, to this holder, for this long; its *TTL* is how long it
+lives without renewal. A *fencing token* is a sequence, which rises with every grant of the name, and a nonce, which tells
+two holders apart that were given one number by a store that lost its memory. A *fence* is a resource's check that refuses
+a token lower than the highest it has seen, its *mark*. A *record* is a small value kept by the backend itself behind such a
+fence. A lease is *lost* when it is gone or can no longer be proven: the guard says so at the latest at its own deadline,
+which counts from before the request was sent.
+
+## How to read the tables
+
+Each promise names the fault under which it holds; what is not named is not promised. The last column names the tests that
+would fail without it. Those of the conformance suite run on every backend with the promise.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stands_between_the_marks_is_replaced() {
+        let readme = format!("head\n{BEGIN}old\n{END}tail\n");
+        assert_eq!(with_table(&readme, "new\n").unwrap(), format!("head\n{BEGIN}new\n{END}tail\n"));
+        assert!(with_table("no marks", "new\n").is_err());
+    }
+
+    #[test]
+    fn every_promise_of_every_backend_has_its_row() {
+        let backends = backends().unwrap();
+        let text = guarantees(&backends).unwrap();
+        for (scheme, guarantees) in &backends {
+            assert!(text.contains(&format!("## `{scheme}:`")), "{scheme}");
+            for claim in guarantees.claims() {
+                assert!(text.contains(&claim.promise), "{scheme}: {}", claim.about);
+            }
+        }
+    }
+
+    #[test]
+    fn every_line_of_evidence_is_about_a_promise() {
+        let backends = backends().unwrap();
+        for (about, schemes, _) in EVIDENCE {
+            for scheme in *schemes {
+                let backend = backends.iter().find(|(known, _)| known == scheme);
+                let (_, guarantees) = backend.unwrap_or_else(|| panic!("there is no backend {scheme}:"));
+                assert!(guarantees.claims().iter().any(|claim| claim.about == *about), "{scheme}: {about}");
+            }
+        }
+    }
+}
