@@ -65,9 +65,7 @@ impl Store {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         });
-        if looked.await.is_err() {
-            panic!("waited {PATIENCE:?} for {what}: {:?}", self.state().await);
-        }
+        assert!(looked.await.is_ok(), "waited {PATIENCE:?} for {what}: {:?}", self.state().await);
     }
 
     /// How often the record was written, and what it holds.
@@ -87,9 +85,11 @@ impl Store {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         });
-        if progress.await.is_err() {
-            panic!("nobody got on within {within:?} after {after}: {:?}", self.state().await);
-        }
+        assert!(
+            progress.await.is_ok(),
+            "nobody got on within {within:?} after {after}: {:?}",
+            self.state().await
+        );
     }
 }
 
@@ -269,7 +269,7 @@ impl Chronicle {
                     }
                 }
                 Event::Written { value, .. } => {
-                    self.counted.push(value.parse().expect("takers write numbers"))
+                    self.counted.push(value.parse().expect("takers write numbers"));
                 }
                 Event::Refused { kind, message } => self.refused.push(format!("{kind}: {message}")),
                 Event::Waiting { .. } | Event::Lost { .. } | Event::Released => {}

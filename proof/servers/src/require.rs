@@ -8,8 +8,13 @@ const REQUIRE: &str = "RINGFENCE_REQUIRE";
 const ADMIN_PATHS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// The Debian packages of the tools that our tests use.
-const PACKAGES: &[(&str, &str)] =
-    &[("flock", "util-linux"), ("losetup", "mount"), ("mount", "mount"), ("mkfs.ext4", "e2fsprogs")];
+const PACKAGES: &[(&str, &str)] = &[
+    ("flock", "util-linux"),
+    ("losetup", "mount"),
+    ("mount", "mount"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("xfs_io", "xfsprogs"),
+];
 
 /// Finds a tool on the `PATH`. Where it is not installed, says so on stderr as [`skip`] does, and what to install.
 ///

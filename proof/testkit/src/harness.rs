@@ -9,7 +9,7 @@ use ringfence_core::{
 use crate::cases::Case;
 
 /// The longest that one case may take, with all its waits, and with the build of the program that it may start.
-const CASE_LIMIT: Duration = Duration::from_mins(5);
+const CASE_LIMIT: Duration = Duration::from_mins(2);
 
 /// What a backend brings to the suite: clients of one store, and the faults it can cause.
 ///
