@@ -43,10 +43,10 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
     /// - The sequence of every grant of a name is higher than that of every earlier grant.
     ///   `[sequences_rise]`
     /// - Waiters are served in the order in which they came, where `Guarantees::queue` says so. `[first_come_first_served]`
-    /// - A request that does not wait never overtakes those that wait. `[trying_does_not_overtake]`
+    /// - Where there is a line, a request that does not wait never overtakes it. `[trying_does_not_overtake]`
     /// - Shared holders hold together; an exclusive one holds alone. `[shared_holders_share]`
-    /// - A waiting writer is not overtaken by later readers. `[a_waiting_writer_is_not_starved]`
-    /// - Readers behind a writer share one turn. `[readers_share_one_turn]`
+    /// - Where there is a line, a waiting writer is not overtaken by later readers. `[a_waiting_writer_is_not_starved]`
+    /// - Where there is a line, readers behind a writer share one turn. `[readers_share_one_turn]`
     /// - At most `limit` permits are held at once, and the next one is granted when one is released.
     ///   `[permits_are_counted]`
     /// - A lease that is not renewed is free after its TTL, not before. `[a_lease_lapses_after_its_ttl]`
