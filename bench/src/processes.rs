@@ -1,5 +1,8 @@
 //! Several processes want one name. What counts are *real* hand-overs, from one process to another: a lock that the same
 //! process takes again and again serves nobody else.
+//!
+//! The processes are dealt to the cores. Left to the kernel, two of them often share one core, where the one that runs never
+//! meets the other: it takes and releases a free lock until its time slice ends, and nothing is contended.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -10,13 +13,15 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use ringfence::Locks;
+use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
 use crate::peers::Flock;
 use crate::report::{Figures, Report, Samples, fairness, per_second};
 
 const LOCAL: &str = "ringfence local";
-const PING_PONG: &str = "pipe ping-pong of two processes";
+const PING_PONG: &str = "pipe ping-pong";
+const PING_PONG_APART: &str = "pipe ping-pong, a core each";
 
 pub(crate) fn measure(report: &mut Report, directory: &Path, rounds: usize, length: Duration) {
     for count in [2, 8, 32] {
@@ -32,10 +37,12 @@ pub(crate) fn measure(report: &mut Report, directory: &Path, rounds: usize, leng
                 (LOCAL, &|| contend(Lock::Local)),
                 ("flock + counter", &|| contend(Lock::Flock)),
                 ("flock + counter, fdatasync", &|| contend(Lock::FlockSynced)),
-                (PING_PONG, &|| ping_pong(length)),
+                (PING_PONG, &|| ping_pong(length, None)),
+                (PING_PONG_APART, &|| ping_pong(length, Some([0, 1]))),
             ],
         );
         report.ratio(&case, "handovers/s", LOCAL, PING_PONG, "0.3 or more");
+        report.ratio(&case, "handovers/s", LOCAL, PING_PONG_APART, "0.3 or more");
     }
 }
 
@@ -58,6 +65,9 @@ pub(crate) struct Contend {
     id: u64,
     #[arg(long)]
     millis: u64,
+    /// Run on this core only.
+    #[arg(long)]
+    core: Option<usize>,
 }
 
 /// What a process has to say at the end.
@@ -72,6 +82,9 @@ struct Outcome {
 impl Contend {
     pub(crate) fn run(self) {
         let length = Duration::from_millis(self.millis);
+        if let Some(core) = self.core {
+            run_on(&[core]);
+        }
         match self.lock {
             Lock::Local => crate::small_runtime().block_on(async {
                 let locks =
@@ -167,7 +180,9 @@ impl Inside {
 fn contend(lock: Lock, count: u64, place: &Path, length: Duration) -> Figures {
     let mut running: Vec<(Child, BufReader<std::process::ChildStdout>)> = (1..=count)
         .map(|id| {
-            let mut child = worker(lock, id, place, length);
+            let mut command = worker(lock, id, place, length);
+            let core = usize::try_from(id).expect("a small number") % cores();
+            let mut child = command.args(["--core", &core.to_string()]).spawn().expect("a process");
             let output = BufReader::new(child.stdout.take().expect("its output"));
             (child, output)
         })
@@ -200,8 +215,16 @@ fn contend(lock: Lock, count: u64, place: &Path, length: Duration) -> Figures {
 
 /// A byte to another process and back: what the kernel needs to wake two processes in turn. A hand-over is compared with one
 /// such exchange; the passes of the byte in one direction are printed as well.
-fn ping_pong(length: Duration) -> Figures {
-    let mut child = worker(Lock::Pipe, 0, Path::new("/"), length);
+///
+/// Left alone, the kernel often puts the two on one core, where a wake-up is a switch. Processes that contend are spread
+/// over all cores, so the exchange is measured with a core for each as well.
+fn ping_pong(length: Duration, cores: Option<[usize; 2]>) -> Figures {
+    let mut command = worker(Lock::Pipe, 0, Path::new("/"), length);
+    if let Some([here, there]) = cores {
+        run_on(&[here]);
+        command.args(["--core", &there.to_string()]);
+    }
+    let mut child = command.spawn().expect("a process");
     let (there, back) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
     let (began, mut exchanges, mut byte) = (Instant::now(), 0, [7]);
     while began.elapsed() < length {
@@ -212,20 +235,31 @@ fn ping_pong(length: Duration) -> Figures {
     let elapsed = began.elapsed();
     drop(there);
     child.wait().expect("a process that ends");
+    run_on(&(0..CpuSet::MAX_CPU).collect::<Vec<_>>());
     Figures::from([
         ("handovers/s", per_second(exchanges, elapsed)),
         ("passes/s", per_second(2 * exchanges, elapsed)),
     ])
 }
 
-fn worker(lock: Lock, id: u64, place: &Path, length: Duration) -> Child {
-    Command::new(std::env::current_exe().expect("this program"))
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn run_on(cores: &[usize]) {
+    let mut set = CpuSet::new();
+    cores.iter().for_each(|core| set.set(*core));
+    rustix::thread::sched_setaffinity(None, &set).expect("a choice of cores");
+}
+
+fn worker(lock: Lock, id: u64, place: &Path, length: Duration) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command
         .args(["contend", "--lock", lock.to_possible_value().expect("a name").get_name()])
         .args(["--id", &id.to_string(), "--millis", &length.as_millis().to_string()])
         .arg("--place")
         .arg(place)
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("a process")
+        .stdout(Stdio::piped());
+    command
 }
