@@ -69,17 +69,35 @@ impl FromStr for Nonce {
     }
 }
 
-/// Random 64-bit numbers are written in eight bytes; a variable-length code would take ten.
+/// Random 64-bit numbers are written as eight bytes: a variable-length code would take ten, one by one.
 mod fixed {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::fmt;
+
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes every field by reference")]
     pub(super) fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-        number.to_le_bytes().serialize(serializer)
+        serializer.serialize_bytes(&number.to_le_bytes())
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-        <[u8; 8]>::deserialize(deserializer).map(u64::from_le_bytes)
+        struct EightBytes;
+
+        impl Visitor<'_> for EightBytes {
+            type Value = u64;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("eight bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<u64, E> {
+                let bytes = bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
+                Ok(u64::from_le_bytes(bytes))
+            }
+        }
+
+        deserializer.deserialize_bytes(EightBytes)
     }
 }
 
