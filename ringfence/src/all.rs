@@ -74,7 +74,8 @@ impl AllRequest {
         let mut guards = Guards { guards: Vec::with_capacity(names.len()) };
         for name in names {
             let request = LockRequest::new(Arc::clone(&self.hall), Ok(name), self.terms.clone(), None);
-            match request.acquire_with(patience).await {
+            let asked = async { request.checked(patience)?.guard().await };
+            match asked.await {
                 Ok(guard) => guards.guards.push(guard),
                 Err(error) => return guards.give_up(error).await,
             }
@@ -112,7 +113,7 @@ impl Guards {
     }
 
     /// Resolves when the first of the leases is lost; see [`Guard::lost`].
-    pub fn lost(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut all: Vec<_> = self.guards.iter().map(|guard| Box::pin(guard.lost())).collect();
         poll_fn(move |context| {
             let lost = all.iter_mut().any(|lost| lost.as_mut().poll(context).is_ready());

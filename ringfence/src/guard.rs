@@ -93,12 +93,12 @@ impl Guard {
     ///
     /// The future does not borrow the guard and may go to another task. After the guard has been released or dropped it
     /// never resolves: there is nothing left to lose.
-    pub fn lost(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
         self.lost_but_for(Duration::ZERO)
     }
 
     /// Resolves when the lease is lost, or can be proven for no longer than `margin`.
-    pub(crate) fn lost_but_for(&self, margin: Duration) -> impl Future<Output = ()> + Send + 'static {
+    pub(crate) fn lost_but_for(&self, margin: Duration) -> impl Future<Output = ()> + Send + use<> {
         let lease = Arc::clone(&self.hold.turn.lease);
         let clock = Arc::clone(&self.hold.turn.hall.clock);
         let hold = Arc::downgrade(&self.hold);

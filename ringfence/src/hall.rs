@@ -1,5 +1,6 @@
 //! What everything of one `Locks` shares, and the few steps that concern all of its rooms.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,18 +36,25 @@ pub(crate) struct Settings {
     pub(crate) default_ttl: Ttl,
     pub(crate) handovers: u8,
     pub(crate) handover_time: Duration,
-    pub(crate) holder: HolderInfo,
+    pub(crate) holder: Arc<HolderInfo>,
 }
 
 /// What a waiting room is for: one lease of this kind can serve everybody in it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RoomKey {
     pub(crate) name: LockName,
     pub(crate) mode: Mode,
     pub(crate) ttl: Ttl,
-    pub(crate) holder: HolderInfo,
+    pub(crate) holder: Arc<HolderInfo>,
     /// Only an exclusive lease can be handed on: whoever wants another mode has a room of its own, told apart by this.
     pub(crate) alone: Option<Nonce>,
+}
+
+impl Hash for RoomKey {
+    /// By the name only: requests that differ in anything else are rare, and this is on the path of every hand-over.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
 }
 
 /// How a seat is answered.

@@ -282,7 +282,7 @@ impl LocksBuilder {
             default_ttl: self.default_ttl.map_or(Ok(Ttl::DEFAULT), Ttl::new)?,
             handovers: self.handovers.unwrap_or(HANDOVERS_DEFAULT),
             handover_time: self.handover_time.unwrap_or(HANDOVER_TIME_DEFAULT),
-            holder,
+            holder: Arc::new(holder),
         };
         let hall = Arc::new_cyclic(|hall: &std::sync::Weak<Hall>| {
             let told = hall.clone();

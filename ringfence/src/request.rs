@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_core::{BootInstant, Clock, Contention, Error, ErrorKind, LockName, Mode, Nonce, Result, Ttl};
+use ringfence_core::{
+    BootInstant, Clock, Contention, Error, ErrorKind, HolderInfo, LockName, Mode, Nonce, Result, Ttl,
+};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
@@ -139,7 +141,7 @@ impl LockRequest {
     /// Dropping the future gives the place in line up, and a lease that was granted meanwhile goes to the next one.
     pub async fn acquire(self) -> Result<Guard> {
         let patience = Patience::of(self.terms.wait, &*self.hall.clock);
-        self.acquire_with(patience).await
+        self.checked(patience)?.guard().await
     }
 
     /// Acquires the lock if it is free: `None` if somebody else has it or waits for it, in this process or elsewhere.
@@ -156,49 +158,22 @@ impl LockRequest {
                 "try_acquire does not wait: use acquire with this wait, or leave the wait out",
             ));
         }
-        match self.obtain(Patience::None).await? {
+        match self.checked(Patience::None)?.outcome().await? {
             Outcome::Granted(guard) => Ok(Some(guard)),
             Outcome::Busy(_) => Ok(None),
         }
     }
 
-    /// Acquires with this patience, and makes an error of a wait that is over.
-    pub(crate) async fn acquire_with(self, patience: Patience) -> Result<Guard> {
-        let wait = self.terms.wait;
-        let name = self.name.as_ref().ok().cloned();
-        match self.obtain(patience).await? {
-            Outcome::Granted(guard) => Ok(guard),
-            Outcome::Busy(contention) => {
-                let name = name.expect("a request without a valid name gets no outcome");
-                Err(wait_elapsed(&name, wait.unwrap_or_default(), &contention))
-            }
-        }
-    }
-
-    async fn obtain(self, patience: Patience) -> Result<Outcome<Guard>> {
+    /// Checks everything that can be checked before anything is sent.
+    pub(crate) fn checked(self, patience: Patience) -> Result<Ask> {
         let Self { hall, name, terms, holder_id } = self;
         let room = terms.check(&hall, name?)?;
-        let span = tracing::debug_span!(
-            "ringfence.acquire", name = %room.name, mode = %room.mode, backend = %hall.backend
-        );
-        let ask = Ask { hall, room, patience, max_hold: terms.max_hold };
-        async {
-            let asked = ask.hall.clock.now();
-            let outcome = match holder_id {
-                None => ask.fresh(None).await,
-                Some(id) => ask.as_holder(id).await,
-            };
-            ask.report(&outcome, asked);
-            outcome
-        }
-        .instrument(span)
-        .await
+        Ok(Ask { hall, room, patience, wait: terms.wait, max_hold: terms.max_hold, holder_id })
     }
 }
 
 impl Terms {
-    /// Checks everything that can be checked before anything is sent.
-    pub(crate) fn check(&self, hall: &Hall, name: LockName) -> Result<RoomKey> {
+    fn check(&self, hall: &Hall, name: LockName) -> Result<RoomKey> {
         let mode = match (self.permits, self.shared) {
             (None, false) => Mode::Exclusive,
             (None, true) => Mode::Shared,
@@ -221,13 +196,13 @@ impl Terms {
                 ),
             ));
         }
-        self.stakes.check(&hall.backend.to_string(), guarantees)?;
-        let mut holder = hall.settings.holder.clone();
+        self.stakes.check(&hall.backend, guarantees)?;
+        let mut holder = Arc::clone(&hall.settings.holder);
         if let Some(label) = &self.label {
-            holder = holder.with_label(label)?;
+            holder = Arc::new(HolderInfo::clone(&holder).with_label(label)?);
         }
         if let Some(metadata) = &self.metadata {
-            holder = holder.with_metadata(metadata)?;
+            holder = Arc::new(HolderInfo::clone(&holder).with_metadata(metadata)?);
         }
         let alone = (mode != Mode::Exclusive).then(Nonce::random);
         Ok(RoomKey { name, mode, ttl, holder, alone })
@@ -235,14 +210,42 @@ impl Terms {
 }
 
 /// A request that has been checked.
-struct Ask {
+pub(crate) struct Ask {
     hall: Arc<Hall>,
     room: RoomKey,
     patience: Patience,
+    wait: Option<Duration>,
     max_hold: Option<Duration>,
+    holder_id: Option<Arc<str>>,
 }
 
 impl Ask {
+    /// The guard, or the error of a wait that is over.
+    pub(crate) async fn guard(&self) -> Result<Guard> {
+        match self.outcome().await? {
+            Outcome::Granted(guard) => Ok(guard),
+            Outcome::Busy(contention) => Err(self.wait_elapsed(&contention)),
+        }
+    }
+
+    async fn outcome(&self) -> Result<Outcome<Guard>> {
+        let Self { hall, room, .. } = self;
+        let span = tracing::debug_span!(
+            "ringfence.acquire", name = %room.name, mode = %room.mode, backend = %hall.backend
+        );
+        async {
+            let asked = hall.clock.now();
+            let outcome = match &self.holder_id {
+                None => self.fresh(None).await,
+                Some(id) => self.as_holder(Arc::clone(id)).await,
+            };
+            self.report(&outcome, asked);
+            outcome
+        }
+        .instrument(span)
+        .await
+    }
+
     /// Gets a lease of its own.
     async fn fresh(&self, enrolment: Option<Enrolment>) -> Result<Outcome<Guard>> {
         loop {
@@ -334,12 +337,29 @@ impl Ask {
         )
     }
 
+    fn wait_elapsed(&self, contention: &Contention) -> Error {
+        let (name, wait) = (self.room.name.as_str(), self.wait.unwrap_or_default());
+        let holder = match contention.holders.as_slice() {
+            [] => String::new(),
+            [holder] => format!(": {holder} has it"),
+            [holder, others @ ..] => format!(": {holder} and {} more have it", others.len()),
+        };
+        let line = match contention.waiters {
+            0 => String::new(),
+            waiters => format!(", {waiters} wait in line"),
+        };
+        Error::new(
+            ErrorKind::WaitElapsed,
+            format!("{name:?} was not free within {wait:?}{holder}{line}; try again later, or wait longer"),
+        )
+    }
+
     fn report(&self, outcome: &Result<Outcome<Guard>>, asked: BootInstant) {
         let meters = &self.hall.meters;
         match outcome {
             Ok(Outcome::Granted(guard)) => {
                 meters.granted.increment(1);
-                meters.wait.record(self.hall.clock.now().saturating_since(asked));
+                meters.wait.record(guard.hold().turn.since().saturating_since(asked));
                 tracing::debug!(token = %guard.token(), "granted");
             }
             Ok(Outcome::Busy(_)) if self.patience == Patience::None => {
@@ -388,23 +408,4 @@ impl Drop for Seat<'_> {
             drop(self.hall.rooms.leave(&self.room, self.number));
         }
     }
-}
-
-fn wait_elapsed(name: &LockName, wait: Duration, contention: &Contention) -> Error {
-    let holder = match contention.holders.as_slice() {
-        [] => String::new(),
-        [holder] => format!(": {holder} has it"),
-        [holder, others @ ..] => format!(": {holder} and {} more have it", others.len()),
-    };
-    let line = match contention.waiters {
-        0 => String::new(),
-        waiters => format!(", {waiters} wait in line"),
-    };
-    Error::new(
-        ErrorKind::WaitElapsed,
-        format!(
-            "{:?} was not free within {wait:?}{holder}{line}; try again later, or wait longer",
-            name.as_str()
-        ),
-    )
 }

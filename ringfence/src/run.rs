@@ -30,7 +30,7 @@ impl Held {
     }
 
     /// Resolves when the lease is lost; for tasks that the body spawned, which `run` cannot cancel.
-    pub fn lost(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
         self.guard.lost()
     }
 }

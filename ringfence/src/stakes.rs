@@ -1,3 +1,5 @@
+use std::fmt;
+
 use ringfence_core::{Error, ErrorKind, Guarantees, Result};
 
 /// What a double run costs: whether the lock is there for efficiency or for correctness.
@@ -14,7 +16,7 @@ pub enum Stakes {
 
 impl Stakes {
     /// Refuses a backend that these stakes must not be entrusted to.
-    pub(crate) fn check(self, backend: &str, guarantees: &Guarantees) -> Result<()> {
+    pub(crate) fn check(self, backend: &dyn fmt::Display, guarantees: &Guarantees) -> Result<()> {
         if self == Self::Efficiency || guarantees.tokens_are_durable() {
             return Ok(());
         }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ringfence_core::{
-    Abandoner, AcquireRequest, Attempt, BootInstant, Contention, Error, ErrorKind, Wait, abandonment,
+    Abandoner, AcquireRequest, Attempt, BootInstant, Contention, Error, ErrorKind, HolderInfo, Wait,
+    abandonment,
 };
 use tokio::sync::oneshot;
 
@@ -40,8 +41,9 @@ impl Stander {
             };
             // Those in the room keep their own deadlines; the last one of them calls the stander back.
             let wait = if tries { Wait::No } else { Wait::Until(BootInstant::MAX) };
-            let RoomKey { name, mode, ttl, holder, .. } = (*self.room).clone();
-            let request = AcquireRequest::new(name, mode, ttl, wait, holder).abandoned_by(called_back);
+            let RoomKey { name, mode, ttl, holder, .. } = &*self.room;
+            let request = AcquireRequest::new(name.clone(), *mode, *ttl, wait, HolderInfo::clone(holder))
+                .abandoned_by(called_back);
             match self.hall.backend.acquire(request).await {
                 Ok(Attempt::Granted(lease)) => {
                     // The claim goes with the lease, whoever gets it.

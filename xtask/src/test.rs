@@ -33,8 +33,6 @@ enum Step {
     Doc,
     /// The guard and the waiting room, under every interleaving.
     Loom,
-    /// The programs that the tests start.
-    Build,
     /// Every test.
     Tests,
     /// Every example in the documentation.
@@ -97,7 +95,6 @@ impl Step {
                 ]))
             }),
             Self::Loom => loom(),
-            Self::Build => run_command(cargo().args(["build", "--workspace", "--bins"])),
             Self::Tests => tests(),
             Self::Doctests => run_command(cargo().args(["test", "--workspace", "--doc"])),
         }
@@ -107,6 +104,8 @@ impl Step {
 /// Runs every test, then says what was left out: the runner shows nothing of a test that passed, and one that could not
 /// do its work here must not look like one that did.
 fn tests() -> Result {
+    // The tests start programs of other packages, which the runner does not build.
+    run_command(cargo().args(["build", "--workspace", "--bins"]))?;
     let profile = if is_ci() { "ci" } else { "default" };
     let mut tests = cargo();
     tests.args(["nextest", "run", "--workspace", "--profile", profile]);
@@ -122,12 +121,26 @@ fn tests() -> Result {
     Ok(())
 }
 
-/// The lines in which tests say what they did not do.
-fn left_out(report: &str) -> BTreeSet<&str> {
-    let said = |line| {
-        ["skipped: ", "not applicable: "].iter().find_map(|mark| str::find(line, mark).map(|at| &line[at..]))
-    };
-    report.lines().filter_map(said).map(|line| line.trim_end_matches("</system-err>")).collect()
+/// The lines in which tests say what they did not do, each after the binary of its test.
+fn left_out(report: &str) -> BTreeSet<String> {
+    let (mut lines, mut binary) = (BTreeSet::new(), "");
+    for line in report.lines() {
+        if let Some((_, rest)) = line.split_once(" classname=\"") {
+            binary = rest.split('"').next().unwrap_or_default();
+        }
+        let said =
+            ["skipped: ", "not applicable: "].iter().find_map(|mark| line.find(mark).map(|at| &line[at..]));
+        if let Some(said) = said {
+            lines.insert(format!("{binary}: {}", unescaped(said.trim_end_matches("</system-err>"))));
+        }
+    }
+    lines
+}
+
+/// XML's five, as text.
+fn unescaped(xml: &str) -> String {
+    let text = xml.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&apos;", "'");
+    text.replace("&amp;", "&")
 }
 
 /// Runs the tests under loom, which replaces every atomic and mutex: hence a build, and a target folder, of its own.
@@ -166,9 +179,21 @@ mod tests {
 
     #[test]
     fn what_was_left_out_is_found_in_the_report() {
-        let report = "<system-out>running 1 test</system-out>\n<system-err>skipped: flock: not found\n\
-                      not applicable: a_case: why</system-err>\n<system-err>skipped: flock: not found</system-err>";
+        let report = r#"
+            <testcase name="one" classname="a::b" time="0.011">
+                <system-err>skipped: flock: not found
+not applicable: one: the store&apos;s own &lt;way&gt;</system-err>
+            <testcase name="two" classname="c::d" time="0.011">
+                <system-out>test result: ok. 1 passed</system-out>
+                <system-err>skipped: flock: not found</system-err>"#;
         let lines: Vec<_> = left_out(report).into_iter().collect();
-        assert_eq!(lines, ["not applicable: a_case: why", "skipped: flock: not found"]);
+        assert_eq!(
+            lines,
+            [
+                "a::b: not applicable: one: the store's own <way>",
+                "a::b: skipped: flock: not found",
+                "c::d: skipped: flock: not found",
+            ]
+        );
     }
 }

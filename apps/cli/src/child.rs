@@ -71,7 +71,7 @@ pub(crate) struct Start<'a> {
 
 impl Child {
     /// Starts a command that dies with the calling thread, which must therefore be the main one.
-    pub(crate) fn start(start: Start<'_>) -> io::Result<Self> {
+    pub(crate) fn start(start: &Start<'_>) -> io::Result<Self> {
         // A duplicate is inherited, unlike the original; it is ours only until the command has it.
         let inherited = start.lifeline.as_ref().map(dup).transpose()?;
         let child = Command::new("/proc/self/exe")

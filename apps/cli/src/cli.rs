@@ -1,8 +1,12 @@
+//! The command line, as clap reads it and `--help` prints it.
+
+#![expect(clippy::doc_markdown, reason = "these doc comments are the help, which is plain text")]
+
 use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringfence::{Error, ErrorKind, Mode, Result, Stakes, Ttl, parse_duration};
+use ringfence::{Error, ErrorKind, HolderInfo, PERMITS_MAX, Result, Stakes, Ttl, parse_duration};
 
 use crate::exit_codes;
 
@@ -111,7 +115,12 @@ pub(crate) struct LockArgs {
     #[arg(short = 'x', visible_short_alias = 'e', long, conflicts_with = "permits")]
     pub(crate) exclusive: bool,
     /// Hold one of so many permits
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(PERMITS_MAX)),
+        allow_negative_numbers = true
+    )]
     pub(crate) permits: Option<u32>,
     /// How long the lease lives without renewal, with a unit, as in 30s [default: 30s, or the URL's ttl]
     #[arg(long, value_name = "DURATION", value_parser = parse_ttl, allow_hyphen_values = true)]
@@ -120,25 +129,16 @@ pub(crate) struct LockArgs {
     #[arg(long, value_name = "STAKES", default_value = "efficiency")]
     stakes: StakesArg,
     /// What the holder calls itself in `ringfence show` [default: the command's name, or ringfence]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = parse_label)]
     pub(crate) label: Option<String>,
     /// Free text for `ringfence show`, at most 1 KiB; put no secret into it
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = parse_metadata)]
     pub(crate) metadata: Option<String>,
     /// What to lock: 1 to 255 bytes of UTF-8 without control characters
     pub(crate) name: String,
 }
 
 impl LockArgs {
-    /// How to hold the lock.
-    pub(crate) fn mode(&self) -> Result<Mode> {
-        match self.permits {
-            Some(limit) => Mode::permit(limit),
-            None if self.shared => Ok(Mode::Shared),
-            None => Ok(Mode::Exclusive),
-        }
-    }
-
     /// What a double run would cost.
     pub(crate) fn stakes(&self) -> Stakes {
         match self.stakes {
@@ -286,6 +286,21 @@ fn parse_wait(text: &str) -> Result<Duration> {
 /// A bare number is refused here: a wrong unit in a lease is an outage.
 fn parse_ttl(text: &str) -> Result<Ttl> {
     Ttl::new(parse_duration(text)?)
+}
+
+fn parse_label(text: &str) -> Result<String> {
+    anybody().with_label(text)?;
+    Ok(text.to_owned())
+}
+
+fn parse_metadata(text: &str) -> Result<String> {
+    anybody().with_metadata(text)?;
+    Ok(text.to_owned())
+}
+
+/// A holder to try a label or metadata on, so that a bad one is refused before anything happens.
+fn anybody() -> HolderInfo {
+    HolderInfo::new("ringfence", "localhost", 0).expect("these are a label and a host")
 }
 
 #[cfg(test)]

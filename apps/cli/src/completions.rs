@@ -11,6 +11,8 @@ pub(crate) fn run(args: &CompletionsArgs) -> Result<u8, Failure> {
     // Into memory first: the generator panics where its output is closed.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "ringfence", &mut script);
-    io::stdout().write_all(&script)?;
+    let mut out = io::stdout().lock();
+    out.write_all(&script)?;
+    out.flush()?;
     Ok(exit_codes::OK)
 }

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::io;
 
 use nix::sys::signal::Signal;
@@ -47,12 +46,6 @@ impl Failure {
             Self::Own { message, .. } => Some(message.clone()),
             Self::Interrupted(_) | Self::OutputClosed => None,
         }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message().unwrap_or_default())
     }
 }
 

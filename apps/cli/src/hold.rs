@@ -29,7 +29,6 @@ enum Event<'a> {
 /// Gets the lock and keeps it until standard input closes or a signal comes.
 pub(crate) async fn run(args: HoldArgs, global: &Global) -> Result<u8, Failure> {
     let name = LockName::new(&args.lock.name)?;
-    args.lock.mode()?;
     let signals = Signals::take(&SIGNALS)?;
     let locks = signals.unless_interrupted(lock::connect(global.url()?)).await??;
     let outcome = hold(&locks, &name, &args, global, &signals).await;

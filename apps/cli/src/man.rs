@@ -23,6 +23,7 @@ pub(crate) fn run(args: &ManArgs) -> Result<u8, Failure> {
             Failure::new(exit_codes::USAGE, format!("{} has no verb {verb:?}{guess}", page.get_name()))
         })?;
     }
-    Man::new(page.clone()).render(&mut io::stdout())?;
+    let source = concat!("ringfence ", env!("CARGO_PKG_VERSION"));
+    Man::new(page.clone()).source(source).render(&mut io::stdout())?;
     Ok(exit_codes::OK)
 }

@@ -53,7 +53,7 @@ async fn get(args: RecordGetArgs, global: &Global) -> Result<u8, Failure> {
     if global.json {
         let value = match std::str::from_utf8(&record.value) {
             Ok(text) => Value::Text(text),
-            Err(_) => Value::Hex(record.value.iter().map(|byte| format!("{byte:02x}")).collect()),
+            Err(_) => Value::Hex(format!("{:x}", record.value)),
         };
         let (version, token) = (record.version, record.written_with);
         print::json(&Got { name: key.lock(), field: key.field(), value, version, token })?;

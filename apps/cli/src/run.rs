@@ -39,7 +39,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Gets the lock, runs the command, releases, and returns the command's exit code.
 pub(crate) async fn run(args: RunArgs, global: &Global) -> Result<u8, Failure> {
     let name = LockName::new(&args.lock.name)?;
-    args.lock.mode()?;
     let signals = Signals::take(&SIGNALS)?;
     let terminal = Terminal::controlling()?;
     let locks = signals.unless_interrupted(lock::connect(global.url()?)).await??;
@@ -80,7 +79,7 @@ async fn run_locked(
         takes_terminal: terminal.is_some_and(Terminal::goes_to_command),
         json: global.json,
     };
-    let ended = match Child::start(start) {
+    let ended = match Child::start(&start) {
         Ok(child) => {
             let mut job = Job {
                 child,
@@ -275,5 +274,59 @@ async fn loss(guard: &Guard, on_lost: OnLost) -> Loss {
             how: format!("could not be renewed and ends in {}", print::duration(remaining)),
             grace: remaining.saturating_sub(last_moment),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lease of two seconds that nobody renews.
+    async fn unrenewed(name: &str) -> Guard {
+        let locks = Locks::connect("memory:").await.unwrap();
+        let request = locks.lock(name).ttl(Duration::from_secs(2)).max_hold(Duration::ZERO);
+        request.acquire().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_is_not_renewed_is_left_in_time() {
+        let (term, kill, warn) = (unrenewed("term").await, unrenewed("kill").await, unrenewed("warn").await);
+        let told = async {
+            let loss = loss(&term, OnLost::Term).await;
+            let left = term.remaining();
+            assert!(left <= Duration::from_millis(500), "not before a quarter is left: {left:?}");
+            assert!(loss.grace + Duration::from_millis(99) < left, "killed before the end: {:?}", loss.grace);
+            assert!(loss.grace > Duration::from_millis(200), "with time to end by itself: {:?}", loss.grace);
+        };
+        let killed = async {
+            let loss = loss(&kill, OnLost::Kill).await;
+            assert!(loss.grace.is_zero());
+            assert!(
+                kill.is_held() && kill.remaining() <= Duration::from_millis(100),
+                "{:?}",
+                kill.remaining()
+            );
+        };
+        let warned = async {
+            loss(&warn, OnLost::Warn).await;
+            assert!(!warn.is_held(), "a warning says what is, not what may be");
+        };
+        tokio::join!(told, killed, warned);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_is_renewed_is_not_left() {
+        let locks = Locks::connect("memory:").await.unwrap();
+        let guard = locks.lock("a").ttl(Duration::from_millis(500)).acquire().await.unwrap();
+        assert!(timeout(Duration::from_secs(2), loss(&guard, OnLost::Term)).await.is_err());
+    }
+
+    #[test]
+    fn the_label_is_the_commands_file_name() {
+        let label = |command: &str| label_of(&[OsString::from(command)]).map(str::to_owned);
+        assert_eq!(label("/usr/bin/report.sh").as_deref(), Some("report.sh"));
+        assert_eq!(label(".."), None);
+        assert_eq!(label("a\u{1b}b"), None);
+        assert_eq!(label(&"x".repeat(256)), None);
     }
 }

@@ -1,0 +1,13 @@
+//! The program as its users see it: real processes, a real store in a directory of each test's own.
+
+mod child;
+mod death;
+mod exit_codes;
+mod help;
+mod hold;
+mod input;
+mod inspect;
+mod loss;
+mod record;
+mod support;
+mod terminal;

@@ -1,0 +1,75 @@
+//! `record`: a value behind its lock's fence, from the shell.
+
+use crate::support::{RINGFENCE, Store, with_input};
+
+/// Puts standard input into the record of the lock that is held.
+const PUT: &str = "\"$0\" record put \"$RINGFENCE_LOCK\"";
+
+#[test]
+fn a_record_is_written_under_its_lock_and_read_by_anyone() {
+    let store = Store::new();
+    let value = b"not text: \xff\x00\n";
+    with_input(&mut store.command(["run", "a", "--", "sh", "-c", PUT, RINGFENCE]), value).with_code(0);
+    let read = store.command(["record", "get", "a"]).output().unwrap();
+    assert_eq!(read.stdout, value);
+    let json = store.ringfence(["record", "get", "--json", "a"]).with_code(0).json();
+    assert_eq!(json["value_hex"], "6e6f7420746578743a20ff000a");
+    assert_eq!((&json["name"], &json["field"], &json["version"]), (&"a".into(), &"value".into(), &1.into()));
+}
+
+#[test]
+fn text_is_text_in_json_and_versions_count() {
+    let store = Store::new();
+    let put = format!(
+        "printf 'one' | {PUT} --json; printf '\"two\"' | {PUT} --field other; printf 'three' | {PUT} --json"
+    );
+    let done = store.ringfence(["run", "a", "--", "sh", "-c", &put, RINGFENCE]).with_code(0);
+    let versions: Vec<_> = done.stdout.lines().map(|line| line.contains(r#""version":1,"#)).collect();
+    assert_eq!(versions, [true, false], "{done:?}");
+    assert_eq!(store.ringfence(["record", "get", "--json", "a"]).json()["value"], "three");
+    assert_eq!(store.ringfence(["record", "get", "a", "--field", "other"]).stdout, "\"two\"");
+}
+
+#[test]
+fn a_record_that_was_never_written_is_1() {
+    let store = Store::new();
+    let done = store.ringfence(["record", "get", "a"]).with_code(1).saying("was never written");
+    assert!(done.stdout.is_empty());
+}
+
+#[test]
+fn a_stale_token_is_77_and_nothing_is_written() {
+    let store = Store::new();
+    let token = |name| {
+        let done = store.ringfence(["run", name, "--", "printenv", "RINGFENCE_TOKEN"]).with_code(0);
+        done.stdout.trim().to_owned()
+    };
+    let put =
+        |token: &str| with_input(&mut store.command(["record", "put", "--token", token, "a"]), b"stale");
+    let old = token("a");
+    put(&old).with_code(77).saying("a#value");
+    store.ringfence(["record", "get", "a"]).with_code(1);
+    with_input(&mut store.command(["run", "a", "--", "sh", "-c", PUT, RINGFENCE]), b"good").with_code(0);
+    put(&old).with_code(77);
+    put(&token("another lock")).with_code(77);
+    put("9223372036854775807.1").with_code(77);
+    assert_eq!(store.ringfence(["record", "get", "a"]).stdout, "good");
+}
+
+#[test]
+fn a_value_has_a_limit_and_nothing_is_lost_at_it() {
+    let store = Store::new();
+    let put = |size: usize| {
+        with_input(&mut store.command(["run", "a", "--", "sh", "-c", PUT, RINGFENCE]), &vec![b'x'; size])
+    };
+    put(65_536).with_code(0);
+    put(65_537).with_code(64).saying("65536 bytes");
+    assert_eq!(store.ringfence(["record", "get", "a"]).stdout.len(), 65_536);
+}
+
+#[test]
+fn the_tokens_flag_wins_over_the_environment() {
+    let store = Store::new();
+    let put = "\"$0\" record put a --token 256.1 </dev/null";
+    store.ringfence(["run", "a", "--", "sh", "-c", put, RINGFENCE]).with_code(77);
+}

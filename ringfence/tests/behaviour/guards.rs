@@ -1,0 +1,270 @@
+//! What a guard says, and how it ends.
+
+use std::sync::Arc;
+
+use ringfence::{Backend, Effect, ErrorKind, Locks, Mode};
+
+use crate::stage::{
+    Call, Fate, Gate, JumpingClock, Stage, eventually, free, in_line, is_ready, memory, millis, soon, staged,
+};
+
+#[tokio::test]
+async fn a_guard_is_held_until_it_is_released() {
+    let locks = memory().await;
+    let guard = locks.lock("a").acquire().await.unwrap();
+    assert!(guard.is_held());
+    guard.ensure_held().unwrap();
+    assert!(guard.remaining() > millis(29_000) && guard.remaining() <= guard.ttl().as_duration());
+    assert!(format!("{guard:?}").contains("\"a\""));
+    guard.release().await.unwrap();
+    assert!(locks.inspect("a").await.unwrap().is_free());
+}
+
+#[tokio::test]
+async fn tokens_rise_from_grant_to_grant() {
+    let locks = memory().await;
+    let mut last = 0;
+    for _ in 0..5 {
+        let guard = locks.lock("a").acquire().await.unwrap();
+        assert!(guard.token().sequence() > last);
+        last = guard.token().sequence();
+        guard.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_guard_is_released() {
+    let (locks, stage) = staged();
+    drop(locks.lock("a").acquire().await.unwrap());
+    assert!(locks.inspect("a").await.unwrap().is_free(), "at once, where the backend answers at once");
+    stage.next(Call::Release, [Fate::Slow]);
+    drop(locks.lock("a").acquire().await.unwrap());
+    free(&locks, "a").await;
+}
+
+#[tokio::test]
+async fn a_nested_guard_is_the_same_hold_and_the_last_one_releases() {
+    let (locks, stage) = staged();
+    let outer = locks.lock("a").acquire().await.unwrap();
+    let inner = outer.nested();
+    assert_eq!(inner.token(), outer.token());
+    let innermost = inner.nested();
+    outer.release().await.unwrap();
+    drop(innermost);
+    assert!(inner.is_held());
+    assert_eq!(stage.calls(Call::Release), 0);
+    inner.release().await.unwrap();
+    assert!(locks.inspect("a").await.unwrap().is_free());
+}
+
+#[tokio::test]
+async fn a_release_that_fails_may_have_arrived() {
+    let (locks, stage) = staged();
+    stage.next(Call::Release, [Fate::ReplyLost]);
+    let error = locks.lock("a").acquire().await.unwrap().release().await.unwrap_err();
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::Unknown));
+    assert!(locks.inspect("a").await.unwrap().is_free());
+}
+
+#[tokio::test]
+async fn a_guard_is_dead_when_its_release_is_sent() {
+    let (locks, stage) = staged();
+    let gate = Gate::new();
+    stage.next(Call::Release, [Fate::held_back(&gate)]);
+    let guard = locks.lock("a").ttl(millis(150)).acquire().await.unwrap();
+    let mut lost = Box::pin(guard.lost());
+    assert!(!is_ready(&mut lost).await);
+    let release = tokio::spawn(guard.release());
+    gate.somebody_is_there().await;
+    // Nothing renews it from here on.
+    tokio::time::sleep(millis(200)).await;
+    assert!(locks.inspect("a").await.unwrap().is_free());
+    assert!(!is_ready(&mut lost).await, "what was given back is not lost");
+    gate.open();
+    assert_eq!(soon(release).await.unwrap().unwrap_err().kind(), ErrorKind::Lost, "it came too late");
+}
+
+#[tokio::test]
+async fn an_evicted_holder_learns_it_at_once() {
+    let locks = memory().await;
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let lost = tokio::spawn(guard.lost());
+    tokio::task::yield_now().await;
+    assert!(!lost.is_finished());
+    locks.evict("a", guard.token().nonce()).await.unwrap();
+    soon(lost).await.unwrap();
+    assert!(!guard.is_held());
+    assert!(guard.remaining().is_zero());
+    assert_eq!(guard.ensure_held().unwrap_err().kind(), ErrorKind::Lost);
+    let error = guard.release().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Lost);
+    assert!(error.to_string().contains("\"a\""), "{error}");
+}
+
+#[tokio::test]
+async fn a_process_that_was_paused_past_its_ttl_knows_it_when_it_wakes_up() {
+    let clock = Arc::new(JumpingClock::default());
+    let stage = Stage::with_clock(Arc::clone(&clock) as _);
+    let backend: Arc<dyn Backend> = Arc::clone(&stage) as _;
+    let locks = Locks::builder().clock(Arc::clone(&clock) as _).with_backend(backend).unwrap();
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let token = guard.token();
+    clock.jump(millis(29_999));
+    assert!(guard.is_held());
+    clock.jump(millis(1));
+    assert!(!guard.is_held());
+    soon(guard.lost()).await;
+    let next = locks.lock("a").label("another").acquire().await.unwrap();
+    assert!(next.token().sequence() > token.sequence());
+    let record = locks.record("a").unwrap();
+    record.open(next.token()).await.unwrap();
+    assert_eq!(record.write(token, "late").await.unwrap_err().kind(), ErrorKind::Stale);
+    assert_eq!(guard.release().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert!(next.is_held(), "a late release frees no successor");
+}
+
+#[tokio::test]
+async fn a_downgraded_guard_keeps_its_token_and_lets_readers_in() {
+    let (locks, _stage) = staged();
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let token = guard.token();
+    let lost = guard.lost();
+    let reader = tokio::spawn(locks.lock("a").shared().acquire());
+    in_line(&locks, "a", 1).await;
+    let guard = guard.downgrade().await.unwrap();
+    assert_eq!((guard.mode(), guard.token()), (Mode::Shared, token));
+    let reader = soon(reader).await.unwrap().unwrap();
+    let writer = tokio::spawn(locks.lock("a").acquire());
+    in_line(&locks, "a", 1).await;
+    drop(reader);
+    guard.release().await.unwrap();
+    assert!(soon(writer).await.unwrap().unwrap().token().grant() > token.grant());
+    let mut lost = Box::pin(lost);
+    assert!(!is_ready(&mut lost).await);
+}
+
+#[tokio::test]
+async fn whoever_waited_behind_a_downgraded_guard_stands_at_the_backend() {
+    let (locks, _stage) = staged();
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let writer = tokio::spawn(locks.lock("a").acquire());
+    tokio::task::yield_now().await;
+    assert_eq!(locks.inspect("a").await.unwrap().waiters, [], "it waits in the room");
+    let guard = guard.downgrade().await.unwrap();
+    in_line(&locks, "a", 1).await;
+    drop(guard);
+    let writer = soon(writer).await.unwrap().unwrap();
+    assert_eq!(writer.token().sequence() & 0xff, 0, "a grant of its own");
+}
+
+#[tokio::test]
+async fn a_downgrade_keeps_telling_of_loss() {
+    let (locks, _stage) = staged();
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let lost = tokio::spawn(guard.lost());
+    let guard = guard.downgrade().await.unwrap();
+    locks.evict("a", guard.token().nonce()).await.unwrap();
+    soon(lost).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_downgrade_that_cannot_be_is_refused() {
+    let (locks, stage) = staged();
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let inner = guard.nested();
+    assert_eq!(guard.downgrade().await.unwrap_err().kind(), ErrorKind::InvalidRequest);
+    assert_eq!(inner.mode(), Mode::Exclusive, "the nested one relies on it");
+    let guard = inner.downgrade().await.unwrap();
+    assert_eq!(guard.downgrade().await.unwrap().mode(), Mode::Shared, "a shared hold stays one");
+    let permit = locks.lock("b").permits(2).acquire().await.unwrap();
+    assert_eq!(permit.downgrade().await.unwrap_err().kind(), ErrorKind::InvalidRequest);
+
+    let guard = locks.lock("c").acquire().await.unwrap();
+    locks.evict("c", guard.token().nonce()).await.unwrap();
+    assert_eq!(guard.downgrade().await.unwrap_err().kind(), ErrorKind::Lost);
+
+    stage.next(Call::Downgrade, [Fate::Unreachable]);
+    let guard = locks.lock("d").acquire().await.unwrap();
+    assert_eq!(guard.downgrade().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    for name in ["a", "b", "c", "d"] {
+        free(&locks, name).await;
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_is_refused_with_the_reason_and_costs_nothing() {
+    let locks = memory().await;
+    let guard = locks.lock("a").shared().acquire().await.unwrap();
+    let error = guard.upgrade().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("wait for each other for ever"), "{error}");
+    assert!(error.to_string().contains("read again"), "{error}");
+    assert!(guard.is_held());
+}
+
+#[tokio::test]
+async fn close_releases_what_is_held_and_turns_away_who_waits() {
+    let (locks, stage) = staged();
+    stage.always(Call::Release, Fate::Slow);
+    let held = locks.lock("a").acquire().await.unwrap();
+    let shared = locks.lock("b").shared().acquire().await.unwrap();
+    let lost = tokio::spawn(held.lost());
+    let waits = tokio::spawn(locks.lock("a").acquire());
+    let stands = tokio::spawn(locks.lock("b").acquire());
+    in_line(&locks, "b", 1).await;
+    drop(locks.lock("c").acquire().await.unwrap());
+    soon(locks.close()).await.unwrap();
+    for name in ["a", "b", "c"] {
+        assert!(locks.inspect(name).await.unwrap().is_free(), "{name}, when close returns");
+    }
+    assert!(!held.is_held() && !shared.is_held());
+    soon(lost).await.unwrap();
+    for turned_away in [waits, stands] {
+        let error = soon(turned_away).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("closed"), "{error}");
+    }
+    assert!(locks.lock("d").acquire().await.unwrap_err().to_string().contains("closed"));
+    assert!(locks.lock("d").shared().try_acquire().await.is_err());
+    assert_eq!(held.release().await.unwrap_err().kind(), ErrorKind::Lost);
+    locks.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn close_waits_for_grants_that_are_under_way() {
+    let (locks, stage) = staged();
+    let gate = Gate::new();
+    stage.next(Call::Acquire, [Fate::ReplyHeldBack(gate.clone())]);
+    let late = tokio::spawn(locks.lock("a").acquire());
+    gate.somebody_is_there().await;
+    let closing = tokio::spawn({
+        let locks = locks.clone();
+        async move { locks.close().await }
+    });
+    assert!(soon(late).await.unwrap().is_err());
+    assert!(!closing.is_finished());
+    gate.open();
+    soon(closing).await.unwrap().unwrap();
+    assert!(locks.inspect("a").await.unwrap().is_free());
+}
+
+#[tokio::test]
+async fn close_says_what_it_could_not_release() {
+    let (locks, stage) = staged();
+    let _held = locks.lock("a").acquire().await.unwrap();
+    stage.next(Call::Release, [Fate::Unreachable]);
+    assert_eq!(locks.close().await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn when_the_last_clone_and_guard_are_gone_everything_is() {
+    let stage = Stage::new();
+    let backend: Arc<dyn Backend> = Arc::clone(&stage) as _;
+    let locks = Locks::new(backend);
+    let guard = locks.lock("a").acquire().await.unwrap();
+    drop(locks);
+    assert!(guard.is_held());
+    assert!(Arc::strong_count(&stage) > 1);
+    drop(guard);
+    let metrics = tokio::runtime::Handle::current().metrics();
+    eventually(async || Arc::strong_count(&stage) == 1 && metrics.num_alive_tasks() == 0).await;
+}

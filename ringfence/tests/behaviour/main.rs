@@ -1,0 +1,13 @@
+//! How the hall behaves, on the memory backend and on one that fails on demand.
+
+mod cancellation;
+mod connecting;
+mod guards;
+mod holders;
+mod keeping;
+mod observing;
+mod requests;
+mod running;
+mod several;
+mod stage;
+mod waiting;
