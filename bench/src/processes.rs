@@ -248,7 +248,9 @@ fn cores() -> usize {
 
 fn run_on(cores: &[usize]) {
     let mut set = CpuSet::new();
-    cores.iter().for_each(|core| set.set(*core));
+    for core in cores {
+        set.set(*core);
+    }
     rustix::thread::sched_setaffinity(None, &set).expect("a choice of cores");
 }
 

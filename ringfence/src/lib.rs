@@ -102,3 +102,8 @@ pub use ringfence_core::{
     RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release, Renewal, Result, Retry, Scope,
     SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment, nearest, parse_duration,
 };
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

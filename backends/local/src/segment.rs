@@ -269,3 +269,28 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// A checksum says that a frame is as it was written, not that we wrote it.
+        #[test]
+        fn no_entry_of_any_bytes_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0_u8..4) {
+            let _ = postcard::from_bytes::<Line<'_>>(&bytes);
+            let _ = postcard::from_bytes::<Line<'_>>(&[&[kind], &bytes[..]].concat());
+        }
+
+        #[test]
+        fn a_header_is_that_of_its_segment_or_refused(number: u64, other: u64, at in 0..FRAME, bit in 0_u8..8) {
+            prop_assert_eq!(check_header(&header(number), number), Ok(()));
+            prop_assert_eq!(check_header(&header(number), other).is_ok(), number == other);
+            let mut damaged = header(number);
+            damaged[at] ^= 1 << bit;
+            prop_assert!(check_header(&damaged, number).is_err());
+        }
+    }
+}
