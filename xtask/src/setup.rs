@@ -47,13 +47,6 @@ const TOOLS: &[Tool] = &[
         vital: true,
     },
     Tool {
-        name: "flock",
-        detect: &["flock", "--version"],
-        source: Source::Apt("util-linux"),
-        purpose: "the benchmarks stand beside it",
-        vital: false,
-    },
-    Tool {
         name: "script",
         detect: &["script", "--version"],
         source: Source::Apt("bsdutils"),
@@ -79,6 +72,20 @@ const TOOLS: &[Tool] = &[
         detect: &["xfs_io", "-V"],
         source: Source::Apt("xfsprogs"),
         purpose: "cuts their power",
+        vital: false,
+    },
+    Tool {
+        name: "fsfreeze",
+        detect: &["fsfreeze", "--version"],
+        source: Source::Apt("util-linux"),
+        purpose: "makes a disk hang under a command that holds a lock",
+        vital: false,
+    },
+    Tool {
+        name: "script",
+        detect: &["script", "--version"],
+        source: Source::Apt("bsdutils"),
+        purpose: "gives the command-line tests a terminal",
         vital: false,
     },
 ];

@@ -9,10 +9,10 @@ const ADMIN_PATHS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// The Debian packages of the tools that our tests use.
 const PACKAGES: &[(&str, &str)] = &[
-    ("flock", "util-linux"),
-    ("losetup", "mount"),
-    ("mount", "mount"),
+    ("fsfreeze", "util-linux"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("script", "bsdutils"),
+    ("umount", "mount"),
     ("xfs_io", "xfsprogs"),
 ];
 

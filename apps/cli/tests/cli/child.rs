@@ -1,10 +1,11 @@
 //! What the command of `run` is given, and what it is told.
 
 use std::fs;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{HOLD, RINGFENCE, Running, Store, until_gone, with_input};
+use crate::support::{HOLD, RINGFENCE, Running, Store, eventually, until_gone, with_input};
 
 #[test]
 fn the_command_finds_the_lock_the_token_and_the_store_in_its_environment() {
@@ -51,11 +52,11 @@ fn the_command_inherits_no_descriptor_but_the_lifeline() {
     let store = Store::new();
     // The shell lists its own, after it has closed what it needed for that.
     let script = "for fd in /proc/$$/fd/*; do readlink $fd; done; true";
-    let listed = |command: &mut std::process::Command| {
+    let listed = |command: &mut Command| {
         let done = with_input(command, b"").with_code(0);
         done.stdout.lines().map(str::to_owned).collect::<Vec<_>>()
     };
-    let without = listed(std::process::Command::new("sh").args(["-c", script]));
+    let without = listed(Command::new("sh").args(["-c", script]));
     let with = listed(&mut store.command(["run", "a", "--", "sh", "-c", script]));
     let store_file = store.directory().display().to_string();
     let (ours, others): (Vec<_>, Vec<_>) = with.iter().partition(|target| target.contains(&store_file));
@@ -105,7 +106,7 @@ fn a_signal_to_end_reaches_the_whole_group_and_a_users_signal_the_command_alone(
 fn stopping_and_continuing_reaches_the_command() {
     let store = Store::new();
     let stopped = |pid: i32| {
-        crate::support::eventually("it is stopped or goes on", || {
+        eventually("it is stopped or goes on", || {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             let state = stat.rsplit_once(") ").unwrap().1.chars().next().unwrap();
             Some(state == 'T')
@@ -117,9 +118,9 @@ fn stopping_and_continuing_reaches_the_command() {
     running.expect("ready");
     let program = running.pid().as_raw();
     running.signal(Signal::SIGTSTP);
-    crate::support::eventually("both stop", || (stopped(child) && stopped(program)).then_some(()));
+    eventually("both stop", || (stopped(child) && stopped(program)).then_some(()));
     running.signal(Signal::SIGCONT);
-    crate::support::eventually("both go on", || (!stopped(child) && !stopped(program)).then_some(()));
+    eventually("both go on", || (!stopped(child) && !stopped(program)).then_some(()));
     running.signal(Signal::SIGTERM);
     assert_eq!(running.end().code(), Some(128 + 15));
 }
@@ -128,7 +129,7 @@ fn stopping_and_continuing_reaches_the_command() {
 fn what_our_caller_ignores_stays_ignored() {
     let store = Store::new();
     let script = "trap '' HUP INT; exec \"$0\" run a -- grep SigIgn /proc/self/status";
-    let mut command = std::process::Command::new("sh");
+    let mut command = Command::new("sh");
     command.args(["-c", script, RINGFENCE]).env("RINGFENCE_URL", store.url());
     let done = with_input(&mut command, b"").with_code(0);
     let ignored = u64::from_str_radix(done.stdout.trim().rsplit_once('\t').unwrap().1, 16).unwrap();
@@ -136,12 +137,24 @@ fn what_our_caller_ignores_stays_ignored() {
 }
 
 #[test]
+fn what_our_caller_ignores_does_not_end_a_wait() {
+    let store = Store::new();
+    let _holder = store.run_script(["a"], HOLD);
+    let mut command = Command::new("env");
+    command.args(["--ignore-signal=HUP", RINGFENCE, "run", "a", "true"]).env("RINGFENCE_URL", store.url());
+    let waiter = Running::start(&mut command);
+    eventually("it waits", || store.state("a")["waiters"].get(0).map(drop));
+    waiter.signal(Signal::SIGHUP);
+    waiter.signal(Signal::SIGTERM);
+    assert_eq!(waiter.end().code(), Some(128 + 15));
+}
+
+#[test]
 fn a_caller_that_ignores_the_end_of_its_children_does_not_hide_the_exit_code() {
     let store = Store::new();
-    let script = "trap '' CHLD; exec \"$0\" run a -- sh -c 'exit 9'";
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", script, RINGFENCE]).env("RINGFENCE_URL", store.url());
-    with_input(&mut command, b"").with_code(9);
+    let mut command = Command::new("env");
+    command.args(["--ignore-signal=CHLD", RINGFENCE, "run", "a", "--", "sh", "-c", "exit 9"]);
+    assert_eq!(Running::start(command.env("RINGFENCE_URL", store.url())).end().code(), Some(9));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! A lost lease ends the command, and before the lease can lapse where that is in our hands.
 
-use std::process::{Command, Stdio};
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use ringfence_servers::{require, skip};
 
 use crate::support::{HOLD, Running, Store, now, read_all, since, until_gone};
 
@@ -122,39 +124,65 @@ fn the_evicted_command_cannot_write_any_more() {
 }
 
 /// A file system of our own, whose disk can be made to hang.
-struct FrozenDisk<'a> {
+struct Disk<'a> {
     store: &'a Store,
 }
 
-impl<'a> FrozenDisk<'a> {
+impl<'a> Disk<'a> {
     /// `None` where we may not mount: only root may.
     fn new(store: &'a Store) -> Option<Self> {
-        let script = "truncate -s 64M image && mkfs.ext4 -q image && mkdir mount && mount -o loop image mount && \
-                      chmod 700 mount && fsfreeze --help >/dev/null";
         let disk = Self { store };
-        disk.sh(script).then_some(disk)
+        let made = disk.sh(
+            "truncate -s 64M image && mkfs.ext4 -q image && mkdir mount && mount -o loop image mount && \
+                            chmod 700 mount && fsfreeze --help >/dev/null",
+        );
+        made.then_some(disk)
+    }
+
+    /// Makes it hang for as long as what is returned lives.
+    fn freeze(&self) -> Frozen {
+        let mut command =
+            self.shell("fsfreeze -f mount && echo frozen; read until_closed; fsfreeze -u mount");
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut answer = [0; 7];
+        process.stdout.take().unwrap().read_exact(&mut answer).unwrap();
+        Frozen { process }
     }
 
     fn sh(&self, script: &str) -> bool {
-        Command::new("sh")
-            .args(["-c", script])
-            .current_dir(self.store.directory())
-            .status()
-            .unwrap()
-            .success()
+        self.shell(script).status().unwrap().success()
+    }
+
+    fn shell(&self, script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).current_dir(self.store.directory()).stderr(Stdio::null());
+        command
     }
 }
 
-impl Drop for FrozenDisk<'_> {
+impl Drop for Disk<'_> {
     fn drop(&mut self) {
-        self.sh("fsfreeze -u mount 2>/dev/null; umount mount 2>/dev/null");
+        // It may not even be mounted.
+        self.sh("umount --lazy mount");
+    }
+}
+
+/// A disk that hangs: until this is dropped, or this process is killed.
+struct Frozen {
+    process: Child,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Closes its standard input first, which is what it waits for.
+        self.process.wait().unwrap();
     }
 }
 
 #[test]
 fn a_disk_that_hangs_does_not_keep_the_command_alive_past_its_lease() {
     let store = Store::new();
-    let Some(disk) = FrozenDisk::new(&store) else {
+    let Some(disk) = Disk::new(&store) else {
         eprintln!("SKIPPED: a disk can be made to hang only by root, with mkfs.ext4, mount and fsfreeze");
         return;
     };
@@ -163,12 +191,12 @@ fn a_disk_that_hangs_does_not_keep_the_command_alive_past_its_lease() {
     let mut running = Running::start(store.command(args).stderr(Stdio::piped()));
     let group = [running.line().unwrap(), running.line().unwrap()].map(|pid| pid.parse::<i32>().unwrap());
     running.expect("ready");
-    assert!(disk.sh("fsfreeze -f mount"));
+    let frozen = disk.freeze();
     // From here on nothing is renewed, so the lease is over two seconds after this at the latest.
     let start = now();
     group.into_iter().for_each(until_gone);
     let took = since(start);
-    assert!(disk.sh("fsfreeze -u mount"));
+    drop(frozen);
     assert!(took < Duration::from_secs(2), "killed before the lease could lapse: {took:?}");
     let said = stderr(&mut running);
     assert!(said.contains("could not be renewed"), "{said}");

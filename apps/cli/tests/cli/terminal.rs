@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{ChildStdin, Command, Stdio};
 
 use nix::sys::signal::Signal;
+use ringfence_servers::require;
 
 use crate::support::{HOLD, RINGFENCE, Running, Store, eventually};
 
@@ -18,15 +19,10 @@ struct Shell {
 }
 
 impl Shell {
-    /// `None` where this machine has no script(1) or no bash(1).
+    /// `None`, and said so, where this machine has no script(1) or no bash(1).
     fn new(store: &Store) -> Option<Self> {
-        let there = |tool| {
-            let status = Command::new(tool).arg("--version").stdout(Stdio::null()).status();
-            status.is_ok_and(|status| status.success())
-        };
-        if !there("script") || !there("bash") {
-            eprintln!("SKIPPED: job control is tested with script(1) and bash(1), which are not both here");
-            return None;
+        for tool in ["script", "bash"] {
+            require(tool)?;
         }
         let mut command = Command::new("script");
         command.args(["-qefc", "bash --noprofile --norc -i", "/dev/null"]);
@@ -138,13 +134,23 @@ fn a_command_in_the_background_stops_when_it_wants_the_terminal() {
 }
 
 #[test]
-fn in_a_pipeline_the_terminal_goes_to_whoever_asks() {
+fn a_pager_that_shows_the_commands_output_keeps_the_terminal() {
     let store = Store::new();
     let Some(mut shell) = Shell::new(&store) else { return };
-    shell.types("\"$R\" run a -- echo out | sh -c 'cat; read line </dev/tty; echo pager got $line'");
-    shell.sees("out");
+    // Deaf to Ctrl-C, which may come before it has ended: the pipeline's exit code is its own.
+    let pager = "sh -c 'trap : INT; read output; echo $output; read line </dev/tty; echo pager got $line'";
+    shell.types(&format!("\"$R\" run a -- sh -c 'echo output; exec sleep 1000' | {pager}"));
+    shell.sees("output");
     shell.types("four");
     shell.sees("pager got four");
+    shell.presses(CTRL_C);
+    shell.prompts_after(0);
+}
+
+#[test]
+fn a_command_that_reads_a_pipe_has_the_terminal_when_it_asks() {
+    let store = Store::new();
+    let Some(mut shell) = Shell::new(&store) else { return };
     shell.types(
         "echo from the pipe | \"$R\" run a -- sh -c 'cat; read line </dev/tty; echo command got $line'",
     );
