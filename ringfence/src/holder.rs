@@ -120,3 +120,22 @@ impl fmt::Debug for Enrolment {
         f.debug_tuple("Enrolment").field(&self.key).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Locks;
+
+    #[tokio::test]
+    async fn a_holder_that_holds_nothing_costs_nothing() {
+        let locks = Locks::connect("memory:").await.unwrap();
+        let entries = || locks.hall.holders.entries.lock().len();
+        let job = locks.holder("job-7");
+        let outer = job.lock("a").acquire().await.unwrap();
+        let inner = job.lock("a").acquire().await.unwrap();
+        assert!(locks.holder("job-8").lock("a").try_acquire().await.unwrap().is_none());
+        drop(outer);
+        assert_eq!(entries(), 1);
+        drop(inner);
+        assert_eq!(entries(), 0);
+    }
+}

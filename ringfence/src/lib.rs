@@ -10,14 +10,14 @@
 //!
 //! let locks = Locks::connect("memory:").await?;                  // or "local:", the embedded store of one machine
 //! let guard = locks.lock("orders/42").acquire().await?;
+//! let token = guard.token();
 //! let order = locks.record("orders/42")?;                        // a small value behind the lock's fence
-//! order.open(guard.token()).await?;                              // older tokens are refused from here on
-//! order.write(guard.token(), "charged").await?;
+//! order.open(token).await?;                                      // older tokens are refused from here on
+//! order.write(token, "charged").await?;
 //! guard.release().await?;
 //!
-//! let stale = order.write(guard_token_of_a_minute_ago(), "charged twice").await;
-//! # fn guard_token_of_a_minute_ago() -> ringfence::FencingToken { "1.1".parse().unwrap() }
-//! assert_eq!(stale.unwrap_err().kind(), ringfence::ErrorKind::Stale);
+//! let late = order.write(token, "charged twice").await;          // somebody who has not noticed that it lost the lock
+//! assert_eq!(late.unwrap_err().kind(), ringfence::ErrorKind::Stale);
 //! # Ok(()) }
 //! ```
 //!

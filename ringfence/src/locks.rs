@@ -33,7 +33,7 @@ const HANDOVER_TIME_DEFAULT: Duration = Duration::from_millis(50);
 /// everything they hold. It ends when the last clone and the last guard are gone; [`close`](Self::close) ends it in order.
 #[derive(Clone)]
 pub struct Locks {
-    hall: Arc<Hall>,
+    pub(crate) hall: Arc<Hall>,
 }
 
 impl Locks {

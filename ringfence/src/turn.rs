@@ -213,3 +213,34 @@ impl Drop for Unreleased {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ringfence_core::{Nonce, Ttl};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::Locks;
+
+    /// Somebody who goes away between the moment its seat is taken out and the moment it is told.
+    #[tokio::test]
+    async fn a_turn_that_nobody_has_seen_is_the_next_ones_with_the_same_token() {
+        let hall = Locks::connect("memory:").await.unwrap().hall;
+        let (name, mode, ttl) = ("a".parse().unwrap(), Mode::Exclusive, Ttl::DEFAULT);
+        let room = RoomKey { name, mode, ttl, holder: Arc::clone(&hall.settings.holder), alone: None };
+        let (gone, _) = oneshot::channel();
+        let (second, mut is_second) = oneshot::channel();
+        let (third, mut is_third) = oneshot::channel();
+        for answer in [gone, second, third] {
+            hall.rooms.join(room.clone(), answer, false);
+        }
+        let nonce = Nonce::random();
+        let key = LeaseKey::new(room.name.clone(), nonce, ttl);
+        let token = FencingToken::of_grant(7, nonce).unwrap();
+        let granted = ringfence_core::Lease::new(key, token, hall.clock.now());
+        begin_first(&hall, &Arc::new(room), &granted).unwrap();
+        let Ok(Ok(Outcome::Granted(turn))) = is_second.try_recv() else { panic!("it is the second one's") };
+        assert_eq!(turn.token, token);
+        assert!(is_third.try_recv().is_err(), "and nobody else's");
+    }
+}

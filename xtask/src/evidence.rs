@@ -38,6 +38,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         &["local"],
         &["a_stopped_waiter_does_not_hold_up_the_line", "a_stopped_waiter_costs_the_next_one_about_a_second"],
     ),
+    ("Order of waiters", &["memory"], &["whoever_sleeps_through_its_turn_comes_last"]),
     ("Wake-up", &["memory", "local"], &["waits_for_release"]),
     ("A killed holder", &["memory"], &["a_lease_lapses_after_its_ttl"]),
     (
@@ -80,5 +81,12 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     ("The records' fence", &["local"], &["stops_at_random_stall_nobody_and_no_late_write_is_taken"]),
-    ("TTL", &["memory", "local"], &["a_ttl_is_in_its_range_or_an_error"]),
+    (
+        "TTL",
+        &["memory", "local"],
+        &[
+            "a_ttl_is_in_its_range_or_an_error",
+            "what_is_wrong_with_a_request_is_said_before_anything_is_sent",
+        ],
+    ),
 ];

@@ -47,13 +47,6 @@ const TOOLS: &[Tool] = &[
         vital: true,
     },
     Tool {
-        name: "script",
-        detect: &["script", "--version"],
-        source: Source::Apt("bsdutils"),
-        purpose: "gives the command-line tests a terminal",
-        vital: false,
-    },
-    Tool {
         name: "mkfs.ext4",
         detect: &["mkfs.ext4", "-V"],
         source: Source::Apt("e2fsprogs"),

@@ -7,6 +7,24 @@
 //! process. What it promises is [`guarantees`].
 //!
 //! Waiting needs a tokio runtime with its timer; everything else runs anywhere.
+//!
+//! Users write `Locks::connect("memory:")` of the crate `ringfence`, which renews and releases. Bare, it is the contract:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> ringfence_core::Result<()> {
+//! use std::sync::Arc;
+//!
+//! use ringfence_core::{AcquireRequest, Attempt, Backend, HolderInfo, Mode, SystemClock, Ttl, Wait};
+//! use ringfence_memory::MemoryBackend;
+//!
+//! let memory = MemoryBackend::new(Arc::new(SystemClock::new()));
+//! let holder = HolderInfo::new("docs", "host", 1)?;
+//! let request = || AcquireRequest::new("a".parse().unwrap(), Mode::Exclusive, Ttl::DEFAULT, Wait::No, holder.clone());
+//! let Attempt::Granted(lease) = memory.acquire(request()).await? else { panic!("it is free") };
+//! assert!(matches!(memory.acquire(request()).await?, Attempt::Busy(_)));
+//! memory.release(&[lease.key]).await?;
+//! # Ok(()) }
+//! ```
 
 mod place;
 mod records;

@@ -198,11 +198,40 @@ async fn a_wait_that_is_over_leaves_no_place_in_line() {
     }
 }
 
+#[tokio::test]
+async fn a_wait_is_over_when_its_place_in_line_is_given_up() {
+    let (locks, stage) = staged();
+    let _held = locks.lock(NAME).label("the night job").acquire().await.unwrap();
+    let gate = Gate::new();
+    stage.next(Call::Acquire, [Fate::ReplyHeldBack(gate.clone())]);
+    let mut waits = Box::pin(locks.lock(NAME).wait(millis(20)).acquire());
+    tokio::select! {
+        early = &mut waits => panic!("{early:?}, before its place is given up"),
+        () = gate.somebody_is_there() => {}
+    }
+    gate.open();
+    let error = soon(waits).await.unwrap_err();
+    assert!(error.to_string().contains("the night job"), "{error}");
+}
+
+#[tokio::test]
+async fn a_backend_that_is_slow_to_withdraw_does_not_hold_up_the_error_for_ever() {
+    let (locks, stage) = staged();
+    let gate = Gate::new();
+    stage.next(Call::Acquire, [Fate::held_back(&gate)]);
+    let error = soon(locks.lock(NAME).wait(millis(20)).acquire()).await.unwrap_err();
+    assert_eq!(error.kind(), ringfence::ErrorKind::WaitElapsed);
+    gate.open();
+    // What the late request was granted is given back.
+    free(&locks, NAME).await;
+}
+
 #[test]
 fn a_guard_dropped_outside_of_its_runtime_is_released_by_it() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let (locks, _stage) = runtime.block_on(async { staged() });
+    let (locks, stage) = runtime.block_on(async { staged() });
     let guard = runtime.block_on(locks.lock(NAME).acquire()).unwrap();
+    stage.next(Call::Release, [Fate::Slow]);
     drop(guard);
     runtime.block_on(free(&locks, NAME));
 }

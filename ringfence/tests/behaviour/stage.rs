@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(crate) enum Fate {
     After(Gate, Box<Fate>),
     /// It arrives, and its answer comes when the gate opens.
     ReplyHeldBack(Gate),
-    /// It waits for other tasks, before it arrives and before it returns.
+    /// It waits for other tasks, before it arrives and before it returns, and cannot do so outside of a runtime.
     Slow,
     Panics,
 }
@@ -92,6 +92,8 @@ pub(crate) struct Stage {
     rule: Mutex<HashMap<Call, Fate>>,
     calls: Mutex<HashMap<Call, usize>>,
     batches: Mutex<Vec<usize>>,
+    /// Whether it tells of losses before a renewal asks.
+    tells: Arc<AtomicBool>,
 }
 
 impl Stage {
@@ -106,7 +108,13 @@ impl Stage {
             rule: Mutex::default(),
             calls: Mutex::default(),
             batches: Mutex::default(),
+            tells: Arc::new(AtomicBool::new(true)),
         })
+    }
+
+    /// From now on it tells of a loss only when a renewal asks.
+    pub(crate) fn tell_nothing(&self) {
+        self.tells.store(false, Ordering::SeqCst);
     }
 
     /// What becomes of the next calls of this kind.
@@ -158,6 +166,7 @@ impl Stage {
                 answer
             }
             Fate::Slow => {
+                drop(tokio::runtime::Handle::current());
                 tokio::task::yield_now().await;
                 let answer = arrives.await;
                 tokio::task::yield_now().await;
@@ -208,7 +217,12 @@ impl Backend for Stage {
     }
 
     fn on_loss(&self, listener: LossListener) {
-        self.memory.on_loss(listener);
+        let tells = Arc::clone(&self.tells);
+        self.memory.on_loss(Arc::new(move |nonce| {
+            if tells.load(Ordering::SeqCst) {
+                listener(nonce);
+            }
+        }));
     }
 
     fn lifeline(&self) -> Result<Option<OwnedFd>> {
