@@ -86,7 +86,14 @@ fn open_local(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Arc<dyn Backend
     refuse_host(url)?;
     let directory = match url.path() {
         "" => ringfence_local::default_directory()?,
-        path => path.into(),
+        path if path.starts_with('/') => path.into(),
+        // It would be another store in every working directory, so two processes could miss each other.
+        path => {
+            return Err(Error::new(
+                ErrorKind::InvalidUrl,
+                format!("local: takes an absolute directory, {path:?} is relative: write local:/some/dir"),
+            ));
+        }
     };
     Ok(Arc::new(ringfence_local::LocalBackend::open(&directory, clock)?))
 }

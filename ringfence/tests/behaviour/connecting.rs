@@ -169,4 +169,5 @@ async fn local_is_an_embedded_store_with_the_same_face() {
     one.close().await.unwrap();
     two.close().await.unwrap();
     assert!(Locks::connect("local://var/lib").await.unwrap_err().to_string().contains("takes no host"));
+    assert!(Locks::connect("local:var/lib").await.unwrap_err().to_string().contains("absolute"));
 }

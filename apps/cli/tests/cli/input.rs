@@ -224,6 +224,8 @@ fn a_url_names_what_is_wrong_with_it_and_what_is_near() {
         ("local:/tmp/x?tto=1s", "did you mean \"ttl\"?"),
         ("local:/tmp/x?ttl=1s&ttl=2s", "twice"),
         ("local://host/tmp/x", "host"),
+        ("local:some/dir", "absolute"),
+        ("local:..", "absolute"),
         ("memory:/x", "memory:"),
     ] {
         store.ringfence(["--url", url, "ls"]).with_code(64).saying(hint);
