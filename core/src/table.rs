@@ -312,12 +312,15 @@ pub struct Table {
     short_of_numbers: BTreeSet<LockName>,
 }
 
-/// Everything of a [`Table`], for a log to begin with.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Snapshot {
-    lines: Vec<(LockName, Line)>,
-    records: Vec<(RecordKey, StoredRecord)>,
-    numbers: Numbers,
+/// A part of a [`Table`]. All parts together are the table, for a log to begin with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Piece(Part);
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum Part {
+    Numbers(Numbers),
+    Line(LockName, Line),
+    Record(RecordKey, StoredRecord),
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -522,14 +525,35 @@ impl Table {
         Some(Record::new(value.clone(), *version, *token))
     }
 
-    /// Everything, in the order of the names.
-    pub fn snapshot(&self) -> Snapshot {
-        let mut lines: Vec<_> = self.lines.iter().map(|(name, line)| (name.clone(), line.clone())).collect();
-        lines.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        let mut records: Vec<_> =
-            self.records.iter().map(|(key, record)| (key.clone(), record.clone())).collect();
-        records.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        Snapshot { lines, records, numbers: self.numbers }
+    /// Everything, piece by piece, so that a large table is never there twice.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> {
+        let numbers = std::iter::once(Part::Numbers(self.numbers));
+        let lines = self.lines.iter().map(|(name, line)| Part::Line(name.clone(), line.clone()));
+        let records = self.records.iter().map(|(key, record)| Part::Record(key.clone(), record.clone()));
+        numbers.chain(lines).chain(records).map(Piece)
+    }
+
+    /// Puts a piece of another table into this one, which began empty.
+    pub fn restore(&mut self, Piece(part): Piece) {
+        match part {
+            Part::Numbers(numbers) => self.numbers = numbers,
+            Part::Line(name, line) => {
+                let grants = line.grants.iter().map(|grant| (grant.nonce, grant.session));
+                let queue = line.queue.iter().map(|entry| (entry.nonce, entry.session));
+                for (nonce, session) in grants.chain(queue) {
+                    self.attempts.insert(nonce, (name.clone(), session));
+                }
+                if !line.queue.is_empty() {
+                    // A line whose head waits for a number looks like any other; the next commit finds it here.
+                    self.short_of_numbers.insert(name.clone());
+                }
+                self.lines.insert(name, line);
+            }
+            Part::Record(key, record) => {
+                self.record_bytes += record.written.as_ref().map_or(0, |(value, ..)| value.len());
+                self.records.insert(key, record);
+            }
+        }
     }
 
     fn enter(&mut self, entry: Entry, effects: &mut Effects) -> Answer {
@@ -778,22 +802,11 @@ impl Numbers {
     }
 }
 
-impl From<Snapshot> for Table {
-    fn from(snapshot: Snapshot) -> Self {
-        let mut table = Self { numbers: snapshot.numbers, ..Self::default() };
-        for (name, line) in snapshot.lines {
-            let grants = line.grants.iter().map(|grant| (grant.nonce, grant.session));
-            for (nonce, session) in grants.chain(line.queue.iter().map(|entry| (entry.nonce, entry.session)))
-            {
-                table.attempts.insert(nonce, (name.clone(), session));
-            }
-            // A line whose head waits for a number looks like any other; the next commit finds it here.
-            table.short_of_numbers.insert(name.clone());
-            table.lines.insert(name, line);
-        }
-        for (key, record) in snapshot.records {
-            table.record_bytes += record.written.as_ref().map_or(0, |(value, ..)| value.len());
-            table.records.insert(key, record);
+impl FromIterator<Piece> for Table {
+    fn from_iter<I: IntoIterator<Item = Piece>>(pieces: I) -> Self {
+        let mut table = Self::default();
+        for piece in pieces {
+            table.restore(piece);
         }
         table
     }

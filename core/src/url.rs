@@ -67,6 +67,12 @@ impl BackendUrl {
             None => (None, None),
             Some((user, password)) => (Some(decode(user)?), Some(decode(password)?)),
         };
+        let path = decode(path)?;
+        if let Some(bad) = path.chars().find(|character| character.is_control()) {
+            return Err(invalid(format!(
+                "the path of a {scheme}: URL must not contain {bad:?}, encoded or not"
+            )));
+        }
         let non_empty = |text: Option<String>| text.filter(|text| !text.is_empty());
         let mut params: Vec<(String, String)> = Vec::new();
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -82,7 +88,7 @@ impl BackendUrl {
             user: non_empty(user),
             password: non_empty(password),
             hosts: hosts.split(',').filter(|host| !host.is_empty()).map(str::to_owned).collect(),
-            path: decode(path)?,
+            path,
             params,
         })
     }
@@ -195,6 +201,7 @@ mod tests {
             ("local:/a#b", "%23"),
             ("local:/a?ttl=1s&ttl=2s", "twice"),
             ("local:/%ff", "UTF-8"),
+            ("local:/a%0ab", "must not contain '\\n'"),
             ("", "no scheme"),
         ] {
             let error = BackendUrl::parse(text).unwrap_err();

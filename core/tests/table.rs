@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use ringfence_core::table::{Answer, CLAIM_WINDOW, Entry, Op, Refusal, Table};
+use ringfence_core::table::{Answer, CLAIM_WINDOW, Effects, Entry, Op, Refusal, Seat, Table};
 use ringfence_core::{BootInstant, FencingToken, HolderInfo, LockName, Mode, Nonce, RecordKey, Ttl};
 
 const TTL: Duration = Duration::from_secs(10);
@@ -171,7 +171,7 @@ proptest! {
                         }
                     }
                 }
-                Step::Reopen => table = Table::from(table.snapshot()),
+                Step::Reopen => table = table.pieces().collect(),
             }
             check_holders(&table, at)?;
             for attempt in 0..attempts {
@@ -227,6 +227,23 @@ fn an_offer_that_nobody_claims_passes_to_the_next_after_its_window() {
 }
 
 #[test]
+fn a_release_is_news_for_the_next_in_line_and_for_nobody_else() {
+    let mut table = table();
+    for attempt in 0..50 {
+        table.apply(Op::Enter(entry(0, Mode::Exclusive, true, attempt, attempt, 0)));
+    }
+    for holder in 0..49 {
+        table.apply(Op::Renew { nonce: nonce(holder), at: instant(0) });
+        let (_, effects) = table.apply(Op::Release { nonce: nonce(holder), at: instant(0) });
+        let next = nonce(holder + 1);
+        assert_eq!(
+            effects,
+            Effects { offered: vec![Seat { nonce: next, session: next }], ..Effects::default() }
+        );
+    }
+}
+
+#[test]
 fn no_grant_has_a_number_that_is_not_durable() {
     let mut table = Table::default();
     let (answer, _) = table.apply(Op::Enter(entry(0, Mode::Exclusive, true, 0, 0, 0)));
@@ -239,7 +256,7 @@ fn no_grant_has_a_number_that_is_not_durable() {
     // The next in line has to wait for a number as well, through a reopening too.
     table.apply(Op::Release { nonce: nonce(0), at: instant(0) });
     assert!(table.grant(nonce(1)).is_none());
-    let mut table = Table::from(table.snapshot());
+    let mut table: Table = table.pieces().collect();
     table.apply(Op::Reserve { upto: 4 });
     let (_, effects) = table.apply(Op::Commit { from: 0, upto: 4, at: instant(0) });
     assert_eq!(effects.offered[0].nonce, nonce(1));

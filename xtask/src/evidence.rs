@@ -39,7 +39,11 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         &["a_stopped_waiter_does_not_hold_up_the_line", "a_stopped_waiter_costs_the_next_one_about_a_second"],
     ),
     ("Order of waiters", &["memory"], &["whoever_sleeps_through_its_turn_comes_last"]),
-    ("Wake-up", &["memory", "local"], &["waits_for_release"]),
+    (
+        "Wake-up",
+        &["memory", "local"],
+        &["waits_for_release", "a_release_is_news_for_the_next_in_line_and_for_nobody_else"],
+    ),
     ("A killed holder", &["memory"], &["a_lease_lapses_after_its_ttl"]),
     (
         "A killed holder",

@@ -50,6 +50,8 @@ pub(crate) struct Log {
     answers_from: u64,
     answers: Vec<Answer>,
     table: Table,
+    /// Whether the pieces that the segment begins with are news.
+    restoring: bool,
     news: News,
 }
 
@@ -74,6 +76,7 @@ impl Log {
             answers_from: 1,
             answers: Vec::new(),
             table: Table::default(),
+            restoring: true,
             news: News::default(),
         };
         match log.read_on()? {
@@ -195,8 +198,8 @@ impl Log {
             };
             self.read_to += FRAME as u64;
             match line {
-                None => {}
-                Some(Line::Snapshot(snapshot)) => self.table = Table::from(snapshot),
+                Some(Line::Piece(piece)) if self.restoring => self.table.restore(piece),
+                None | Some(Line::Piece(_)) => {}
                 Some(Line::Op { author, id, op }) => self.apply(author, id, op.into_owned()),
                 Some(Line::Seal) => {
                     // If the next segment cannot be written we must not read past the end of this one.
@@ -242,12 +245,16 @@ impl Log {
         let number = self.segment.number + 1;
         let mut newest = Segment::newest(&self.directory, self.session)?;
         if newest.number < number {
-            let snapshot = Line::Snapshot(self.table.snapshot());
-            Segment::create(&self.directory, self.session, number, &snapshot)?;
+            Segment::create(&self.directory, self.session, number, &self.table)?;
             newest = Segment::newest(&self.directory, self.session)?;
         }
+        // The very next segment begins with the table that we have. Any other tells what we slept through.
+        self.restoring = newest.number > number;
+        if self.restoring {
+            self.table = Table::default();
+            self.news.jumped = true;
+        }
         self.segment = newest;
-        self.news.jumped = true;
         self.read_to = FRAME as u64;
         self.assembler = Assembler::default();
         Ok(())

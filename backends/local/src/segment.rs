@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ringfence_core::table::{Op, Snapshot};
+use ringfence_core::table::{Op, Piece, Table};
 use ringfence_core::{Error, ErrorKind, Nonce, Result};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -31,11 +31,14 @@ const SIZE: u64 = 2 * 1024 * 1024;
 /// Disk that is reserved beyond that, so that a renewal finds room on a disk that is full.
 const RESERVE: u64 = 1024 * 1024;
 
+/// How much of a snapshot is written at once.
+const WRITE_BUFFER: usize = 64 * 1024;
+
 /// One entry of the log.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Line<'a> {
-    /// The state that the segment begins with.
-    Snapshot(Snapshot),
+    /// A piece of the state that the segment begins with.
+    Piece(Piece),
     /// An operation of a session, which knows it again by its number.
     Op { author: Nonce, id: u64, op: Cow<'a, Op> },
     /// The end: nothing after it counts, the log goes on in the next segment.
@@ -56,12 +59,7 @@ impl Segment {
     pub(crate) fn newest(directory: &Directory, session: Nonce) -> Result<Self> {
         loop {
             let Some(number) = numbers(directory)?.into_iter().max() else {
-                Self::create(
-                    directory,
-                    session,
-                    1,
-                    &Line::Snapshot(ringfence_core::table::Table::default().snapshot()),
-                )?;
+                Self::create(directory, session, 1, &Table::default())?;
                 continue;
             };
             // Another process may remove it between the look and the open, once there is a newer one.
@@ -98,23 +96,16 @@ impl Segment {
         Ok(Some(Self { file: Arc::new(file), number, full_at: full_at(length) }))
     }
 
-    /// Writes the segment of this number to disk, complete with its snapshot, and only then gives it its name. If somebody
-    /// else was faster that is as good, because everybody writes the same.
-    pub(crate) fn create(
-        directory: &Directory,
-        session: Nonce,
-        number: u64,
-        snapshot: &Line<'_>,
-    ) -> Result<()> {
-        let mut bytes = header(number).to_vec();
-        encode(snapshot, number, &mut bytes);
+    /// Writes the segment of this number to disk, complete with the table that it begins with, and only then gives it its
+    /// name. If somebody else was faster that is as good, because everybody writes the same.
+    pub(crate) fn create(directory: &Directory, session: Nonce, number: u64, table: &Table) -> Result<()> {
         let unfinished = format!("{UNFINISHED}{session}-{number:x}");
         let failed = |errno| directory.error(errno, "cannot write the store's next file");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(directory.fd(), &unfinished, flags, Mode::RUSR | Mode::WUSR)
             .map_err(failed)?;
-        let written = reserve(&file, bytes.len() as u64)
-            .and_then(|()| write_all(&file, &bytes))
+        let written = write_snapshot(&file, number, table)
+            .and_then(|size| reserve(&file, size))
             .and_then(|()| rustix::fs::fsync(&file))
             .and_then(|()| {
                 match rustix::fs::linkat(
@@ -258,6 +249,21 @@ fn reserve(file: &OwnedFd, snapshot_size: u64) -> rustix::io::Result<()> {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         other => other,
     }
+}
+
+/// Writes the header and the table; how much that was.
+fn write_snapshot(file: &OwnedFd, number: u64, table: &Table) -> rustix::io::Result<u64> {
+    let (mut bytes, mut size) = (header(number).to_vec(), 0);
+    for piece in table.pieces() {
+        encode(&Line::Piece(piece), number, &mut bytes);
+        if bytes.len() >= WRITE_BUFFER {
+            write_all(file, &bytes)?;
+            size += bytes.len() as u64;
+            bytes.clear();
+        }
+    }
+    write_all(file, &bytes)?;
+    Ok(size + bytes.len() as u64)
 }
 
 fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
