@@ -200,6 +200,16 @@ pub enum Refusal {
     StoreFull,
 }
 
+impl Answer {
+    /// The error of a record's operation that was answered with this instead of success.
+    pub fn into_record_error(self, key: &RecordKey, token: FencingToken) -> Error {
+        match self {
+            Self::Refused(refusal) => refusal.into_error(key, token),
+            other => Error::new(ErrorKind::Bug, format!("a record answered {other:?}")),
+        }
+    }
+}
+
 impl Refusal {
     /// The error that a [`FencedStore`](crate::FencedStore) returns for it.
     pub fn into_error(self, key: &RecordKey, token: FencingToken) -> Error {

@@ -2,8 +2,7 @@
 //! and evictions is the log's, and is on disk before it is confirmed.
 
 use bytes::Bytes;
-use ringfence_core::table::Refusal;
-use ringfence_core::table::{Answer, Op};
+use ringfence_core::table::{Answer, Op, Refusal};
 use ringfence_core::{
     BoxFuture, FencedStore, FencingToken, Opened, RECORD_VALUE_MAX, Record, RecordKey, Result, Version,
 };
@@ -16,8 +15,8 @@ impl FencedStore for LocalBackend {
             let (record, position) = self.store.with_log(|state| {
                 let open = Op::Open { key: key.clone(), token, at: self.store.now() };
                 match only(state.log.commit(&[open])?) {
-                    Answer::Refused(refusal) => Err(refusal.into_error(key, token)),
-                    _ => Ok((state.log.table().record(key), state.log.position())),
+                    Answer::Opened => Ok((state.log.table().record(key), state.log.position())),
+                    answer => Err(answer.into_record_error(key, token)),
                 }
             })?;
             self.store.sync(position).await?;
@@ -40,8 +39,7 @@ impl FencedStore for LocalBackend {
                 let write = Op::Write { key: key.clone(), token, value, at: self.store.now() };
                 match only(state.log.commit(&[write])?) {
                     Answer::Written(version) => Ok((version, state.log.position())),
-                    Answer::Refused(refusal) => Err(refusal.into_error(key, token)),
-                    other => unreachable!("a write is written or refused, not {other:?}"),
+                    answer => Err(answer.into_record_error(key, token)),
                 }
             })?;
             self.store.sync(position).await?;

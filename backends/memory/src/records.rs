@@ -1,8 +1,6 @@
 use bytes::Bytes;
 use ringfence_core::table::{Answer, Op};
-use ringfence_core::{
-    BoxFuture, Error, ErrorKind, FencedStore, FencingToken, Opened, Record, RecordKey, Result, Version,
-};
+use ringfence_core::{BoxFuture, FencedStore, FencingToken, Opened, Record, RecordKey, Result, Version};
 
 use crate::MemoryBackend;
 
@@ -11,7 +9,7 @@ impl FencedStore for MemoryBackend {
         Box::pin(async move {
             self.at_once(|world, at| match world.apply(Op::Open { key: key.clone(), token, at }) {
                 Answer::Opened => Ok(Opened::new(world.table.record(key))),
-                answer => Err(refused(answer, key, token)),
+                answer => Err(answer.into_record_error(key, token)),
             })
         })
     }
@@ -25,19 +23,12 @@ impl FencedStore for MemoryBackend {
         Box::pin(async move {
             match self.apply(|at| Op::Write { key: key.clone(), token, value, at }) {
                 Answer::Written(version) => Ok(version),
-                answer => Err(refused(answer, key, token)),
+                answer => Err(answer.into_record_error(key, token)),
             }
         })
     }
 
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
         Box::pin(async move { Ok(self.at_once(|world, _| world.table.record(key))) })
-    }
-}
-
-fn refused(answer: Answer, key: &RecordKey, token: FencingToken) -> Error {
-    match answer {
-        Answer::Refused(refusal) => refusal.into_error(key, token),
-        other => Error::new(ErrorKind::Bug, format!("a record answered {other:?}")),
     }
 }
