@@ -1,10 +1,10 @@
 use std::fmt;
-use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use crate::error::{Error, ErrorKind};
-use crate::name::{ArcStr, check_text};
+use crate::name::check_text;
 
 /// The most metadata a holder can carry, in bytes.
 pub const METADATA_MAX: usize = 1024;
@@ -19,13 +19,8 @@ pub const LABEL_MAX: usize = 255;
 pub struct HolderInfo {
     /// Label, host and metadata, each but the last ended by [`END`]: one allocation, because every process of a local
     /// store reads every holder.
-    #[serde(deserialize_with = "text")]
-    text: Arc<str>,
+    text: SmolStr,
     pid: u32,
-}
-
-fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
-    ArcStr::deserialize(deserializer).map(|ArcStr(text)| text)
 }
 
 /// Ends a part of a holder's text; labels and hosts have no control characters.

@@ -1,8 +1,7 @@
 use std::fmt;
-use std::sync::Arc;
 
-use serde::de::Visitor;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use crate::error::{Error, ErrorKind};
 
@@ -25,8 +24,8 @@ pub const NAME_MAX: usize = 255;
 /// # Ok::<(), ringfence_core::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "ArcStr")]
-pub struct LockName(Arc<str>);
+#[serde(try_from = "SmolStr")]
+pub struct LockName(SmolStr);
 
 impl LockName {
     /// Parses a name. Errors with [`ErrorKind::InvalidName`] and says what is wrong with it.
@@ -103,35 +102,12 @@ impl TryFrom<&LockName> for LockName {
     }
 }
 
-impl TryFrom<ArcStr> for LockName {
+impl TryFrom<SmolStr> for LockName {
     type Error = Error;
 
-    fn try_from(ArcStr(name): ArcStr) -> Result<Self, Error> {
+    fn try_from(name: SmolStr) -> Result<Self, Error> {
         check_name(&name)?;
         Ok(Self(name))
-    }
-}
-
-/// Shared text that is read straight into its place; serde's own way to it allocates twice.
-pub(crate) struct ArcStr(pub(crate) Arc<str>);
-
-impl<'de> Deserialize<'de> for ArcStr {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-
-        impl Visitor<'_> for Text {
-            type Value = ArcStr;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("text")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<ArcStr, E> {
-                Ok(ArcStr(text.into()))
-            }
-        }
-
-        deserializer.deserialize_str(Text)
     }
 }
 

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use slab::Slab;
 
 use crate::clock::BootInstant;
 use crate::error::{Error, ErrorKind};
@@ -302,7 +303,17 @@ pub struct Grant {
     pub holder: HolderInfo,
 }
 
+impl Entry {
+    fn seat(&self) -> Seat {
+        Seat { nonce: self.nonce, session: self.session }
+    }
+}
+
 impl Grant {
+    fn seat(&self) -> Seat {
+        Seat { nonce: self.nonce, session: self.session }
+    }
+
     /// The token of the grant.
     pub fn token(&self) -> FencingToken {
         FencingToken::of_grant(self.number, self.nonce).expect("numbers are bounded where they are reserved")
@@ -312,15 +323,20 @@ impl Grant {
 /// The state of every lock and record of one store.
 #[derive(Debug, Default)]
 pub struct Table {
-    lines: HashMap<LockName, Line, foldhash::fast::RandomState>,
+    lines: Slab<Line>,
+    by_name: HashMap<LockName, LineId, foldhash::fast::RandomState>,
     /// Where each attempt stands or holds, and for which session.
-    attempts: HashMap<Nonce, (LockName, Nonce), foldhash::fast::RandomState>,
+    attempts: HashMap<Nonce, (LineId, Nonce), foldhash::fast::RandomState>,
     records: HashMap<RecordKey, StoredRecord>,
     record_bytes: usize,
     numbers: Numbers,
     /// Names whose head could be granted if there were durable numbers left.
-    short_of_numbers: BTreeSet<LockName>,
+    short_of_numbers: BTreeSet<LineId>,
 }
+
+/// Where a line is among the lines. Every process of a local store applies the operations of all of them, so an
+/// operation finds its line without its name.
+type LineId = usize;
 
 /// A part of a [`Table`]. All parts together are the table, for a log to begin with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -329,12 +345,13 @@ pub struct Piece(Part);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Part {
     Numbers(Numbers),
-    Line(LockName, Line),
+    Line(Line),
     Record(RecordKey, StoredRecord),
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Line {
+    name: LockName,
     grants: Vec<Grant>,
     queue: VecDeque<Entry>,
 }
@@ -357,6 +374,10 @@ struct Numbers {
 const NUMBERS_END: u64 = 1 << (63 - crate::token::HANDOVER_BITS);
 
 impl Line {
+    fn new(name: LockName) -> Self {
+        Self { name, grants: Vec::new(), queue: VecDeque::new() }
+    }
+
     /// Whether somebody new may hold beside the holders.
     fn admits(&self, mode: Mode) -> bool {
         match mode {
@@ -394,14 +415,14 @@ impl Table {
                         grant.mode = Mode::Shared;
                     }
                 });
-                if let Some((name, _)) = self.attempts.get(&nonce).cloned() {
-                    self.pump(&name, at, &mut effects);
+                if let Some(&(line, _)) = self.attempts.get(&nonce) {
+                    self.pump(line, at, &mut effects);
                 }
                 answer
             }
             Op::Evict { name, nonce, at } => self.evict(&name, nonce, at, &mut effects),
             Op::Settle { name, at } => {
-                self.settle(&name, at, &mut effects);
+                self.settle_name(&name, at, &mut effects);
                 Answer::Done
             }
             Op::Bury { session, at } => {
@@ -415,8 +436,9 @@ impl Table {
             Op::Commit { from, upto, at } => {
                 self.numbers.next = self.numbers.next.max(from);
                 self.numbers.durable = self.numbers.durable.max(upto.min(NUMBERS_END));
-                for name in std::mem::take(&mut self.short_of_numbers) {
-                    self.pump(&name, at, &mut effects);
+                let short = std::mem::take(&mut self.short_of_numbers);
+                for line in self.by_their_names(short) {
+                    self.pump(line, at, &mut effects);
                 }
                 Answer::Done
             }
@@ -438,8 +460,8 @@ impl Table {
 
     /// The lease that an attempt holds or is offered.
     pub fn grant(&self, nonce: Nonce) -> Option<&Grant> {
-        let line = self.lines.get(&self.attempts.get(&nonce)?.0)?;
-        line.grants.iter().find(|grant| grant.nonce == nonce)
+        let (line, _) = self.attempts.get(&nonce)?;
+        self.lines[*line].grants.iter().find(|grant| grant.nonce == nonce)
     }
 
     /// Whether an attempt holds, is offered or waits for anything.
@@ -460,7 +482,7 @@ impl Table {
 
     /// The sessions that hold or wait for a name.
     pub fn sessions_of(&self, name: &LockName) -> Vec<Nonce> {
-        let Some(line) = self.lines.get(name) else { return Vec::new() };
+        let Some(line) = self.line(name) else { return Vec::new() };
         let grants = line.grants.iter().map(|grant| grant.session);
         let sessions: HashSet<Nonce> = grants.chain(line.queue.iter().map(|entry| entry.session)).collect();
         sessions.into_iter().collect()
@@ -469,9 +491,8 @@ impl Table {
     /// The sessions whose death would bring this waiter's turn nearer: the one in front of it in line or, for the first
     /// in line, all holders.
     pub fn ahead_of(&self, nonce: Nonce) -> Vec<Nonce> {
-        let Some(line) = self.attempts.get(&nonce).and_then(|(name, _)| self.lines.get(name)) else {
-            return Vec::new();
-        };
+        let Some((line, _)) = self.attempts.get(&nonce) else { return Vec::new() };
+        let line = &self.lines[*line];
         match line.queue.iter().position(|entry| entry.nonce == nonce) {
             Some(0) => line.grants.iter().map(|grant| grant.session).collect(),
             Some(place) => vec![line.queue[place - 1].session],
@@ -481,19 +502,19 @@ impl Table {
 
     /// When the first lease on a name lapses if it is not renewed.
     pub fn next_deadline(&self, name: &LockName) -> Option<BootInstant> {
-        self.lines.get(name)?.grants.iter().map(|grant| grant.deadline).min()
+        self.line(name)?.grants.iter().map(|grant| grant.deadline).min()
     }
 
     /// Who holds a name and how many wait.
     pub fn contention(&self, name: &LockName) -> Contention {
-        self.lines.get(name).map_or_else(Contention::default, |line| {
+        self.line(name).map_or_else(Contention::default, |line| {
             Contention::new(line.grants.iter().map(|grant| grant.holder.clone()).collect(), line.queue.len())
         })
     }
 
     /// A lock as it stands.
     pub fn state(&self, name: &LockName, now: BootInstant) -> LockState {
-        let Some(line) = self.lines.get(name) else {
+        let Some(line) = self.line(name) else {
             return LockState::new(name.clone(), Vec::new(), Vec::new());
         };
         let holder = |grant: &Grant| {
@@ -519,7 +540,7 @@ impl Table {
     pub fn list(&self, query: &ListQuery, now: BootInstant) -> Page<LockState> {
         let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
         let mut names: Vec<&LockName> = self
-            .lines
+            .by_name
             .keys()
             .filter(|name| name.as_str().starts_with(&query.prefix))
             .filter(|name| query.after.as_ref().is_none_or(|after| *name > after))
@@ -538,7 +559,7 @@ impl Table {
     /// Everything, piece by piece, so that a large table is never there twice.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> {
         let numbers = std::iter::once(Part::Numbers(self.numbers));
-        let lines = self.lines.iter().map(|(name, line)| Part::Line(name.clone(), line.clone()));
+        let lines = self.lines.iter().map(|(_, line)| Part::Line(line.clone()));
         let records = self.records.iter().map(|(key, record)| Part::Record(key.clone(), record.clone()));
         numbers.chain(lines).chain(records).map(Piece)
     }
@@ -547,17 +568,18 @@ impl Table {
     pub fn restore(&mut self, Piece(part): Piece) {
         match part {
             Part::Numbers(numbers) => self.numbers = numbers,
-            Part::Line(name, line) => {
+            Part::Line(line) => {
+                let vacant = self.lines.vacant_entry();
+                let id = vacant.key();
                 let grants = line.grants.iter().map(|grant| (grant.nonce, grant.session));
                 let queue = line.queue.iter().map(|entry| (entry.nonce, entry.session));
-                for (nonce, session) in grants.chain(queue) {
-                    self.attempts.insert(nonce, (name.clone(), session));
-                }
+                self.attempts.extend(grants.chain(queue).map(|(nonce, session)| (nonce, (id, session))));
                 if !line.queue.is_empty() {
                     // A line whose head waits for a number looks like any other; the next commit finds it here.
-                    self.short_of_numbers.insert(name.clone());
+                    self.short_of_numbers.insert(id);
                 }
-                self.lines.insert(name, line);
+                self.by_name.insert(line.name.clone(), id);
+                vacant.insert(line);
             }
             Part::Record(key, record) => {
                 self.record_bytes += record.written.as_ref().map_or(0, |(value, ..)| value.len());
@@ -566,33 +588,41 @@ impl Table {
         }
     }
 
+    fn line(&self, name: &LockName) -> Option<&Line> {
+        self.by_name.get(name).map(|line| &self.lines[*line])
+    }
+
     fn enter(&mut self, entry: Entry, effects: &mut Effects) -> Answer {
         if self.knows(entry.nonce) {
             return if self.grant(entry.nonce).is_some() { Answer::Held } else { Answer::Waiting };
         }
-        self.settle(&entry.name, entry.at, effects);
-        let line = self.lines.entry(entry.name.clone()).or_default();
-        let (name, nonce, session, at) = (entry.name.clone(), entry.nonce, entry.session, entry.at);
-        let free = line.queue.is_empty() && line.admits(entry.mode);
-        let refusal = if free {
-            (self.numbers.next >= self.numbers.durable).then_some(Answer::ShortOfNumbers)
-        } else if !entry.waits {
-            Some(Answer::Busy)
-        } else {
-            (line.queue.len() >= WAITERS_MAX).then_some(Answer::LineFull)
-        };
-        if let Some(refusal) = refusal {
-            if line.is_idle() {
-                self.lines.remove(&name);
-            }
-            return refusal;
+        self.settle_name(&entry.name, entry.at, effects);
+        let (nonce, session, at) = (entry.nonce, entry.session, entry.at);
+        let known = self.by_name.get(&entry.name).copied();
+        let free = known.is_none_or(|line| {
+            let line = &self.lines[line];
+            line.queue.is_empty() && line.admits(entry.mode)
+        });
+        if free && self.numbers.next >= self.numbers.durable {
+            return Answer::ShortOfNumbers;
         }
+        if !free && !entry.waits {
+            return Answer::Busy;
+        }
+        let id = known.unwrap_or_else(|| {
+            let id = self.lines.insert(Line::new(entry.name.clone()));
+            self.by_name.insert(entry.name.clone(), id);
+            id
+        });
+        let line = &mut self.lines[id];
         if free {
             line.grants.push(self.numbers.grant(entry, at, None));
+        } else if line.queue.len() >= WAITERS_MAX {
+            return Answer::LineFull;
         } else {
             line.queue.push_back(entry);
         }
-        self.attempts.insert(nonce, (name, session));
+        self.attempts.insert(nonce, (id, session));
         if free { Answer::Held } else { Answer::Waiting }
     }
 
@@ -604,15 +634,10 @@ impl Table {
         effects: &mut Effects,
         change: impl FnOnce(&mut Grant),
     ) -> Answer {
-        let Some((name, _)) = self.attempts.get(&nonce).cloned() else {
+        let Some(id) = self.settle_attempt(nonce, at, effects) else {
             return Answer::NotHeld;
         };
-        self.settle(&name, at, effects);
-        let grant = self
-            .lines
-            .get_mut(&name)
-            .and_then(|line| line.grants.iter_mut().find(|grant| grant.nonce == nonce));
-        match grant {
+        match self.lines[id].grants.iter_mut().find(|grant| grant.nonce == nonce) {
             Some(grant) => {
                 change(grant);
                 Answer::Held
@@ -622,96 +647,102 @@ impl Table {
     }
 
     fn release(&mut self, nonce: Nonce, at: BootInstant, effects: &mut Effects) -> Answer {
-        let Some((name, _)) = self.attempts.get(&nonce).cloned() else {
+        // A lease that has lapsed is not one to give back, even if nobody has noticed yet.
+        let Some(id) = self.settle_attempt(nonce, at, effects) else {
             return Answer::NotHeld;
         };
-        // A lease that has lapsed is not one to give back, even if nobody has noticed yet.
-        self.settle(&name, at, effects);
-        if !self.knows(nonce) {
-            return Answer::NotHeld;
-        }
-        let line = self.lines.get_mut(&name).expect("an attempt is in its line");
+        let line = &mut self.lines[id];
         let held = line.grants.iter().position(|grant| grant.nonce == nonce);
         if let Some(index) = held {
             line.grants.remove(index);
         } else if let Some(place) = line.queue.iter().position(|entry| entry.nonce == nonce) {
             line.queue.remove(place);
             if let Some(behind) = line.queue.get(place) {
-                effects.moved.push(Seat { nonce: behind.nonce, session: behind.session });
+                effects.moved.push(behind.seat());
             }
         }
         self.attempts.remove(&nonce);
-        self.pump(&name, at, effects);
+        self.pump(id, at, effects);
         if held.is_some() { Answer::Held } else { Answer::NotHeld }
     }
 
     fn evict(&mut self, name: &LockName, nonce: Nonce, at: BootInstant, effects: &mut Effects) -> Answer {
-        self.settle(name, at, effects);
-        let removed = self.lines.get_mut(name).and_then(|line| {
-            let index = line.grants.iter().position(|grant| grant.nonce == nonce)?;
-            Some(line.grants.remove(index))
-        });
-        let Some(grant) = removed else {
+        self.settle_name(name, at, effects);
+        let Some(id) = self.by_name.get(name).copied() else {
             return Answer::NotHeld;
         };
-        effects.ended.push(Seat { nonce, session: grant.session });
+        let grants = &mut self.lines[id].grants;
+        let Some(index) = grants.iter().position(|grant| grant.nonce == nonce) else {
+            return Answer::NotHeld;
+        };
+        effects.ended.push(grants.remove(index).seat());
         self.attempts.remove(&nonce);
-        self.pump(name, at, effects);
+        self.pump(id, at, effects);
         Answer::Held
     }
 
     fn bury(&mut self, session: Nonce, at: BootInstant, effects: &mut Effects) {
-        let names: BTreeSet<LockName> =
-            self.attempts.extract_if(|_, (_, owner)| *owner == session).map(|(_, (name, _))| name).collect();
-        for name in names {
-            let Some(line) = self.lines.get_mut(&name) else {
-                continue;
-            };
+        let lines: BTreeSet<LineId> =
+            self.attempts.extract_if(|_, (_, owner)| *owner == session).map(|(_, (line, _))| line).collect();
+        for id in self.by_their_names(lines) {
+            let line = &mut self.lines[id];
             line.grants.retain(|grant| grant.session != session);
             // Whoever stood behind a dead one has somebody else in front now.
             let behind = line.queue.iter().zip(line.queue.iter().skip(1));
             effects.moved.extend(
                 behind
                     .filter(|(front, back)| front.session == session && back.session != session)
-                    .map(|(_, back)| Seat { nonce: back.nonce, session: back.session }),
+                    .map(|(_, back)| back.seat()),
             );
             line.queue.retain(|entry| entry.session != session);
-            self.pump(&name, at, effects);
+            self.pump(id, at, effects);
         }
     }
 
-    /// Ends what has lapsed on a name, and serves the line.
-    fn settle(&mut self, name: &LockName, at: BootInstant, effects: &mut Effects) {
-        let Some(line) = self.lines.get_mut(name) else {
-            return;
-        };
+    /// Numbers are given in the order of the names, because every process must give the same ones.
+    fn by_their_names(&self, lines: BTreeSet<LineId>) -> Vec<LineId> {
+        let mut lines: Vec<LineId> = lines.into_iter().collect();
+        lines.sort_unstable_by_key(|line| &self.lines[*line].name);
+        lines
+    }
+
+    /// Ends what has lapsed on an attempt's line; where it still stands or holds after that.
+    fn settle_attempt(&mut self, nonce: Nonce, at: BootInstant, effects: &mut Effects) -> Option<LineId> {
+        let &(id, _) = self.attempts.get(&nonce)?;
+        let lapsed = self.settle(id, at, effects);
+        (!lapsed || self.knows(nonce)).then_some(id)
+    }
+
+    fn settle_name(&mut self, name: &LockName, at: BootInstant, effects: &mut Effects) {
+        if let Some(id) = self.by_name.get(name) {
+            self.settle(*id, at, effects);
+        }
+    }
+
+    /// Ends what has lapsed on a line, and serves it. Whether anything had.
+    fn settle(&mut self, id: LineId, at: BootInstant, effects: &mut Effects) -> bool {
+        let line = &mut self.lines[id];
         if line.grants.iter().all(|grant| grant.deadline > at) {
-            return;
+            return false;
         }
-        let lapsed: Vec<Seat> = line
-            .grants
-            .extract_if(.., |grant| grant.deadline <= at)
-            .map(|grant| Seat { nonce: grant.nonce, session: grant.session })
-            .collect();
-        for seat in &lapsed {
-            self.attempts.remove(&seat.nonce);
+        for grant in line.grants.extract_if(.., |grant| grant.deadline <= at) {
+            self.attempts.remove(&grant.nonce);
+            effects.ended.push(grant.seat());
         }
-        effects.ended.extend(lapsed);
-        self.pump(name, at, effects);
+        self.pump(id, at, effects);
+        true
     }
 
-    /// Grants the head of the line for as long as it is compatible with the holders.
-    fn pump(&mut self, name: &LockName, at: BootInstant, effects: &mut Effects) {
-        let Some(line) = self.lines.get_mut(name) else {
-            return;
-        };
+    /// Grants the head of a line for as long as it is compatible with the holders; takes the line away if nobody is left.
+    fn pump(&mut self, id: LineId, at: BootInstant, effects: &mut Effects) {
+        let line = &mut self.lines[id];
         let before = line.grants.len();
         while let Some(head) = line.queue.front().filter(|head| line.admits(head.mode)) {
             if self.numbers.next >= self.numbers.durable {
-                self.short_of_numbers.insert(name.clone());
+                self.short_of_numbers.insert(id);
                 break;
             }
-            effects.offered.push(Seat { nonce: head.nonce, session: head.session });
+            effects.offered.push(head.seat());
             let head = line.queue.pop_front().expect("the head was just seen");
             line.grants.push(self.numbers.grant(head, at, Some(CLAIM_WINDOW)));
         }
@@ -720,10 +751,12 @@ impl Table {
             && line.grants.len() > 1
             && let Some(head) = line.queue.front()
         {
-            effects.moved.push(Seat { nonce: head.nonce, session: head.session });
+            effects.moved.push(head.seat());
         }
         if line.is_idle() {
-            self.lines.remove(name);
+            self.short_of_numbers.remove(&id);
+            let line = self.lines.remove(id);
+            self.by_name.remove(&line.name);
         }
     }
 
@@ -734,7 +767,7 @@ impl Table {
         at: BootInstant,
         effects: &mut Effects,
     ) -> Answer {
-        self.settle(key.lock(), at, effects);
+        self.settle_name(key.lock(), at, effects);
         if let Err(refusal) = self.check_token(&key, token) {
             return Answer::Refused(refusal);
         }
@@ -750,7 +783,7 @@ impl Table {
         at: BootInstant,
         effects: &mut Effects,
     ) -> Answer {
-        self.settle(key.lock(), at, effects);
+        self.settle_name(key.lock(), at, effects);
         if let Err(refusal) = self.check_token(key, token) {
             return Answer::Refused(refusal);
         }
@@ -782,7 +815,7 @@ impl Table {
                 return Err(Refusal::BelowMark(record.mark));
             }
         }
-        let grants = self.lines.get(key.lock()).map_or(&[][..], |line| &line.grants);
+        let grants = self.line(key.lock()).map_or(&[][..], |line| &line.grants);
         if grants.iter().any(|grant| grant.number == token.grant() && grant.nonce == token.nonce()) {
             return Ok(());
         }

@@ -262,6 +262,36 @@ fn no_grant_has_a_number_that_is_not_durable() {
     assert_eq!(effects.offered[0].nonce, nonce(1));
 }
 
+/// A process that read everything and one that began with a snapshot must number the same grants alike.
+#[test]
+fn a_table_that_was_read_from_its_pieces_numbers_alike() {
+    let waits = |table: &mut Table, lock: u8, attempt: u8| {
+        table.apply(Op::Enter(entry(lock, Mode::Exclusive, true, attempt, attempt, 0)))
+    };
+    let release =
+        |table: &mut Table, attempt| table.apply(Op::Release { nonce: nonce(attempt), at: instant(0) });
+    let mut table = Table::default();
+    table.apply(Op::Reserve { upto: 4 });
+    table.apply(Op::Commit { from: 1, upto: 4, at: instant(0) });
+    // The place of the first name is free when the snapshot is taken, and is taken again after it.
+    waits(&mut table, 0, 0);
+    waits(&mut table, 1, 1);
+    waits(&mut table, 1, 2);
+    release(&mut table, 0);
+    let mut reread: Table = table.pieces().collect();
+    let numbers = |table: &mut Table| {
+        waits(table, 0, 3);
+        waits(table, 0, 4);
+        release(table, 1);
+        release(table, 3);
+        assert!(table.grant(nonce(2)).is_none() && table.grant(nonce(4)).is_none(), "no number is left");
+        table.apply(Op::Reserve { upto: 8 });
+        table.apply(Op::Commit { from: 0, upto: 8, at: instant(0) });
+        [2, 4].map(|attempt| table.grant(nonce(attempt)).unwrap().number)
+    };
+    assert_eq!(numbers(&mut table), numbers(&mut reread));
+}
+
 #[test]
 fn equal_sequences_of_two_holders_are_a_collision_in_both_directions() {
     let mut table = table();
