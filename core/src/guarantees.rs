@@ -238,6 +238,8 @@ impl fmt::Display for LeaseClock {
 pub enum Records {
     /// Nothing: it lives in memory.
     WhileItRuns,
+    /// What the server's own persistence survives.
+    AsTheServer,
     /// Kills and power cuts, from the moment its write is confirmed.
     Durable,
 }
@@ -246,6 +248,9 @@ impl fmt::Display for Records {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::WhileItRuns => "live and end with the process",
+            Self::AsTheServer => {
+                "survive what the server's own persistence and replication survive: without them, nothing"
+            }
             Self::Durable => {
                 "survive kills and power cuts from the moment a write is confirmed, as long as the disk keeps what \
                  it confirmed as written"

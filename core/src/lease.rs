@@ -36,19 +36,35 @@ pub struct Lease {
     pub key: LeaseKey,
     /// The proof for the resource, given by the very step that granted.
     pub token: FencingToken,
-    /// From when the TTL counts: an instant *before* the step that granted or claimed the lease was sent.
+    /// From when it counts: an instant *before* the step that granted or claimed the lease was sent.
     pub counted_from: BootInstant,
+    /// For how long it lives until its first renewal, which makes it live for its TTL.
+    pub lasts: Duration,
 }
 
 impl Lease {
-    /// A lease, as a backend reports it.
+    /// A lease that lives for its TTL, as a backend reports it.
     pub fn new(key: LeaseKey, token: FencingToken, counted_from: BootInstant) -> Self {
-        Self { key, token, counted_from }
+        let lasts = key.ttl.as_duration();
+        Self { key, token, counted_from, lasts }
+    }
+
+    /// The same lease as an *offer*: a turn that was given to a waiter for less than its TTL, so that a waiter that died in
+    /// line costs the next one that much and not a TTL. The hall renews it at once.
+    #[must_use]
+    pub fn offered_for(mut self, lasts: Duration) -> Self {
+        self.lasts = lasts.min(self.lasts);
+        self
+    }
+
+    /// Whether it lives for less than its TTL until it is renewed.
+    pub fn is_offer(&self) -> bool {
+        self.lasts < self.key.ttl.as_duration()
     }
 
     /// The instant after which nobody may claim to hold this lease unless it was renewed.
     pub fn deadline(&self) -> BootInstant {
-        self.counted_from.saturating_add(self.key.ttl.as_duration())
+        self.counted_from.saturating_add(self.lasts)
     }
 }
 

@@ -82,10 +82,35 @@ impl Guard {
         if self.is_held() { Ok(()) } else { Err(self.hold.turn.lease.lost_error()) }
     }
 
-    /// For how long holding is proven if nothing is renewed from now on: zero once the lease is lost.
+    /// For how long holding is proven if nothing is renewed from now on: zero once the lease is lost. A moment after a
+    /// hand-over it can be much less than the TTL; see [`confirmed`](Self::confirmed).
     pub fn remaining(&self) -> Duration {
         let turn = &self.hold.turn;
         turn.lease.state.remaining(turn.hall.clock.now())
+    }
+
+    /// Resolves when the lease is known to live for its whole TTL, or is lost.
+    ///
+    /// That is at once, but for a lock that another process has just handed over: some backends give a turn to a waiter for
+    /// a second at first, so that one that died in line does not hold up the others, and [`remaining`](Self::remaining)
+    /// says so until the first renewal is answered, one round trip later.
+    pub async fn confirmed(&self) {
+        let turn = &self.hold.turn;
+        loop {
+            let changed = turn.lease.gone.notified();
+            if turn.lease.is_confirmed() {
+                return;
+            }
+            let now = turn.hall.clock.now();
+            let Some(nap) = turn.lease.state.deadline(now).and_then(|deadline| turn.hall.clock.nap(deadline))
+            else {
+                return;
+            };
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep(nap) => {}
+            }
+        }
     }
 
     /// Resolves when the lease is lost: when the backend says so, or at the local deadline, whatever the keeper does. Never

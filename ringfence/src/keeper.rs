@@ -73,6 +73,14 @@ impl Keeper {
         }
     }
 
+    /// Renews an offer at once, and from then on like any other lease.
+    pub(crate) fn confirm(hall: &Arc<Hall>, lease: &Arc<Lease>) {
+        let kept = Kept { lease: Arc::clone(lease), due: None, failures: 0 };
+        hall.keeper.registry.lock().leases.insert(lease.key.nonce, kept);
+        let flight = Flight { hall: Arc::clone(hall), leases: vec![Arc::clone(lease)] };
+        hall.background.runtime().spawn(flight.renew());
+    }
+
     /// Renews a lease no longer; the lease, where it was kept until now.
     pub(crate) fn forget(&self, nonce: Nonce) -> Option<Arc<Lease>> {
         let mut registry = self.registry.lock();
@@ -252,6 +260,7 @@ impl Flight {
             // An answer that comes after the deadline is too late: somebody may have seen the lease as lost.
             let deadline = sent.saturating_add(lease.key.ttl.as_duration());
             if answer == Renewal::Renewed && lease.state.extend(now, deadline) {
+                lease.confirm();
                 renewed.push(lease);
             } else {
                 hall.lost(lease.key.nonce);
@@ -275,17 +284,19 @@ fn first_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
     renewed_from.saturating_add(third.saturating_sub(spread(lease.key.nonce, 0, third / 10)))
 }
 
-/// A twentieth of the TTL after a failure, twice that after the next, up to a fifth; at the deadline at the latest.
+/// A twentieth of the TTL after a failure, twice that after the next, up to a fifth, but no more than half of what is left;
+/// at the deadline at the latest.
 fn retry_due(lease: &Lease, now: BootInstant, failures: u32) -> BootInstant {
     let ttl = lease.key.ttl.as_duration();
-    let backoff = ttl / 20 * 2_u32.pow(failures.saturating_sub(1).min(2));
+    let backoff =
+        (ttl / 20 * 2_u32.pow(failures.saturating_sub(1).min(2))).min(lease.state.remaining(now) / 2);
     let due = now.saturating_add(backoff + spread(lease.key.nonce, failures, backoff / 4));
     lease.state.deadline(now).map_or(now, |deadline| due.min(deadline))
 }
 
 /// How long a renewal may take: then it is tried again, twice at least before the lease lapses.
 fn patience(lease: &Lease, now: BootInstant) -> Duration {
-    (lease.key.ttl.as_duration() / 3).min(lease.state.remaining(now))
+    (lease.key.ttl.as_duration() / 3).min(lease.state.remaining(now) / 2)
 }
 
 /// A part of `range` that differs from lease to lease and from time to time. Nonces are random, so this is too.

@@ -62,6 +62,7 @@ impl LockRequest {
     /// ```
     pub async fn run<T>(self, body: impl AsyncFnOnce(&Held) -> T) -> Result<T> {
         let held = Held { guard: self.acquire().await? };
+        held.guard.confirmed().await;
         let finished = {
             let body = pin!(body(&held));
             let too_late = held.guard.lost_but_for(margin(held.guard.ttl()));

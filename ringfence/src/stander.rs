@@ -48,7 +48,7 @@ impl Stander {
                 Ok(Attempt::Granted(lease)) => {
                     // The claim goes with the lease, whoever gets it.
                     self.claim = false;
-                    if let Err(unwanted) = begin_first(&self.hall, &self.room, &lease) {
+                    if let Err(unwanted) = begin_first(&self.hall, &self.room, &lease).await {
                         let given_back = give_back(Arc::clone(&self.hall), unwanted).await;
                         if let Err(error) = given_back {
                             tracing::warn!(name = %self.room.name, %error, "a lease that nobody wanted any more");

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use ringfence_core::{
     BootInstant, Error, ErrorKind, FencingToken, HANDOVER_BITS, LeaseKey, LockName, Mode, Release, Result,
@@ -10,8 +11,13 @@ use ringfence_core::{
 use tokio::sync::Notify;
 
 use crate::hall::{Hall, Outcome, RoomKey};
+use crate::keeper::Keeper;
 use crate::lease_state::LeaseState;
 use crate::waiting_room::Next;
+
+/// How often a task yields for a renewal to get out of a runtime of one thread: the renewal's task, the driver's, and once
+/// more for the driver's writing.
+const YIELDS_TO_SEND: usize = 3;
 
 /// What the keeper, the guards and those who watch for loss share of one lease.
 #[derive(Debug)]
@@ -22,6 +28,10 @@ pub(crate) struct Lease {
     pub(crate) gone: Notify,
     pub(crate) room: Arc<RoomKey>,
     granted_at: BootInstant,
+    /// For how long it lived at first: for less than its TTL where it was an offer.
+    lasted: Duration,
+    /// Whether it is known to live for its TTL.
+    confirmed: AtomicBool,
     renewed_until: AtomicU64,
     downgraded: AtomicBool,
 }
@@ -34,6 +44,8 @@ impl Lease {
             gone: Notify::new(),
             room,
             granted_at,
+            lasted: granted.lasts,
+            confirmed: AtomicBool::new(!granted.is_offer()),
             renewed_until: AtomicU64::new(BootInstant::MAX.as_nanos()),
             downgraded: AtomicBool::new(false),
         }
@@ -49,6 +61,18 @@ impl Lease {
 
     pub(crate) fn set_downgraded(&self, downgraded: bool) {
         self.downgraded.store(downgraded, Ordering::SeqCst);
+    }
+
+    /// Whether it is known to live for its TTL, and not only for as long as it was offered.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Acquire)
+    }
+
+    /// A renewal was answered.
+    pub(crate) fn confirm(&self) {
+        if !self.confirmed.swap(true, Ordering::AcqRel) {
+            self.gone.notify_waiters();
+        }
     }
 
     /// Until when the keeper renews: the `max_hold` of the present holder.
@@ -125,7 +149,7 @@ impl Turn {
         let handovers = token.sequence() - (token.grant() << HANDOVER_BITS);
         let fair = handovers < u64::from(hall.settings.handovers)
             && now.saturating_since(lease.granted_at) < hall.settings.handover_time;
-        let healthy = lease.state.remaining(now) > lease.key.ttl.as_duration() / 2
+        let healthy = lease.state.remaining(now) > lease.lasted / 2
             && now < lease.renewed_until()
             && lease.mode() == Mode::Exclusive;
         let handed_over = fair && healthy && seat_next(hall, lease, next, now);
@@ -153,15 +177,23 @@ impl Drop for Turn {
 
 /// The backend granted a lease to a room: begins the turn of the first one there. `Err`: nobody wants it any more, or it
 /// cannot be told; then it has to be given back.
-pub(crate) fn begin_first(
+pub(crate) async fn begin_first(
     hall: &Arc<Hall>,
     room: &Arc<RoomKey>,
     granted: &ringfence_core::Lease,
 ) -> Result<(), Arc<Lease>> {
     let now = hall.clock.now();
     let lease = Arc::new(Lease::new(granted, Arc::clone(room), now));
-    hall.keeper.keep(&lease, granted.counted_from);
     hall.rooms.granted(room, lease.key.nonce);
+    if granted.is_offer() {
+        Keeper::confirm(hall, &lease);
+        // The renewal is under way before the holder runs, even if it never yields to this runtime again.
+        for _ in 0..YIELDS_TO_SEND {
+            tokio::task::yield_now().await;
+        }
+    } else {
+        hall.keeper.keep(&lease, granted.counted_from);
+    }
     if seat_next(hall, &lease, granted.token, now) { Ok(()) } else { Err(lease) }
 }
 
@@ -238,7 +270,7 @@ mod tests {
         let key = LeaseKey::new(room.name.clone(), nonce, ttl);
         let token = FencingToken::of_grant(7, nonce).unwrap();
         let granted = ringfence_core::Lease::new(key, token, hall.clock.now());
-        begin_first(&hall, &Arc::new(room), &granted).unwrap();
+        begin_first(&hall, &Arc::new(room), &granted).await.unwrap();
         let Ok(Ok(Outcome::Granted(turn))) = is_second.try_recv() else { panic!("it is the second one's") };
         assert_eq!(turn.token, token);
         assert!(is_third.try_recv().is_err(), "and nobody else's");

@@ -66,14 +66,21 @@ pub(crate) async fn acquire(
     }
     let conflict = |code: u8, message| Failure::new(args.conflict_exit_code.unwrap_or(code), message);
     let grant = async {
-        if !args.nonblock {
-            return request.acquire().await.map_err(|error| match error.kind() {
+        let guard = if args.nonblock {
+            request.try_acquire().await?
+        } else {
+            let granted = request.acquire().await.map_err(|error| match error.kind() {
                 ErrorKind::WaitElapsed => conflict(exit_codes::WAITED_TOO_LONG, error.to_string()),
                 _ => error.into(),
             });
-        }
-        match request.try_acquire().await? {
-            Some(guard) => Ok(guard),
+            Some(granted?)
+        };
+        match guard {
+            Some(guard) => {
+                // What is left of the lease decides from now on when a command has to end.
+                guard.confirmed().await;
+                Ok(guard)
+            }
             None => Err(conflict(exit_codes::BUSY, format!("{name} is {}", whereabouts(locks, name).await))),
         }
     };

@@ -6,6 +6,7 @@ mod guards;
 mod holders;
 mod keeping;
 mod observing;
+mod offers;
 mod requests;
 mod running;
 mod several;

@@ -94,6 +94,8 @@ pub(crate) struct Stage {
     batches: Mutex<Vec<usize>>,
     /// Whether it tells of losses before a renewal asks.
     tells: Arc<AtomicBool>,
+    /// For how long what it grants lives at first, where that is not its TTL.
+    offers: Mutex<Option<Duration>>,
 }
 
 impl Stage {
@@ -109,7 +111,13 @@ impl Stage {
             calls: Mutex::default(),
             batches: Mutex::default(),
             tells: Arc::new(AtomicBool::new(true)),
+            offers: Mutex::default(),
         })
+    }
+
+    /// From now on what it grants lives for so long until it is renewed.
+    pub(crate) fn offer_for(&self, lasts: Duration) {
+        *self.offers.lock().unwrap() = Some(lasts);
     }
 
     /// From now on it tells of a loss only when a renewal asks.
@@ -184,7 +192,13 @@ impl Backend for Stage {
     }
 
     fn acquire(&self, request: AcquireRequest) -> BoxFuture<'_, Result<Attempt>> {
-        Box::pin(self.suffer(Call::Acquire, self.memory.acquire(request)))
+        let acquired = async {
+            Ok(match (self.memory.acquire(request).await?, *self.offers.lock().unwrap()) {
+                (Attempt::Granted(lease), Some(lasts)) => Attempt::Granted(lease.offered_for(lasts)),
+                (attempt, _) => attempt,
+            })
+        };
+        Box::pin(self.suffer(Call::Acquire, acquired))
     }
 
     fn renew<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Renewal>>> {
