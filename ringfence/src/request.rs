@@ -306,18 +306,31 @@ impl Ask {
             Joined::Closed => return Err(Hall::closed_error()),
         };
         let mut seat = Seat { hall: &self.hall, room, number, taken: true };
+        let mut errand = None;
         if first {
             let stander = Stander::new(Arc::clone(&self.hall), Arc::clone(&seat.room));
-            self.hall.background.start(stander.stand()).await;
+            errand = self.hall.background.begin(stander.stand()).await.err();
         }
+        let told = async {
+            if let Some(errand) = &mut errand {
+                tokio::select! {
+                    biased;
+                    answer = &mut outcome => return answer,
+                    _ended = errand => {}
+                }
+            }
+            (&mut outcome).await
+        };
         let answer = match self.patience {
-            Patience::None | Patience::Unlimited => Some((&mut outcome).await),
+            Patience::None | Patience::Unlimited => Some(told.await),
             Patience::Until(deadline) => tokio::select! {
                 biased;
-                answer = &mut outcome => Some(answer),
+                answer = told => Some(answer),
                 () = sleep_until(&*self.hall.clock, deadline) => None,
             },
         };
+        // Whatever is left of it goes on without us.
+        drop(errand);
         match answer {
             Some(answer) => {
                 seat.taken = false;
