@@ -31,7 +31,21 @@ const SCHEMES: &[Scheme] = &[
         params: &[],
         open: |url, clock| Box::pin(async move { open_memory(&url, clock) }),
     },
+    #[cfg(feature = "redis")]
+    Scheme { name: "redis", ..REDIS },
+    #[cfg(feature = "redis")]
+    Scheme { name: "redis+unix", ..REDIS },
 ];
+
+#[cfg(feature = "redis")]
+const REDIS: Scheme = Scheme {
+    name: "",
+    guarantees: ringfence_redis::guarantees,
+    params: ringfence_redis::PARAMS,
+    open: |url, clock| {
+        Box::pin(async move { Ok(Arc::new(ringfence_redis::RedisBackend::connect(&url, clock).await?) as _) })
+    },
+};
 
 /// The parameters that the hall knows for every scheme.
 pub(crate) const HALL_PARAMS: [&str; 3] = ["ttl", "handovers", "handover_time"];

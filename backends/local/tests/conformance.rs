@@ -31,4 +31,4 @@ impl Harness for Local {
     }
 }
 
-ringfence_testkit::conformance!(Local(TempDir::new().expect("a temporary directory")));
+ringfence_testkit::conformance!(Some(Local(TempDir::new().expect("a temporary directory"))));

@@ -34,4 +34,4 @@ impl Harness for Memory {
     }
 }
 
-ringfence_testkit::conformance!(Memory::new());
+ringfence_testkit::conformance!(Some(Memory::new()));

@@ -3,12 +3,33 @@
 //! - [`Process`] is a child with its whole process group, whose lines are awaited.
 //! - [`require()`] finds a tool, or says on stderr that a test is skipped; under `RINGFENCE_REQUIRE=name,name` or `=all`
 //!   what is missing is a failure.
+//! - [`SystemCallFault`] makes system calls of a running process fail, on one file.
+//! - [`WallClock`] is a clock that is set forward and back under the processes that it governs.
+//! - [`RedisServer`] is a real server of a test's own, [`Sentinels`] and [`RedisCluster`] are several that belong together;
+//!   [`python`] and [`node`] run other people's clients of them.
+//! - [`Proxy`] is the network between a client and a server, with its faults.
 //! - [`Taker`] is a process that takes a lock and can be stopped or killed in any state.
 
+mod cluster;
+mod peers;
+mod port;
 mod process;
+mod proxy;
+mod redis;
 mod require;
+mod sentinels;
+mod system_calls;
 mod taker;
+mod tls;
+mod wall_clock;
 
+pub use cluster::RedisCluster;
+pub use peers::{node, python, valkey};
 pub use process::Process;
+pub use proxy::Proxy;
+pub use redis::{RedisOptions, RedisServer};
 pub use require::{require, skip};
+pub use sentinels::Sentinels;
+pub use system_calls::SystemCallFault;
 pub use taker::{Event, Taker, taker};
+pub use wall_clock::WallClock;

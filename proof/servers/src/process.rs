@@ -83,6 +83,11 @@ impl Process {
         Ok(())
     }
 
+    /// Asks the group to end (SIGTERM).
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }

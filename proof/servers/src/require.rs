@@ -9,8 +9,10 @@ const ADMIN_PATHS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// The Debian packages of the tools that our tests use.
 const PACKAGES: &[(&str, &str)] = &[
+    ("cc", "build-essential"),
     ("fsfreeze", "util-linux"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("redis-cli", "redis-tools"),
     ("script", "bsdutils"),
     ("umount", "mount"),
     ("xfs_io", "xfsprogs"),

@@ -113,8 +113,14 @@ pub struct Taker {
 impl Taker {
     /// Starts one, with options as they stand on its command line.
     pub fn start(url: &str, name: &str, options: &[&str]) -> Self {
+        Self::start_in(url, name, options, |_| {})
+    }
+
+    /// As [`Self::start`], in an environment that is prepared for it.
+    pub fn start_in(url: &str, name: &str, options: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(taker());
         command.args(options).args(["--", url, name]);
+        prepare(&mut command);
         let process = Process::start(command).expect("the taker starts");
         Self { process, unseen: Vec::new(), printed: Vec::new() }
     }

@@ -150,7 +150,19 @@ impl Client {
         let (backend, clock) = (Arc::clone(&self.backend), Arc::clone(&self.clock));
         let task = tokio::spawn(async move {
             let attempt = backend.acquire(request).await;
-            (attempt, clock.now())
+            let at = clock.now();
+            // An offer is renewed at once, as the hall does.
+            if let Ok(Attempt::Granted(lease)) = &attempt
+                && lease.is_offer()
+            {
+                let renewed = backend.renew(std::slice::from_ref(&lease.key)).await;
+                assert_eq!(
+                    renewed.expect("a renewal"),
+                    [Renewal::Renewed],
+                    "an offer that is fresh can be renewed"
+                );
+            }
+            (attempt, at)
         });
         Waiter { what, nonce, abandoner, task }
     }

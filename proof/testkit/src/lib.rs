@@ -23,7 +23,7 @@
 //! }
 //!
 //! // In tests/conformance.rs: one test for each case, by its name.
-//! ringfence_testkit::conformance!(Memory(Arc::new(MemoryBackend::new(Arc::new(SystemClock::new())))));
+//! ringfence_testkit::conformance!(Some(Memory(Arc::new(MemoryBackend::new(Arc::new(SystemClock::new()))))));
 //! ```
 //!
 //! The cases wait for events, for at most [`PATIENCE`] each. Where a lease must lapse they ask for a TTL of less than
@@ -42,8 +42,8 @@ pub use history::{Hold, check_exclusive};
 
 /// Expands to one `#[test]` for each case, named after it.
 ///
-/// The expression makes the [`Harness`]; it is evaluated anew for each case, inside the case's tokio runtime, and may
-/// `.await`.
+/// The expression makes the [`Harness`], or is `None` where what it needs is not installed, which it has said. It is evaluated
+/// anew for each case, inside the case's tokio runtime, and may `.await`.
 #[macro_export]
 macro_rules! conformance {
     ($harness:expr $(,)?) => {

@@ -1,0 +1,392 @@
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::Value;
+use ringfence_core::{
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Contention, Effect, Error,
+    ErrorKind, Eviction, FencedStore, FencingToken, Guarantees, Lease, LeaseClock, LeaseKey, ListQuery,
+    LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens,
+    Wait,
+};
+use tokio::runtime::Handle;
+
+use crate::error;
+use crate::keys::{Keys, LockKeys};
+use crate::line::Line;
+use crate::link::Link;
+use crate::options::Options;
+use crate::scripts::{self, LOCK, digits, number, text};
+use crate::view::{self, Seen};
+
+/// How often a waiter looks after its place. It keeps the place, and is the net under a message that was lost.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// For how long a turn stands that was given to a waiter, as the script has it.
+const OFFER: Duration = Duration::from_millis(750);
+
+/// With less than this left of its turn, a waiter asks first whether it still has it.
+const OFFER_LEFT_MIN: Duration = Duration::from_millis(250);
+
+/// The pause after a withdrawal that did not get through, doubled after each, up to [`LOOK_EVERY`].
+const WITHDRAW_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a Redis server promises.
+pub fn guarantees() -> Guarantees {
+    let mut guarantees = Guarantees::of_one_process();
+    guarantees.scope = Scope::Network;
+    guarantees.tokens = Tokens::BestEffort;
+    guarantees.queue = Queue::FirstComeFirstServed;
+    guarantees.lease_clock = LeaseClock::ServerWallClock;
+    guarantees.records = Records::AsTheServer;
+    guarantees
+}
+
+/// Locks on one Redis or Valkey server; see the crate's documentation.
+///
+/// Dropping it closes the connection. What it still holds ends at its TTL.
+pub struct RedisBackend {
+    pub(crate) client: Arc<Client>,
+    guarantees: Guarantees,
+}
+
+/// What the calls of one process share.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) link: Link,
+    pub(crate) keys: Keys,
+    /// Where others find this process.
+    session: String,
+    line: Arc<Line>,
+    clock: Arc<dyn Clock>,
+    runtime: Handle,
+}
+
+impl RedisBackend {
+    /// Connects to the server of a URL. One round trip, and those of the connection.
+    ///
+    /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`], [`ErrorKind::Unavailable`] for a server that
+    /// cannot be reached, [`ErrorKind::Refused`] for a wrong password or access rules that keep us out.
+    pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
+        let Options { server, keys, shown } = Options::parse(url)?;
+        let driver = redis::Client::open(server)
+            .map_err(|error| Error::new(ErrorKind::InvalidUrl, "it names no server").because(error))?;
+        let session = digits(Nonce::random());
+        let line = Arc::<Line>::default();
+        let told = Arc::clone(&line);
+        let link =
+            Link::new(driver, format!("ringfence:{session}"), shown, move |message| told.pushed(&message));
+        link.connect().await?;
+        let client = Client { link, keys, session, line, clock, runtime: Handle::current() };
+        Ok(Self { client: Arc::new(client), guarantees: guarantees() })
+    }
+}
+
+/// What the server answered to an attempt.
+enum Answer {
+    Granted(u64),
+    Waits(Contention),
+    Busy(Contention),
+}
+
+impl Client {
+    /// Asks for the lease; keeps the place in line, or joins it, where the request waits. Idempotent by nonce.
+    async fn enter(&self, request: &AcquireRequest, keys: &LockKeys, waits: bool) -> Result<Answer> {
+        let holder = &request.holder;
+        let entry = format!(
+            "{}:{}:{}:{}:{}\n{}\n{}",
+            self.session,
+            scripts::mode(request.mode),
+            request.ttl.as_millis(),
+            holder.pid(),
+            holder.label(),
+            holder.host(),
+            holder.metadata()
+        );
+        let mut command = scripts::call(keys, "acquire", request.nonce);
+        command
+            .arg(scripts::mode(request.mode))
+            .arg(request.ttl.as_millis())
+            .arg(if waits { "waits" } else { "tries" })
+            .arg(entry);
+        let reply = self.link.call(&LOCK, &command).await?;
+        if let Some(number) = number(&reply) {
+            return Ok(Answer::Granted(number));
+        }
+        let odd = || error::odd_reply(&reply, self.link.server());
+        let Value::Array(parts) = &reply else { return Err(odd()) };
+        let contention = |parts: &[Value]| {
+            let waiters = usize::try_from(number_at(parts, 1)?).ok()?;
+            let holders = parts[2..].iter().filter_map(text).filter_map(Seen::holding);
+            Some(Contention::new(holders.map(|seen| seen.holder).collect(), waiters))
+        };
+        match parts.first().and_then(text) {
+            Some("waits") => Ok(Answer::Waits(contention(parts).ok_or_else(odd)?)),
+            Some("busy") => Ok(Answer::Busy(contention(parts).ok_or_else(odd)?)),
+            Some("full") => Err(Error::new(
+                ErrorKind::Full,
+                format!("too many wait for {:?} already; try again later", request.name.as_str()),
+            )),
+            Some("withdrawn") => {
+                Err(Error::new(ErrorKind::Unavailable, "the attempt was withdrawn meanwhile"))
+            }
+            _ => Err(odd()),
+        }
+    }
+
+    async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {
+        let keys = self.keys.of(&request.name);
+        let standing = self.line.stand(request.nonce);
+        let mut place = Place { client: &self, keys: &keys, request: &mut request, settled: false };
+        let outcome = place.seek(&standing).await;
+        match outcome {
+            Ok(Attempt::Granted(lease)) => {
+                place.settled = true;
+                Ok(Attempt::Granted(lease))
+            }
+            Ok(busy) => {
+                place.settled = true;
+                Ok(busy)
+            }
+            Err(error) => {
+                place.settled = true;
+                // Whether the attempt took effect is unknown, or was known too late: afterwards it has none.
+                if error.effect() == Effect::Unknown || place.request.wait != Wait::No {
+                    let (nonce, ttl) = (place.request.nonce, place.request.ttl.as_duration());
+                    self.withdraw(&keys, nonce, ttl).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for as long as the
+    /// attempt's lease could live.
+    async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Duration) {
+        let ends = self.now().saturating_add(ttl);
+        let mut pause = WITHDRAW_PAUSE;
+        let mut command = scripts::call(keys, "withdraw", nonce);
+        command.arg(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        while let Err(error) = self.link.call(&LOCK, &command).await {
+            if error.kind() != ErrorKind::Unavailable || self.now() >= ends {
+                tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
+                return;
+            }
+            tokio::time::sleep(pause.min(ends.saturating_since(self.now()))).await;
+            pause = (2 * pause).min(LOOK_EVERY);
+        }
+    }
+
+    async fn release(&self, lease: &LeaseKey) -> Result<Release> {
+        let command = scripts::call(&self.keys.of(&lease.name), "release", lease.nonce);
+        let reply = self.link.call(&LOCK, &command).await?;
+        Ok(if self.is_yes(&reply)? { Release::Released } else { Release::NotHeld })
+    }
+
+    async fn renew(&self, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
+        if leases.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys: Vec<LockKeys> = leases.iter().map(|lease| self.keys.of(&lease.name)).collect();
+        let command =
+            scripts::renew(keys.iter().zip(leases).map(|(keys, lease)| (keys, lease.nonce, lease.ttl)));
+        let reply = self.link.call(&LOCK, &command).await?;
+        let answers = match &reply {
+            Value::Array(answers) if answers.len() == leases.len() => answers,
+            odd => return Err(error::odd_reply(odd, self.link.server())),
+        };
+        answers
+            .iter()
+            .map(|answer| Ok(if self.is_yes(answer)? { Renewal::Renewed } else { Renewal::Lost }))
+            .collect()
+    }
+
+    /// An answer that is yes or no.
+    fn is_yes(&self, reply: &Value) -> Result<bool> {
+        match reply {
+            Value::Int(1) => Ok(true),
+            Value::Int(0) => Ok(false),
+            odd => Err(error::odd_reply(odd, self.link.server())),
+        }
+    }
+
+    pub(crate) fn now(&self) -> BootInstant {
+        self.clock.now()
+    }
+}
+
+fn number_at(parts: &[Value], index: usize) -> Option<u64> {
+    parts.get(index).and_then(number)
+}
+
+/// An attempt under way; withdrawn in the background if its future is dropped.
+struct Place<'a> {
+    client: &'a Arc<Client>,
+    keys: &'a LockKeys,
+    request: &'a mut AcquireRequest,
+    settled: bool,
+}
+
+impl Place<'_> {
+    /// Asks, and waits for the turn as long as the request does.
+    async fn seek(&mut self, standing: &crate::line::Standing) -> Result<Attempt> {
+        let client = self.client;
+        // When the last answer was asked for: the server knew this attempt at least then.
+        let mut seen_at: Option<BootInstant> = None;
+        let mut contention = Contention::default();
+        loop {
+            let sent = client.now();
+            let deadline = match self.request.wait {
+                Wait::Until(deadline) if sent < deadline => Some(deadline),
+                _ => None,
+            };
+            if deadline.is_none() && seen_at.is_some() {
+                return self.give_up(contention).await;
+            }
+            match client.enter(self.request, self.keys, deadline.is_some()).await {
+                Ok(Answer::Granted(number)) => return Ok(Attempt::Granted(self.lease(number, sent)?)),
+                Ok(Answer::Busy(contention)) => return Ok(Attempt::Busy(contention)),
+                Ok(Answer::Waits(others)) => {
+                    seen_at = Some(sent);
+                    contention = others;
+                }
+                // The place stands for a while without us, so a server that is away for a moment costs nobody a place.
+                Err(error)
+                    if error.kind() == ErrorKind::Unavailable
+                        && seen_at.is_some_and(|seen| {
+                            sent.saturating_since(seen) < self.request.ttl.as_duration()
+                        }) =>
+                {
+                    tracing::debug!(%error, "a waiter cannot look after its place");
+                }
+                Err(error) => return Err(error),
+            }
+            let Some(deadline) = deadline else { continue };
+            let look_at = client.now().saturating_add(LOOK_EVERY).min(deadline);
+            let nap = client.clock.nap(look_at).unwrap_or_default();
+            tokio::select! {
+                biased;
+                () = &mut self.request.abandoned => return self.give_up(contention).await,
+                () = standing.called() => {}
+                () = tokio::time::sleep(nap) => {}
+            }
+            if let (Some(number), Some(seen_at)) = (standing.turn(), seen_at) {
+                let lease = self.lease(number, seen_at)?.offered_for(OFFER);
+                if lease.deadline().saturating_since(client.now()) >= OFFER_LEFT_MIN {
+                    return Ok(Attempt::Granted(lease));
+                }
+            }
+        }
+    }
+
+    fn lease(&self, number: u64, counted_from: BootInstant) -> Result<Lease> {
+        let AcquireRequest { name, nonce, ttl, .. } = &*self.request;
+        let token = FencingToken::of_grant(number, *nonce)?;
+        Ok(Lease::new(LeaseKey::new(name.clone(), *nonce, *ttl), token, counted_from))
+    }
+
+    /// Leaves the line; a turn that came in this moment is given back.
+    async fn give_up(&mut self, contention: Contention) -> Result<Attempt> {
+        let lease = LeaseKey::new(self.request.name.clone(), self.request.nonce, self.request.ttl);
+        match self.client.release(&lease).await {
+            Ok(_) => Ok(Attempt::Busy(contention)),
+            // The line is left in the background, where nobody waits for it.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                self.withdraw_in_background();
+                Ok(Attempt::Busy(contention))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn withdraw_in_background(&self) {
+        let client = Arc::clone(self.client);
+        let (name, nonce, ttl) = (self.request.name.clone(), self.request.nonce, self.request.ttl);
+        self.client.runtime.spawn(async move {
+            client.withdraw(&client.keys.of(&name), nonce, ttl.as_duration()).await;
+        });
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.withdraw_in_background();
+        }
+    }
+}
+
+impl Backend for RedisBackend {
+    fn guarantees(&self) -> &Guarantees {
+        &self.guarantees
+    }
+
+    fn acquire(&self, request: AcquireRequest) -> BoxFuture<'_, Result<Attempt>> {
+        Box::pin(Arc::clone(&self.client).acquire(request))
+    }
+
+    fn renew<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Renewal>>> {
+        Box::pin(self.client.renew(leases))
+    }
+
+    fn release<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Release>>> {
+        Box::pin(async move {
+            // One command each, which share a packet; a script that did several would have to be in one slot.
+            let mut releases = Vec::with_capacity(leases.len());
+            for lease in leases {
+                releases.push(self.client.release(lease).await?);
+            }
+            Ok(releases)
+        })
+    }
+
+    fn downgrade<'a>(&'a self, lease: &'a LeaseKey) -> BoxFuture<'a, Result<Renewal>> {
+        Box::pin(async move {
+            let mut command = scripts::call(&self.client.keys.of(&lease.name), "downgrade", lease.nonce);
+            command.arg(lease.ttl.as_millis());
+            let reply = self.client.link.call(&LOCK, &command).await?;
+            Ok(if self.client.is_yes(&reply)? { Renewal::Renewed } else { Renewal::Lost })
+        })
+    }
+
+    fn inspect<'a>(&'a self, name: &'a LockName) -> BoxFuture<'a, Result<LockState>> {
+        Box::pin(view::inspect(&self.client, name))
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<LockState>>> {
+        Box::pin(view::list(&self.client, query))
+    }
+
+    fn evict<'a>(&'a self, name: &'a LockName, holder: Nonce) -> BoxFuture<'a, Result<Eviction>> {
+        Box::pin(async move {
+            let command = scripts::call(&self.client.keys.of(name), "evict", holder);
+            let reply = self.client.link.call(&LOCK, &command).await?;
+            Ok(if self.client.is_yes(&reply)? { Eviction::Evicted } else { Eviction::NotHeld })
+        })
+    }
+
+    fn records(&self) -> &dyn FencedStore {
+        self
+    }
+
+    fn on_loss(&self, listener: LossListener) {
+        self.client.line.listen(listener);
+    }
+
+    fn lifeline(&self) -> Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+}
+
+impl fmt::Debug for RedisBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for RedisBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.client.link.server())
+    }
+}

@@ -1,0 +1,68 @@
+//! What the server and the driver say, as errors of ours.
+
+use redis::{ErrorKind as Theirs, RedisError, ServerErrorKind};
+use ringfence_core::{Error, ErrorKind};
+
+/// The error of a call that was on its way when this was said.
+pub(crate) fn of_call(error: RedisError, server: &str) -> Error {
+    let unknown = !is_answer(&error);
+    let error = explain(error, server);
+    if unknown { error.with_unknown_effect() } else { error }
+}
+
+/// The error of a call that was not sent, because there is no connection.
+pub(crate) fn of_connecting(error: RedisError, server: &str) -> Error {
+    explain(error, server)
+}
+
+/// A reply that no version of the scripts gives.
+pub(crate) fn odd_reply(reply: &redis::Value, server: &str) -> Error {
+    let mut shown = format!("{reply:?}");
+    shown.truncate(shown.floor_char_boundary(200));
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("an answer of the wrong shape: {shown}; is this a Redis server, version 6.2 or later?"),
+    )
+    .about(server)
+}
+
+/// Whether the server itself said so, and so did not do what was asked.
+pub(crate) fn is_answer(error: &RedisError) -> bool {
+    matches!(error.kind(), Theirs::Server(_) | Theirs::Extension | Theirs::AuthenticationFailed)
+}
+
+fn explain(error: RedisError, server: &str) -> Error {
+    let code = error.code().unwrap_or_default().to_owned();
+    let says = error.to_string();
+    let (kind, advice) = match (error.kind(), code.as_str()) {
+        (Theirs::AuthenticationFailed, _) | (_, "WRONGPASS" | "NOAUTH") => {
+            (ErrorKind::Refused, "it refuses our user or password: check the URL")
+        }
+        (_, "NOPERM") => (
+            ErrorKind::Refused,
+            "its access rules keep us out: `ringfence doctor` prints the rule that we need",
+        ),
+        (Theirs::RESP3NotSupported, _) => {
+            (ErrorKind::Unsupported, "it is older than Redis 6.2, which is the least we need")
+        }
+        (Theirs::Server(ServerErrorKind::ReadOnly), _) => {
+            (ErrorKind::Unavailable, "it is a replica: locks are taken on the primary")
+        }
+        (_, "WRONGTYPE") => (
+            ErrorKind::Corrupt,
+            "a key of this lock holds something that is no lock; nothing was changed, look at who writes there",
+        ),
+        (_, "OOM") => (ErrorKind::Full, "it is out of memory"),
+        (_, "MISCONF") => (ErrorKind::Full, "it cannot write to its disk and takes no changes"),
+        (Theirs::Server(ServerErrorKind::ResponseError), _) if says.contains("WRONGTYPE") => (
+            ErrorKind::Corrupt,
+            "a key of this lock holds something that is no lock; nothing was changed, look at who writes there",
+        ),
+        (Theirs::Io | Theirs::Server(_), _) => (ErrorKind::Unavailable, "it cannot be used right now"),
+        (Theirs::Parse | Theirs::UnexpectedReturnType, _) => {
+            (ErrorKind::Corrupt, "its answer makes no sense: is this a Redis server?")
+        }
+        _ => (ErrorKind::Unavailable, "it does not do what we ask"),
+    };
+    Error::new(kind, advice).about(server).because(error)
+}

@@ -1,0 +1,167 @@
+//! Which keys a lock has.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use ringfence_core::{LockName, RecordKey};
+
+/// What the keys of encoded names begin with.
+const ENCODED: &str = "ringfence:{";
+/// What stands beside a verbatim name begins with this. Another prefix, so that a lock and its verbatim twin share nothing.
+const VERBATIM: &str = "ringfence@{";
+
+/// What a name may contain as it stands: nothing that means something in a pattern or ends a hash tag.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b':');
+
+/// How names become keys: injectively, and all keys of one lock in one slot of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    Encoded,
+    /// The name is the key, for sharing locks with other clients.
+    Verbatim,
+}
+
+/// The keys of one lock.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct LockKeys {
+    /// The lock itself.
+    pub(crate) lock: String,
+    /// What the keys beside it begin with.
+    pub(crate) beside: String,
+}
+
+impl Keys {
+    pub(crate) fn of(self, name: &LockName) -> LockKeys {
+        let name = name.as_str();
+        match self {
+            Self::Encoded => {
+                let lock = format!("{ENCODED}{}}}", encode(name));
+                LockKeys { beside: format!("{lock}:"), lock }
+            }
+            Self::Verbatim => {
+                let beside = match hash_tag(name) {
+                    Some(tag) => format!("{VERBATIM}{tag}}}:{}:", encode(name)),
+                    None => format!("{VERBATIM}{name}}}:"),
+                };
+                LockKeys { lock: name.to_owned(), beside }
+            }
+        }
+    }
+
+    /// The key of a record.
+    pub(crate) fn of_record(self, key: &RecordKey) -> String {
+        format!("{}r:{}", self.of(key.lock()).beside, key.field())
+    }
+
+    /// A pattern that every key of a name with this prefix matches.
+    pub(crate) fn pattern(self, prefix: &str) -> String {
+        match self {
+            // Nothing that is encoded means anything in a pattern.
+            Self::Encoded => format!("{ENCODED}{}*", encode(prefix)),
+            Self::Verbatim => {
+                let mut pattern = String::new();
+                for character in prefix.chars() {
+                    if matches!(character, '*' | '?' | '[' | ']' | '^' | '-' | '\\') {
+                        pattern.push('\\');
+                    }
+                    pattern.push(character);
+                }
+                pattern + "*"
+            }
+        }
+    }
+
+    /// The name of the lock that is this key, if the key is a lock.
+    pub(crate) fn name_of(self, key: &str) -> Option<LockName> {
+        match self {
+            Self::Encoded => {
+                let encoded = key.strip_prefix(ENCODED)?.strip_suffix('}')?;
+                percent_encoding::percent_decode_str(encoded).decode_utf8().ok()?.parse().ok()
+            }
+            Self::Verbatim if key.starts_with(ENCODED) || key.starts_with(VERBATIM) => None,
+            Self::Verbatim => key.parse().ok(),
+        }
+    }
+}
+
+fn encode(name: &str) -> String {
+    utf8_percent_encode(name, ESCAPED).to_string()
+}
+
+/// The part of a key that decides its slot, where it is not the whole key.
+fn hash_tag(key: &str) -> Option<&str> {
+    let (_, rest) = key.split_once('{')?;
+    let (tag, _) = rest.split_once('}')?;
+    (!tag.is_empty()).then_some(tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name() -> impl Strategy<Value = LockName> {
+        let tricky = prop::collection::vec(
+            prop_oneof![
+                prop::sample::select(vec![
+                    "{", "}", ":", "*", "[", "\\", "%", "%7B", "a", "b", "q", "w", "é", "/"
+                ]),
+                Just("ringfence:{a}"),
+                Just("ringfence@{a}:q"),
+            ],
+            1..6,
+        );
+        tricky.prop_map(|parts| LockName::new(parts.concat()).unwrap())
+    }
+
+    /// Everything that a lock ever uses.
+    fn all(keys: &LockKeys) -> Vec<String> {
+        let beside =
+            ["t", "q", "w", "h", "s", "l", "x", "r:value"].map(|key| format!("{}{key}", keys.beside));
+        beside.into_iter().chain([keys.lock.clone()]).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn locks_share_no_key(a in name(), b in name()) {
+            prop_assume!(a != b);
+            let of = |name: &LockName| all(&Keys::Encoded.of(name)).into_iter().collect::<HashSet<_>>();
+            prop_assert!(of(&a).is_disjoint(&of(&b)), "{:?} {:?}", of(&a), of(&b));
+            // Verbatim names are the user's, so the keys beside one may be named like another lock; but not like what
+            // stands beside it.
+            let beside = |name: &LockName| all(&Keys::Verbatim.of(name)).into_iter().take(8).collect::<HashSet<_>>();
+            prop_assert!(beside(&a).is_disjoint(&beside(&b)), "{:?} {:?}", beside(&a), beside(&b));
+            prop_assert!(beside(&a).is_disjoint(&of(&b)));
+        }
+
+        #[test]
+        fn all_keys_of_a_lock_have_one_tag(name in name()) {
+            let keys = Keys::Encoded.of(&name);
+            prop_assert!(all(&keys).iter().all(|key| hash_tag(key) == hash_tag(&keys.lock)));
+        }
+
+        #[test]
+        fn a_key_says_its_name(name in name()) {
+            prop_assert_eq!(Keys::Encoded.name_of(&Keys::Encoded.of(&name).lock), Some(name));
+        }
+    }
+
+    #[test]
+    fn a_verbatim_name_and_what_stands_beside_it_have_one_tag() {
+        for (name, beside) in [
+            ("orders", "ringfence@{orders}:"),
+            ("{user}.x", "ringfence@{user}:%7Buser%7D.x:"),
+            ("a{user}{b}", "ringfence@{user}:a%7Buser%7D%7Bb%7D:"),
+        ] {
+            let keys = Keys::Verbatim.of(&name.parse().unwrap());
+            assert_eq!((&keys.lock[..], &keys.beside[..]), (name, beside));
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_no_pattern() {
+        assert_eq!(Keys::Encoded.pattern("a*b"), "ringfence:{a%2Ab*");
+        assert_eq!(Keys::Verbatim.pattern("a*[b]?"), "a\\*\\[b\\]\\?*");
+    }
+}

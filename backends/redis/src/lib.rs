@@ -1,0 +1,46 @@
+//! Redis and Valkey as a backend of Ringfence: locks that other clients respect, a line without polling, fencing tokens.
+//!
+//! # On the wire
+//! An exclusive lock is the classic string key, `SET key value NX PX ttl`, whose value begins with the nonce of the attempt;
+//! it is renewed and released only where that nonce still stands. So a lock that redis-py, node-redlock, redsync, rslock or
+//! a bare `SET NX PX` took under the same key is respected, and they respect ours. Shared holders and permits are listed
+//! beside the key, which then holds a marker that keeps the others out. Every change is one script, `lua/lock.lua`, called
+//! by its hash.
+//!
+//! By default the key of a lock is `ringfence:{name}`, the name percent-encoded; with `?keys=verbatim` it is the name as it
+//! stands, for sharing locks with other clients.
+//!
+//! # Round trips
+//! | call | round trips |
+//! |---|---|
+//! | acquire, free or refused | 1 |
+//! | acquire, after waiting | 1 to join the line, then none: the turn comes half a round trip after the release |
+//! | renew, for up to 1,024 leases | 1 |
+//! | release | 1, which hands over to the next in line as well |
+//! | downgrade, evict, inspect | 1 |
+//! | list | 1 for every 1,000 keys of the database, and 1 for each lock of the page |
+//! | open, write, read a record | 1 |
+//!
+//! A waiter looks after its place every quarter of a second, one script each, whatever happens.
+//!
+//! # Faults
+//! - **The server's wall clock** ends leases: a step forward ends them early, a step back late. Only the fence helps.
+//! - **Lost memory** (a restart without data, a failover, `FLUSHALL`) ends leases at once, and the count of grant numbers with
+//!   them. Numbers go on from the server's clock, so they rise as long as it does not go back.
+//! - **A lost reply.** An acquire whose answer is lost is withdrawn before its error is returned, and cannot come back: a
+//!   command that was still under way finds that it was withdrawn.
+//! - **A dead waiter** whose process was killed is passed over at once, because its connection is gone. One that is stopped
+//!   or cut off costs the next one at most a second: a turn given to a waiter stands for 750 ms until it is renewed.
+
+mod backend;
+mod error;
+mod keys;
+mod line;
+mod link;
+mod options;
+mod records;
+mod scripts;
+mod view;
+
+pub use backend::{RedisBackend, guarantees};
+pub use options::PARAMS;

@@ -1,0 +1,157 @@
+//! The one connection of this process to its server: opened when it is needed, dropped when it is in doubt.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, RedisError, Script, ServerErrorKind, Value};
+use ringfence_core::Result;
+
+use crate::error;
+
+/// How long a connection may take to open.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long an answer may take. After that the connection counts as broken, because nobody can tell a server that is slow
+/// from one that is gone.
+pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How many commands may wait to be written before the next caller has to wait as well.
+const WRITE_QUEUE: usize = 1024;
+
+/// The way to one server.
+pub(crate) struct Link {
+    client: Client,
+    config: AsyncConnectionConfig,
+    /// Where others tell us that our turn has come.
+    channel: String,
+    shown: String,
+    open: Mutex<Open>,
+    /// Held while a connection is opened, so that one is.
+    opening: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Open {
+    connection: Option<MultiplexedConnection>,
+    /// Counts the connections, so that an error of an old one does not end the one after it.
+    epoch: u64,
+}
+
+impl Link {
+    /// A way to a server. `pushed` is told what comes unasked: messages of the channel, and the end of a connection.
+    pub(crate) fn new(
+        client: Client,
+        channel: String,
+        shown: String,
+        pushed: impl Fn(PushInfo) + Send + Sync + 'static,
+    ) -> Self {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_PATIENCE))
+            .set_response_timeout(Some(ANSWER_PATIENCE))
+            .set_pipeline_buffer_size(WRITE_QUEUE)
+            .set_push_sender(move |push| {
+                pushed(push);
+                Ok::<(), redis::aio::SendError>(())
+            });
+        Self {
+            client,
+            config,
+            channel,
+            shown,
+            open: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The server, for people.
+    pub(crate) fn server(&self) -> &str {
+        &self.shown
+    }
+
+    /// Opens the connection if there is none. Errors without effect.
+    pub(crate) async fn connect(&self) -> Result<()> {
+        self.connection().await.map(drop)
+    }
+
+    /// Sends a command and waits for its answer.
+    pub(crate) async fn query(&self, command: &Cmd) -> Result<Value> {
+        self.send(command).await?.map_err(|error| error::of_call(error, &self.shown))
+    }
+
+    /// Calls a script by its hash. A server that does not know it is told, which it forgets with its memory.
+    pub(crate) async fn call(&self, script: &Script, command: &Cmd) -> Result<Value> {
+        let answer = self.send(command).await?;
+        let Err(error) = &answer else { return answer.map_err(|error| error::of_call(error, &self.shown)) };
+        if error.kind() != redis::ErrorKind::Server(ServerErrorKind::NoScript) {
+            return answer.map_err(|error| error::of_call(error, &self.shown));
+        }
+        let (_, mut connection) = self.connection().await?;
+        // Whatever is wrong with it, the next call says.
+        let _ = script.load_async(&mut connection).await;
+        self.query(command).await
+    }
+
+    /// The outer error says that nothing was sent.
+    async fn send(&self, command: &Cmd) -> Result<Result<Value, RedisError>> {
+        let (epoch, mut connection) = self.connection().await?;
+        let answer: Result<Value, RedisError> = command.query_async(&mut connection).await;
+        if let Err(error) = &answer
+            && !error::is_answer(error)
+        {
+            self.discard(epoch);
+        } else if let Err(error) = &answer
+            && error.kind() == redis::ErrorKind::Server(ServerErrorKind::ReadOnly)
+        {
+            // It was demoted: the next connection may find the primary.
+            self.discard(epoch);
+        }
+        Ok(answer)
+    }
+
+    async fn connection(&self) -> Result<(u64, MultiplexedConnection)> {
+        if let Some(open) = self.current() {
+            return Ok(open);
+        }
+        let _one_at_a_time = self.opening.lock().await;
+        if let Some(open) = self.current() {
+            return Ok(open);
+        }
+        let opened = async {
+            let mut connection =
+                self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+            connection.subscribe(&self.channel).await?;
+            Ok(connection)
+        };
+        let connection =
+            opened.await.map_err(|error: RedisError| error::of_connecting(error, &self.shown))?;
+        let mut open = self.lock();
+        open.epoch += 1;
+        open.connection = Some(connection.clone());
+        Ok((open.epoch, connection))
+    }
+
+    fn current(&self) -> Option<(u64, MultiplexedConnection)> {
+        let open = self.lock();
+        Some((open.epoch, open.connection.clone()?))
+    }
+
+    /// Drops a connection that is in doubt.
+    fn discard(&self, epoch: u64) {
+        let mut open = self.lock();
+        if open.epoch == epoch {
+            open.connection = None;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().expect("nothing panics while it has the connection")
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("server", &self.shown).finish_non_exhaustive()
+    }
+}

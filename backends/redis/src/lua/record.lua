@@ -1,0 +1,54 @@
+-- A record behind a lock's fence.
+--
+-- KEYS: the lock, the prefix of what stands beside it, the record.
+-- ARGV: open or write, then the token: its nonce, its grant number, its hand-over; then the value to write.
+--
+-- The record is a hash: number, handover and nonce are its mark; value, version and by (the token, as text) what was
+-- written.
+local lock, base, record = KEYS[1], KEYS[2], KEYS[3]
+local verb, nonce, number, handover = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local call = redis.call
+
+-- A token as its three parts; Rust makes one of them, because a sequence does not fit a number of Lua.
+local function token(of_nonce, of_number, of_handover)
+  return of_nonce .. ':' .. of_number .. ':' .. (of_handover or 0)
+end
+
+local mark = call('HMGET', record, 'nonce', 'number', 'handover')
+if mark[1] then
+  local marked, step = tonumber(mark[2]), tonumber(mark[3])
+  if marked == number and step == handover and mark[1] ~= nonce then
+    return {'collision', token(mark[1], mark[2], mark[3])}
+  end
+  if number < marked or (number == marked and handover < step) then
+    return {'below', token(mark[1], mark[2], mark[3])}
+  end
+end
+
+-- The token's lease must live.
+local held = call('GETRANGE', lock, 0, 63)
+local holder, held_number
+if held == 'ringfence:shared' or held == 'ringfence:permit' then
+  local time = call('TIME')
+  local ends = call('ZSCORE', base .. 's', nonce)
+  if ends and tonumber(ends) > time[1] * 1000 + math.floor(time[2] / 1000) then
+    holder, held_number = nonce, string.match(call('HGET', base .. 'h', nonce), '^%d+')
+  end
+else
+  holder, held_number = string.match(held, '^(%x+):(%d+):')
+end
+if not holder then
+  return {'over'}
+elseif holder ~= nonce or tonumber(held_number) ~= number then
+  return {tonumber(held_number) == number and 'collision' or 'over', token(holder, held_number)}
+end
+
+if verb == 'open' then
+  call('HSET', record, 'nonce', nonce, 'number', ARGV[3], 'handover', ARGV[4])
+  return {'ok', unpack(call('HMGET', record, 'value', 'version', 'by'))}
+end
+if not mark[1] or tonumber(mark[2]) ~= number or tonumber(mark[3]) ~= handover then
+  return {'unopened'}
+end
+call('HSET', record, 'value', ARGV[5], 'by', token(nonce, ARGV[3], ARGV[4]))
+return {'ok', call('HINCRBY', record, 'version', 1)}

@@ -1,0 +1,162 @@
+//! Locks as they stand, for the person on call.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use redis::Value;
+use ringfence_core::{
+    FencingToken, HolderInfo, HolderState, ListQuery, LockName, LockState, Mode, Nonce, PAGE_MAX, Page,
+    Result, WaiterState,
+};
+
+use crate::backend::Client;
+use crate::error;
+use crate::scripts::{self, LOCK, number, parse_mode, parse_nonce, text};
+
+/// How many keys the server looks at in one step of a listing.
+const SCAN_STEP: usize = 1000;
+
+/// One that holds or waits, as the script has it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Its number of microseconds since 1970: of the grant, or of the beginning of the wait in milliseconds.
+    pub(crate) number: u64,
+    pub(crate) mode: Mode,
+    pub(crate) holder: HolderInfo,
+    pub(crate) nonce: Option<Nonce>,
+}
+
+impl Seen {
+    /// From `nonce:number:session:mode:ttl:pid:text`; or from what somebody else's client wrote.
+    pub(crate) fn holding(value: &str) -> Option<Self> {
+        let (nonce, rest) = value.split_once(':').unwrap_or((value, ""));
+        let ours = Self::waiting(rest).map(|seen| Self { nonce: parse_nonce(nonce), ..seen });
+        match ours {
+            Some(ours) if ours.nonce.is_some() => Some(ours),
+            _ if value.is_empty() => None,
+            _ => Some(Self {
+                number: 0,
+                mode: Mode::Exclusive,
+                holder: HolderInfo::new("another client", "unknown", 0).ok()?,
+                nonce: parse_nonce(nonce),
+            }),
+        }
+    }
+
+    /// From `since:session:mode:ttl:pid:text`.
+    fn waiting(value: &str) -> Option<Self> {
+        let mut parts = value.splitn(6, ':');
+        let number = parts.next()?.parse().ok()?;
+        let (_session, mode, _ttl) = (parts.next()?, parse_mode(parts.next()?)?, parts.next()?);
+        let pid = parts.next()?.parse().ok()?;
+        let mut text = parts.next()?.splitn(3, '\n');
+        let (label, host, metadata) = (text.next()?, text.next()?, text.next()?);
+        let holder =
+            HolderInfo::new(label, host, pid).and_then(|holder| holder.with_metadata(metadata)).ok()?;
+        Some(Self { number, mode, holder, nonce: None })
+    }
+
+    fn is_ours(&self) -> bool {
+        self.number != 0
+    }
+}
+
+pub(crate) async fn inspect(client: &Client, name: &LockName) -> Result<LockState> {
+    // The verb looks at everybody, whatever the nonce.
+    let nobody = Nonce::from_u64(u64::MAX).expect("not zero");
+    let command = scripts::call(&client.keys.of(name), "inspect", nobody);
+    let reply = client.link.call(&LOCK, &command).await?;
+    parse_state(name, &reply).ok_or_else(|| error::odd_reply(&reply, client.link.server()))
+}
+
+fn parse_state(name: &LockName, reply: &Value) -> Option<LockState> {
+    let Value::Array(parts) = reply else { return None };
+    let [now, Value::Array(held), Value::Array(line)] = &parts[..] else { return None };
+    let now = number(now)?;
+    let mut holders = Vec::new();
+    for pair in held.chunks_exact(2) {
+        let seen = Seen::holding(text(&pair[0])?)?;
+        let age = if seen.is_ours() { now.saturating_sub(seen.number) } else { 0 };
+        let remaining = number(&pair[1]).unwrap_or(0);
+        let token = FencingToken::of_grant(seen.number, seen.nonce?).ok()?;
+        holders.push(HolderState::new(
+            seen.holder,
+            seen.mode,
+            token,
+            Duration::from_micros(age),
+            Duration::from_millis(remaining),
+        ));
+    }
+    holders.sort_by_key(|holder| holder.token.sequence());
+    let waiters = line.iter().filter_map(text).filter_map(Seen::waiting).map(|seen| {
+        let since = seen.number.saturating_mul(1000);
+        WaiterState::new(seen.holder, seen.mode, Duration::from_micros(now.saturating_sub(since)))
+    });
+    Some(LockState::new(name.clone(), holders, waiters.collect()))
+}
+
+/// The names are gathered from all keys of the database, because Redis keeps no order of them.
+pub(crate) async fn list(client: &Client, query: ListQuery) -> Result<Page<LockState>> {
+    let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+    let mut names = BTreeSet::new();
+    let mut cursor = "0".to_owned();
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(&cursor).arg("MATCH").arg(client.keys.pattern(&query.prefix)).arg("COUNT").arg(SCAN_STEP);
+        let reply = client.link.query(&scan).await?;
+        let odd = || error::odd_reply(&reply, client.link.server());
+        let Value::Array(parts) = &reply else { return Err(odd()) };
+        let [next, Value::Array(keys)] = &parts[..] else { return Err(odd()) };
+        let found = keys.iter().filter_map(text).filter_map(|key| client.keys.name_of(key));
+        names.extend(found.filter(|name| {
+            name.as_str().starts_with(&query.prefix) && query.after.as_ref().is_none_or(|after| name > after)
+        }));
+        text(next).ok_or_else(odd)?.clone_into(&mut cursor);
+        if cursor == "0" {
+            break;
+        }
+    }
+    let mut page = Vec::new();
+    let mut names = names.into_iter().peekable();
+    while page.len() < limit
+        && let Some(name) = names.next()
+    {
+        let state = inspect(client, &name).await?;
+        // Under verbatim keys any string of anybody looks like a lock: only what one of us holds or waits for is one.
+        let is_lock =
+            !state.waiters.is_empty() || state.holders.iter().any(|holder| holder.token.grant() != 0);
+        if is_lock {
+            page.push(state);
+        }
+    }
+    let next = names.peek().and_then(|_| page.last()).map(|last: &LockState| last.name.clone());
+    Ok(Page::new(page, next))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_one_of_us_wrote_is_read_back() {
+        let holder = HolderInfo::new("cron: nightly", "web-1", 42).unwrap().with_metadata("a:b\nc").unwrap();
+        let seen =
+            Seen::holding("00000000000000ff:1700000000000000:0123:p4:30000:42:cron: nightly\nweb-1\na:b\nc");
+        let expected = Seen {
+            number: 1_700_000_000_000_000,
+            mode: Mode::permit(4).unwrap(),
+            holder,
+            nonce: Nonce::from_u64(255),
+        };
+        assert_eq!(seen, Some(expected));
+    }
+
+    proptest! {
+        #[test]
+        fn what_anybody_wrote_is_read_without_a_panic(value in "\\PC{0,80}|([0-9a-f:xsp\n]{0,60})") {
+            let _ = (Seen::holding(&value), Seen::waiting(&value));
+        }
+    }
+}

