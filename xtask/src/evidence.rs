@@ -5,9 +5,13 @@
 /// Of the conformance suite only those cases count that apply to the backend: `cargo xtask test` prints the others as *not
 /// applicable*.
 pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
-    ("Who can contend", &["memory", "local"], &["busy_is_a_value", "names_do_not_collide"]),
+    (
+        "Who can contend",
+        &["memory", "local", "redis", "redis+unix"],
+        &["busy_is_a_value", "names_do_not_collide"],
+    ),
     ("Who can contend", &["local"], &["kills_at_random_lose_nothing_and_stall_nobody"]),
-    ("Fencing tokens", &["memory", "local"], &["sequences_rise"]),
+    ("Fencing tokens", &["memory", "local", "redis", "redis+unix"], &["sequences_rise"]),
     (
         "Fencing tokens",
         &["local"],
@@ -40,11 +44,39 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
     ),
     ("Order of waiters", &["memory"], &["whoever_sleeps_through_its_turn_comes_last"]),
     (
+        "Order of waiters",
+        &["redis", "redis+unix"],
+        &[
+            "first_come_first_served",
+            "trying_does_not_overtake",
+            "a_waiting_writer_is_not_starved",
+            "readers_share_one_turn",
+            "a_stopped_waiter_does_not_hold_up_the_line",
+        ],
+    ),
+    ("Wake-up", &["redis", "redis+unix"], &["waits_for_release", "nothing_is_published_when_nobody_waits"]),
+    (
+        "Fencing tokens",
+        &["redis", "redis+unix"],
+        &["sequences_rise_through_lost_memory", "sequences_rise_when_the_servers_clock_goes_back"],
+    ),
+    (
+        "A paused holder",
+        &["redis", "redis+unix"],
+        &[
+            "a_lease_lapses_after_its_ttl",
+            "renewal_tells_of_loss",
+            "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_clock_set_forward_breaks_exclusion_and_the_record_refuses_every_stale_write",
+        ],
+    ),
+    (
         "Wake-up",
         &["memory", "local"],
         &["waits_for_release", "a_release_is_news_for_the_next_in_line_and_for_nobody_else"],
     ),
-    ("A killed holder", &["memory"], &["a_lease_lapses_after_its_ttl"]),
+    ("A killed holder", &["memory", "redis", "redis+unix"], &["a_lease_lapses_after_its_ttl"]),
     (
         "A killed holder",
         &["local"],
@@ -70,11 +102,15 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "stops_at_random_stall_nobody_and_no_late_write_is_taken",
         ],
     ),
-    ("Records", &["memory", "local"], &["records_keep_what_was_written", "records_have_a_limit"]),
+    (
+        "Records",
+        &["memory", "local", "redis", "redis+unix"],
+        &["records_keep_what_was_written", "records_have_a_limit"],
+    ),
     ("Records", &["local"], &["sequences_and_records_survive_power_cuts"]),
     (
         "The records' fence",
-        &["memory", "local"],
+        &["memory", "local", "redis", "redis+unix"],
         &[
             "records_refuse_a_stale_open",
             "records_refuse_a_stale_write",
@@ -87,7 +123,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
     ("The records' fence", &["local"], &["stops_at_random_stall_nobody_and_no_late_write_is_taken"]),
     (
         "TTL",
-        &["memory", "local"],
+        &["memory", "local", "redis", "redis+unix"],
         &[
             "a_ttl_is_in_its_range_or_an_error",
             "what_is_wrong_with_a_request_is_said_before_anything_is_sent",

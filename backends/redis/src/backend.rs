@@ -75,10 +75,10 @@ impl RedisBackend {
         let session = digits(Nonce::random());
         let line = Arc::<Line>::default();
         let told = Arc::clone(&line);
-        let link =
+        let way =
             Link::new(driver, format!("ringfence:{session}"), shown, move |message| told.pushed(&message));
-        link.connect().await?;
-        let client = Client { link, keys, session, line, clock, runtime: Handle::current() };
+        way.connect().await?;
+        let client = Client { link: way, keys, session, line, clock, runtime: Handle::current() };
         Ok(Self { client: Arc::new(client), guarantees: guarantees() })
     }
 }

@@ -31,17 +31,17 @@ impl WallClock {
         std::fs::write(&source, SHIM).expect("a temporary file can be written");
         let mut compile = Command::new(compiler);
         compile.args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]).arg(&library);
-        let compiled = compile.arg(&source).arg("-ldl").output().expect("the C compiler starts");
+        let output = compile.arg(&source).arg("-ldl").output().expect("the C compiler starts");
         let offset = File::create(folder.path().join("offset")).expect("a temporary file can be written");
         let clock = Self { library, offset, folder };
         clock.step(0);
         let works = |output: &Output| output.status.success();
-        let tried = if works(&compiled) {
+        let tried = if works(&output) {
             let mut nothing = Command::new("true");
             clock.govern(&mut nothing);
             nothing.output().expect("`true` starts")
         } else {
-            compiled
+            output
         };
         if !works(&tried) {
             skip("wall clock", String::from_utf8_lossy(&tried.stderr).trim());

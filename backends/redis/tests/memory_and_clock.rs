@@ -1,0 +1,135 @@
+//! What becomes of locks and tokens when the server loses its memory, or its clock is set.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ringfence_core::{
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, ErrorKind, HolderInfo, Lease, LockName,
+    Mode, RecordKey, Release, Renewal, SystemClock, Ttl, Wait,
+};
+use ringfence_redis::RedisBackend;
+use ringfence_servers::{RedisOptions, RedisServer, WallClock};
+
+async fn client(server: &RedisServer) -> RedisBackend {
+    let url = BackendUrl::parse(&server.url()).expect("its URL");
+    RedisBackend::connect(&url, Arc::new(SystemClock::new())).await.expect("a server that runs")
+}
+
+fn name() -> LockName {
+    "orders/42".parse().expect("a name")
+}
+
+fn request(wait: Wait) -> AcquireRequest {
+    let holder = HolderInfo::new("test", "host", 1).expect("a holder");
+    AcquireRequest::new(name(), Mode::Exclusive, Ttl::DEFAULT, wait, holder)
+}
+
+/// A lease on the name, as soon as the server answers again.
+async fn hold(client: &RedisBackend) -> Lease {
+    let granted = async {
+        loop {
+            match client.acquire(request(Wait::Until(BootInstant::MAX))).await {
+                Ok(Attempt::Granted(lease)) => break lease,
+                Ok(Attempt::Busy(contention)) => panic!("a wait without an end: {contention:?}"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), granted).await.expect("a grant in time")
+}
+
+async fn release(client: &RedisBackend, lease: &Lease) -> Release {
+    client.release(std::slice::from_ref(&lease.key)).await.expect("an answer")[0]
+}
+
+async fn renew(client: &RedisBackend, lease: &Lease) -> Renewal {
+    client.renew(std::slice::from_ref(&lease.key)).await.expect("an answer")[0]
+}
+
+#[tokio::test]
+async fn sequences_rise_through_lost_memory() {
+    let Some(mut server) = RedisServer::start().await else { return };
+    let ann = client(&server).await;
+    let mut last = 0;
+    for loss in ["FLUSHALL", "SCRIPT FLUSH", "CLIENT KILL TYPE normal", "a restart"] {
+        let lease = hold(&ann).await;
+        assert!(lease.token.sequence() > last, "after the loss before {loss}: {last}, {lease:?}");
+        last = lease.token.sequence();
+        if loss == "a restart" {
+            server.restart_empty().await;
+        } else {
+            server.command(&loss.split(' ').collect::<Vec<_>>()).await;
+        }
+        // What the server still knows is still held; what it has forgotten is lost, and the guard learns it.
+        let forgotten = matches!(loss, "FLUSHALL" | "a restart");
+        if loss == "FLUSHALL" || loss == "SCRIPT FLUSH" {
+            let expected = if forgotten { Renewal::Lost } else { Renewal::Renewed };
+            assert_eq!(renew(&ann, &lease).await, expected, "{loss}");
+        }
+        if !forgotten {
+            let ben = client(&server).await;
+            assert!(matches!(ben.acquire(request(Wait::No)).await, Ok(Attempt::Busy(_))), "{loss}");
+            assert_eq!(release(&ben, &lease).await, Release::Released, "{loss}");
+        }
+    }
+    assert!(hold(&ann).await.token.sequence() > last, "after a restart without data");
+}
+
+#[tokio::test]
+async fn sequences_rise_when_the_servers_clock_goes_back() {
+    let Some(clock) = WallClock::new() else { return };
+    let Some(server) = RedisOptions::new().clock(&clock).start().await else { return };
+    let ann = client(&server).await;
+    let before = hold(&ann).await;
+    assert_eq!(release(&ann, &before).await, Release::Released);
+    clock.step(-3000);
+    let mut last = before;
+    for _ in 0..3 {
+        let lease = hold(&ann).await;
+        assert!(lease.token.sequence() > last.token.sequence(), "{last:?}, {lease:?}");
+        assert_eq!(release(&ann, &lease).await, Release::Released);
+        last = lease;
+    }
+}
+
+#[tokio::test]
+async fn a_clock_set_forward_breaks_exclusion_and_the_record_refuses_every_stale_write() {
+    let Some(clock) = WallClock::new() else { return };
+    let Some(server) = RedisOptions::new().clock(&clock).start().await else { return };
+    let (ann, ben) = (client(&server).await, client(&server).await);
+    let key = RecordKey::of(name());
+    let first = hold(&ann).await;
+    ann.records().open(&key, first.token).await.expect("an open record");
+    ann.records().write(&key, first.token, Bytes::from_static(b"first")).await.expect("a write");
+    clock.step(3600);
+    let second = hold(&ben).await;
+    // Both may say that they hold: that is the overlap, and only the fence tells them apart.
+    assert!(first.deadline() > SystemClock::new().now(), "the first has no reason to doubt its lease");
+    let late = ann.records().write(&key, first.token, Bytes::from_static(b"before the second came")).await;
+    assert_eq!(late.expect_err("its lease is over").kind(), ErrorKind::Stale);
+    ben.records().open(&key, second.token).await.expect("an open record");
+    ben.records().write(&key, second.token, Bytes::from_static(b"second")).await.expect("a write");
+    let late = ann.records().write(&key, first.token, Bytes::from_static(b"late")).await;
+    assert_eq!(late.expect_err("it was overtaken").kind(), ErrorKind::Stale);
+    let record = ben.records().read(&key).await.expect("an answer").expect("a record");
+    assert_eq!(&record.value[..], b"second");
+}
+
+#[tokio::test]
+async fn nothing_is_published_when_nobody_waits() {
+    let Some(server) = RedisServer::start().await else { return };
+    let ann = client(&server).await;
+    for _ in 0..10 {
+        let lease = hold(&ann).await;
+        assert_eq!(renew(&ann, &lease).await, Renewal::Renewed);
+        assert_eq!(release(&ann, &lease).await, Release::Released);
+    }
+    let stats = server.command(&["INFO", "commandstats"]).await;
+    assert!(stats.contains("cmdstat_evalsha") && !stats.contains("cmdstat_publish"), "{stats}");
+    let keys = server.command(&["KEYS", "*"]).await;
+    assert_eq!(keys, "ringfence:{orders/42}:t", "only the last number is left");
+    let left: u64 = server.command(&["PTTL", "ringfence:{orders/42}:t"]).await.parse().expect("a TTL");
+    assert!(left <= 3_600_000, "and not for longer than an hour: {left}");
+}
