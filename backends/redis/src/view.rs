@@ -16,6 +16,9 @@ use crate::scripts::{self, LOCK, number, parse_mode, parse_nonce, text};
 /// How many keys the server looks at in one step of a listing.
 const SCAN_STEP: usize = 1000;
 
+/// What is left of a lease that somebody else's client took without an end: as good as for ever.
+const FOR_EVER_MS: u64 = 1000 * 60 * 60 * 24 * 365 * 100;
+
 /// One that holds or waits, as the script has it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -77,7 +80,8 @@ fn parse_state(name: &LockName, reply: &Value) -> Option<LockState> {
     for pair in held.chunks_exact(2) {
         let seen = Seen::holding(text(&pair[0])?)?;
         let age = if seen.is_ours() { now.saturating_sub(seen.number) } else { 0 };
-        let remaining = number(&pair[1]).unwrap_or(0);
+        // The lock was there when this was read: with less than a millisecond to live it lives, and without an end for ever.
+        let remaining = number(&pair[1]).map_or(FOR_EVER_MS, |millis| millis.max(1));
         let token = FencingToken::of_grant(seen.number, seen.nonce?).ok()?;
         holders.push(HolderState::new(
             seen.holder,

@@ -164,7 +164,7 @@ impl Flawed {
                 Ok(Attempt::Busy(contention))
             }
             (flaw, Attempt::Granted(mut lease)) => {
-                (lease.key.name, lease.key.ttl) = (name, ttl);
+                (lease.key.name, lease.key.ttl, lease.lasts) = (name, ttl, ttl.as_duration());
                 if flaw == Flaw::TokensStandStill {
                     lease.token = FencingToken::of_grant(7, lease.token.nonce())?;
                 }
