@@ -1,9 +1,13 @@
-//! What must hold of every parser, whatever it is fed.
+//! What must hold of every parser, whatever it is fed, and of the local store, whatever it finds on the disk.
 //!
 //! Each function takes bytes that may be anything and panics where a promise is broken. The targets of libFuzzer in
 //! `fuzz_targets` call them, and so does `xtask/tests/fuzz.rs` with random input on a stable toolchain.
 
+mod log;
+
 use ringfence::{BackendUrl, ErrorKind, FencingToken, LockName, Nonce};
+
+pub use log::log;
 
 /// A URL is parsed or refused as one; what is parsed never prints its password.
 pub fn url(data: &[u8]) {

@@ -3,12 +3,12 @@ use ringfence::{Clock, SystemClock};
 
 use crate::command::{Result, cargo, program, run as run_command, succeeds};
 
-/// Feed a parser what nobody would write, by libFuzzer where there is one.
+/// Feed a parser, or the local store, what nobody would write, by libFuzzer where there is one.
 ///
 /// Without cargo-fuzz or a nightly toolchain, the same checks run on random input that no coverage guides.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Which parser; all of them, one after the other, where none is named.
+    /// Which of them; all of them, one after the other, where none is named.
     #[arg(value_enum)]
     target: Option<Target>,
     /// How long each of them runs.
@@ -25,6 +25,8 @@ enum Target {
     Name,
     /// Fencing tokens.
     Token,
+    /// What the local store finds on the disk.
+    Log,
 }
 
 pub(crate) fn run(args: Args) -> Result {

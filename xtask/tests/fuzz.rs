@@ -21,6 +21,11 @@ proptest! {
     }
 
     #[test]
+    fn log(data in file_or_edits()) {
+        targets::log(&data);
+    }
+
+    #[test]
     fn token(data in nearly("[+-]?[0-9]{0,20}\\.?[+-]?[0-9a-fA-F]{0,17}")) {
         targets::token(&data);
     }
@@ -33,5 +38,14 @@ fn nearly(form: &'static str) -> impl Strategy<Value = Vec<u8>> {
         proptest::string::string_regex(form)
             .expect("the form is a regular expression")
             .prop_map(String::into_bytes),
+    ]
+}
+
+/// What the store is fed as a whole file, or a few edits of one that is in order.
+fn file_or_edits() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = |most| proptest::collection::vec(any::<u8>(), 0..most);
+    prop_oneof![
+        1 => bytes(600).prop_map(|file| [&[0], &file[..]].concat()),
+        9 => bytes(16).prop_map(|edits| [&[1], &edits[..]].concat()),
     ]
 }

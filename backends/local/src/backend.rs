@@ -296,7 +296,7 @@ impl Store {
     }
 
     /// Errors if the store was removed under us; looks every quarter of a second at most.
-    fn check_place(&self, state: &mut State) -> Result<()> {
+    pub(crate) fn check_place(&self, state: &mut State) -> Result<()> {
         let now = self.now();
         if now.saturating_since(state.place_checked) >= NET {
             state.log.check_place()?;
@@ -307,6 +307,11 @@ impl Store {
 
     pub(crate) fn now(&self) -> BootInstant {
         self.clock.now()
+    }
+
+    /// Errors if nothing can be confirmed any more, because a sync has failed.
+    pub(crate) fn check_disk(&self) -> Result<()> {
+        self.durable.check()
     }
 
     /// Returns when the log is on disk up to `wanted`.

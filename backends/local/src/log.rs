@@ -127,7 +127,8 @@ impl Log {
             let appended = segment::append(&self.segment.file, &encoded);
             self.encoded = encoded;
             appended.map_err(|errno| self.directory.error(errno, "cannot write to the store's file"))?;
-            self.catch_up()?;
+            // They stand in the log by now, whether or not we can read what came of them.
+            self.catch_up().map_err(ringfence_core::Error::with_unknown_effect)?;
             if self.answers.len() == ops.len() {
                 break;
             }
@@ -243,6 +244,14 @@ impl Log {
     /// Goes on in the next segment, which begins with the table as it stands, or in the newest one.
     fn begin_next(&mut self) -> Result<()> {
         let number = self.segment.number + 1;
+        if self.segment.is_removed() && !segment::is_any(&self.directory)? {
+            // Somebody removed the whole store; it is not for us to bring it back.
+            return Err(segment::corrupt(
+                &self.directory,
+                self.segment.number,
+                "it was removed while in use",
+            ));
+        }
         let mut newest = Segment::newest(&self.directory, self.session)?;
         if newest.number < number {
             Segment::create(&self.directory, self.session, number, &self.table)?;

@@ -12,7 +12,9 @@ use crate::backend::{LocalBackend, only};
 impl FencedStore for LocalBackend {
     fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>> {
         Box::pin(async move {
+            self.store.check_disk()?;
             let (record, position) = self.store.with_log(|state| {
+                self.store.check_place(state)?;
                 let open = Op::Open { key: key.clone(), token, at: self.store.now() };
                 match only(state.log.commit(&[open])?) {
                     Answer::Opened => Ok((state.log.table().record(key), state.log.position())),
@@ -35,7 +37,9 @@ impl FencedStore for LocalBackend {
                 // The table would say the same, but only after the value stood in the log.
                 return Err(Refusal::ValueTooLarge(value.len()).into_error(key, token));
             }
+            self.store.check_disk()?;
             let (version, position) = self.store.with_log(|state| {
+                self.store.check_place(state)?;
                 let write = Op::Write { key: key.clone(), token, value, at: self.store.now() };
                 match only(state.log.commit(&[write])?) {
                     Answer::Written(version) => Ok((version, state.log.position())),

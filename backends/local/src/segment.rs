@@ -198,6 +198,11 @@ pub(crate) fn corrupt(directory: &Directory, number: u64, why: &str) -> Error {
     .about(format_args!("the local store in {}", directory.path().display()))
 }
 
+/// Whether there is any segment.
+pub(crate) fn is_any(directory: &Directory) -> Result<bool> {
+    Ok(!numbers(directory)?.is_empty())
+}
+
 fn numbers(directory: &Directory) -> Result<Vec<u64>> {
     Ok(directory.list(PREFIX)?.iter().filter_map(|number| u64::from_str_radix(number, 16).ok()).collect())
 }

@@ -9,7 +9,7 @@ use ringfence_core::{
     SystemClock,
 };
 use ringfence_local::LocalBackend;
-use ringfence_servers::{Event, Taker};
+use ringfence_servers::{Event, Taker, WallClock};
 use ringfence_testkit::{Hold, PATIENCE, check_exclusive};
 use tempfile::TempDir;
 
@@ -17,6 +17,9 @@ const NAME: &str = "job";
 
 /// How soon a death or an eviction must have its effect. It takes milliseconds; a TTL here is a minute.
 const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Ten years, in seconds.
+const TEN_YEARS: i64 = 10 * 365 * 24 * 3600;
 
 /// A store, and a client of it in this process, that looks on.
 struct Store {
@@ -39,6 +42,11 @@ impl Store {
     /// A process that asks for the lock.
     fn taker(&self, options: &[&str]) -> Taker {
         Taker::start(&self.url(), NAME, options)
+    }
+
+    /// A process that asks for the lock and tells the time by this clock.
+    fn taker_by(&self, clock: &WallClock, options: &[&str]) -> Taker {
+        Taker::start_in(&self.url(), NAME, options, |command| clock.govern(command))
     }
 
     /// A process that holds the lock, and its token.
@@ -241,6 +249,60 @@ async fn sequences_rise_through_every_way_to_go_away() {
         tokens.is_sorted_by(|earlier, later| earlier.sequence() < later.sequence()),
         "sequences rise: {tokens:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sequences_rise_whatever_the_wall_clock_says() {
+    let Some(clock) = WallClock::new() else { return };
+    let store = Store::new();
+    let mut old = store.taker_by(&clock, &["--ttl", "1m"]);
+    let mut tokens = vec![old.holds().await.0];
+    for step in [-TEN_YEARS, TEN_YEARS, 0, -TEN_YEARS] {
+        clock.step(step);
+        old.writes("still mine").await.expect("a step of the wall clock takes nothing from a holder");
+        old.releases().await;
+        // One that has never seen another time, then one that goes on through all of them.
+        let mut new = store.taker_by(&clock, &["--ttl", "1m"]);
+        tokens.push(new.holds().await.0);
+        new.releases().await;
+        old.tell("acquire");
+        tokens.push(old.holds().await.0);
+    }
+    assert!(
+        tokens.is_sorted_by(|earlier, later| earlier.sequence() < later.sequence()),
+        "sequences rise: {tokens:?}"
+    );
+    old.writes("mine").await.expect("the last one holds");
+    let (_, earlier) = tokens.split_last().expect("there are tokens");
+    for token in earlier {
+        assert_stale(store.client.records().open(&RecordKey::of(name()), *token).await, "an earlier token");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_end_in_time_whatever_the_wall_clock_says() {
+    let Some(clock) = WallClock::new() else { return };
+    for step in [-TEN_YEARS, TEN_YEARS] {
+        let store = Store::new();
+        clock.step(0);
+        let mut stopped = store.taker_by(&clock, &["--ttl", "1s"]);
+        let _ = stopped.holds().await;
+        let mut next = store.taker_by(&clock, &["--ttl", "1m"]);
+        store.sees("one in line", |state| state.waiters.len() == 1).await;
+
+        stopped.stop();
+        let looked = now();
+        let remaining = store.state().await.holders.first().expect("a stopped holder still holds").remaining;
+        clock.step(step);
+        let (_, granted) = next.holds().await;
+        let kept = granted.saturating_since(looked);
+        assert!(kept >= remaining, "{step}: it had {remaining:?} left and lost it after {kept:?}");
+        assert!(kept < remaining + AT_ONCE, "{step}: it had {remaining:?} left and kept it for {kept:?}");
+
+        stopped.resume();
+        assert_stale(stopped.writes("late").await, "the write of a lease that is over");
+        let _ = stopped.loses().await;
+    }
 }
 
 /// What is known of a crowd of processes that each acquire, count and release, again and again.

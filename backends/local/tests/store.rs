@@ -1,7 +1,7 @@
 //! The store's place: what it trusts, what it refuses, what survives.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use ringfence_core::{
     LockName, Mode, RecordKey, Release, SystemClock, Ttl, Wait,
 };
 use ringfence_local::LocalBackend;
+use ringfence_servers::skip;
 use tempfile::TempDir;
 
 fn open(directory: &Path) -> Result<LocalBackend, Error> {
@@ -79,6 +80,27 @@ async fn a_directory_that_others_can_write_is_refused() {
         assert!(error.to_string().contains("others can write"), "{error}");
     }
     set_mode(directory.path(), 0o755);
+    open(directory.path()).unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_of_another_owner_is_refused() {
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        skip("chown", "only root can give a directory away");
+        return;
+    }
+    let directory = TempDir::new().unwrap();
+    drop(open(directory.path()).unwrap());
+    tokio::task::yield_now().await;
+    let files = || fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let before: Vec<_> = files().collect();
+    chown(directory.path(), Some(NOBODY), None).unwrap();
+    let error = refusal(directory.path());
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.to_string().contains("belongs to user 65534, not to user 0"), "{error}");
+    assert!(files().eq(before), "nothing was changed");
+    chown(directory.path(), Some(0), None).unwrap();
     open(directory.path()).unwrap();
 }
 
@@ -256,6 +278,30 @@ async fn a_store_that_was_removed_under_us_grants_nothing() {
 }
 
 #[tokio::test]
+async fn a_store_that_was_removed_under_us_does_not_come_back_with_the_next_segment() {
+    let directory = TempDir::new().unwrap();
+    let backend = open(directory.path()).unwrap();
+    let held = take(&backend, "held").await;
+    let key = RecordKey::of(LockName::new("held").unwrap());
+    backend.records().open(&key, held.token).await.unwrap();
+    fs::remove_file(log_file(directory.path())).unwrap();
+    // Far more than a segment takes.
+    let value = Bytes::from(vec![b'x'; ringfence_core::RECORD_VALUE_MAX]);
+    let mut written = 0;
+    let error = loop {
+        match backend.records().write(&key, held.token, value.clone()).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 100, "{written} writes went nowhere");
+    };
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    let is_log = |name: &str| name.starts_with("log-");
+    let mut names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!names.any(|name| is_log(name.to_str().unwrap())), "the store came back");
+}
+
+#[tokio::test]
 async fn a_session_leaves_nothing_behind() {
     let directory = TempDir::new().unwrap();
     let backend = open(directory.path()).unwrap();
@@ -289,6 +335,8 @@ async fn a_lifeline_keeps_the_lease_of_a_dropped_client_until_its_ttl() {
     let _held = take(&one, "a").await;
     let lifeline = one.lifeline().unwrap().unwrap();
     drop(one);
+    // Its task ends, and with it its own descriptor of the session, when the runtime comes to it.
+    tokio::task::yield_now().await;
     assert!(matches!(two.acquire(request("a")).await.unwrap(), Attempt::Busy(_)));
     drop(lifeline);
     let _lease = take(&two, "a").await;

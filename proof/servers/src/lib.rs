@@ -3,7 +3,7 @@
 //! - [`Process`] is a child with its whole process group, whose lines are awaited.
 //! - [`require()`] finds a tool, or says on stderr that a test is skipped; under `RINGFENCE_REQUIRE=name,name` or `=all`
 //!   what is missing is a failure.
-//! - [`SystemCallFault`] makes system calls of a running process fail, on one file.
+//! - [`SystemCallFault`] makes system calls of a running thread fail, on one file.
 //! - [`WallClock`] is a clock that is set forward and back under the processes that it governs.
 //! - [`RedisServer`] is a real server of a test's own, [`Sentinels`] and [`RedisCluster`] are several that belong together;
 //!   [`python`] and [`node`] run other people's clients of them.
