@@ -100,6 +100,13 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "strace",
+        detect: &["strace", "-V"],
+        source: Source::Apt("strace"),
+        purpose: "makes their disk fail, one system call at a time",
+        vital: false,
+    },
+    Tool {
         name: "redis-cli",
         detect: &["redis-cli", "--version"],
         source: Source::Apt("redis-tools"),
