@@ -86,7 +86,8 @@ impl RedisBackend {
 /// What the server answered to an attempt.
 enum Answer {
     Granted(u64),
-    Waits(Contention),
+    /// It stands in line. No turn with this number or a lower one is its own any more.
+    Waits(u64, Contention),
     Busy(Contention),
 }
 
@@ -118,11 +119,14 @@ impl Client {
         let Value::Array(parts) = &reply else { return Err(odd()) };
         let contention = |parts: &[Value]| {
             let waiters = usize::try_from(number_at(parts, 1)?).ok()?;
-            let holders = parts[2..].iter().filter_map(text).filter_map(Seen::holding);
+            let holders = parts[3..].iter().filter_map(text).filter_map(Seen::holding);
             Some(Contention::new(holders.map(|seen| seen.holder).collect(), waiters))
         };
         match parts.first().and_then(text) {
-            Some("waits") => Ok(Answer::Waits(contention(parts).ok_or_else(odd)?)),
+            Some("waits") => {
+                let last = number_at(parts, 2).ok_or_else(odd)?;
+                Ok(Answer::Waits(last, contention(parts).ok_or_else(odd)?))
+            }
             Some("busy") => Ok(Answer::Busy(contention(parts).ok_or_else(odd)?)),
             Some("full") => Err(Error::new(
                 ErrorKind::Full,
@@ -232,8 +236,9 @@ impl Place<'_> {
     /// Asks, and waits for the turn as long as the request does.
     async fn seek(&mut self, standing: &crate::line::Standing) -> Result<Attempt> {
         let client = self.client;
-        // When the last answer was asked for: the server knew this attempt at least then.
-        let mut seen_at: Option<BootInstant> = None;
+        // When the last answer was asked for, and the last number granted then. A turn with a higher number was given after
+        // that instant; one with a lower number was over before it, whenever we come to hear of it.
+        let mut seen: Option<(BootInstant, u64)> = None;
         let mut contention = Contention::default();
         loop {
             let sent = client.now();
@@ -241,21 +246,21 @@ impl Place<'_> {
                 Wait::Until(deadline) if sent < deadline => Some(deadline),
                 _ => None,
             };
-            if deadline.is_none() && seen_at.is_some() {
+            if deadline.is_none() && seen.is_some() {
                 return self.give_up(contention).await;
             }
             match client.enter(self.request, self.keys, deadline.is_some()).await {
                 Ok(Answer::Granted(number)) => return Ok(Attempt::Granted(self.lease(number, sent)?)),
                 Ok(Answer::Busy(contention)) => return Ok(Attempt::Busy(contention)),
-                Ok(Answer::Waits(others)) => {
-                    seen_at = Some(sent);
+                Ok(Answer::Waits(last, others)) => {
+                    seen = Some((sent, last));
                     contention = others;
                 }
                 // The place stands for a while without us, so a server that is away for a moment costs nobody a place.
                 Err(error)
                     if error.kind() == ErrorKind::Unavailable
-                        && seen_at.is_some_and(|seen| {
-                            sent.saturating_since(seen) < self.request.ttl.as_duration()
+                        && seen.is_some_and(|(seen_at, _)| {
+                            sent.saturating_since(seen_at) < self.request.ttl.as_duration()
                         }) =>
                 {
                     tracing::debug!(%error, "a waiter cannot look after its place");
@@ -271,7 +276,9 @@ impl Place<'_> {
                 () = standing.called() => {}
                 () = tokio::time::sleep(nap) => {}
             }
-            if let (Some(number), Some(seen_at)) = (standing.turn(), seen_at) {
+            if let (Some(number), Some((seen_at, last))) = (standing.turn(), seen)
+                && number > last
+            {
                 let lease = self.lease(number, seen_at)?.offered_for(OFFER);
                 if lease.deadline().saturating_since(client.now()) >= OFFER_LEFT_MIN {
                     return Ok(Attempt::Granted(lease));

@@ -233,7 +233,7 @@ if verb == 'acquire' then
     return done(grant(nonce, mode, entry, ttl))
   end
   if not waits then
-    return done({'busy', line, unpack(holders(8))})
+    return done({'busy', line, '0', unpack(holders(8))})
   end
   if not call('ZSCORE', base .. 'q', nonce) then
     if line >= LINE_MAX then
@@ -245,7 +245,9 @@ if verb == 'acquire' then
   end
   call('PEXPIRE', base .. 'q', KEEP_MS)
   call('PEXPIRE', base .. 'w', KEEP_MS)
-  return done({'waits', line, unpack(holders(8))})
+  -- A turn with this number, or an earlier one, is over: it was told before this answer.
+  last = string.sub(last or call('GET', base .. 't') or '0', 1, 16)
+  return done({'waits', line, last, unpack(holders(8))})
 end
 
 if verb == 'release' or verb == 'withdraw' then
