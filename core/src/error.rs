@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::Arc;
 
 /// What went wrong, by whose fault and what to do about it.
 ///
@@ -63,14 +64,16 @@ pub enum Effect {
 /// The one error of Ringfence: what kind, whether to retry, whether it took effect.
 ///
 /// `Display` is one line that names the thing, says what was expected and what to do. It never shows a secret.
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
     retry: Retry,
     effect: Effect,
     message: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 /// A result whose error is [`Error`].
@@ -89,7 +92,7 @@ impl Error {
     /// The same error with its cause.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.0.source = Some(source.into());
+        self.0.source = Some(source.into().into());
         self
     }
 

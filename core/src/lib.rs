@@ -10,6 +10,7 @@
 
 mod backend;
 mod clock;
+mod coalescer;
 mod error;
 mod fenced_store;
 mod guarantees;
@@ -24,6 +25,7 @@ mod url;
 
 pub use backend::{Backend, BoxFuture, LossListener};
 pub use clock::{BootInstant, Clock, SystemClock};
+pub use coalescer::Coalescer;
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
 pub use fenced_store::{FencedStore, Opened, RECORD_VALUE_MAX, Record, RecordKey, Version};
 pub use guarantees::{

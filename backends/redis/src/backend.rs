@@ -1,14 +1,15 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::Value;
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Contention, Effect, Error,
-    ErrorKind, Eviction, FencedStore, FencingToken, Guarantees, Lease, LeaseClock, LeaseKey, ListQuery,
-    LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens,
-    Wait,
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Coalescer, Contention,
+    Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Guarantees, Lease, LeaseClock, LeaseKey,
+    ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result,
+    Scope, Tokens, Ttl, Wait,
 };
 use tokio::runtime::Handle;
 
@@ -17,7 +18,7 @@ use crate::keys::{Keys, LockKeys};
 use crate::line::Line;
 use crate::link::Link;
 use crate::options::Options;
-use crate::scripts::{self, LOCK, digits, number, text};
+use crate::scripts::{self, Change, LOCK, digits, number, text};
 use crate::view::{self, Seen};
 
 /// How often a waiter looks after its place. It keeps the place, and is the net under a message that was lost.
@@ -31,6 +32,11 @@ const OFFER_LEFT_MIN: Duration = Duration::from_millis(250);
 
 /// The pause after a withdrawal that did not get through, doubled after each, up to [`LOOK_EVERY`].
 const WITHDRAW_PAUSE: Duration = Duration::from_millis(20);
+
+/// How many round trips for changes are under way at a time, and for how many changes each. While the server works on one of
+/// two, the other one travels.
+const FLIGHTS_MAX: usize = 2;
+const BATCH_MAX: usize = 128;
 
 /// What a Redis server promises.
 pub fn guarantees() -> Guarantees {
@@ -54,7 +60,8 @@ pub struct RedisBackend {
 /// What the calls of one process share.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) link: Link,
+    pub(crate) link: Arc<Link>,
+    changes: Coalescer<Change, Result<Value>>,
     pub(crate) keys: Keys,
     /// Where others find this process.
     session: String,
@@ -78,9 +85,34 @@ impl RedisBackend {
         let way =
             Link::new(driver, format!("ringfence:{session}"), shown, move |message| told.pushed(&message));
         way.connect().await?;
-        let client = Client { link: way, keys, session, line, clock, runtime: Handle::current() };
+        let (link, runtime) = (Arc::new(way), Handle::current());
+        let (of_calls, of_adopted) = (Arc::clone(&link), runtime.clone());
+        let send = move |changes| -> BoxFuture<'static, _> {
+            let link = Arc::clone(&of_calls);
+            Box::pin(async move { send(&link, changes).await })
+        };
+        let adopt = move |round_trip| drop(of_adopted.spawn(round_trip));
+        let changes = Coalescer::new(FLIGHTS_MAX, BATCH_MAX, send, adopt);
+        let client = Client { link, changes, keys, session, line, clock, runtime };
         Ok(Self { client: Arc::new(client), guarantees: guarantees() })
     }
+}
+
+/// Makes changes in one round trip, and returns the answer to each.
+async fn send(link: &Link, changes: Vec<Change>) -> Vec<Result<Value>> {
+    let reply = link.call(&LOCK, &scripts::call(&changes)).await;
+    let error = match reply {
+        Ok(Value::Array(answers)) if answers.len() == changes.len() => {
+            let answer = |answer| match answer {
+                Value::ServerError(error) => Err(error::of_call(error.into(), link.server())),
+                answer => Ok(answer),
+            };
+            return answers.into_iter().map(answer).collect();
+        }
+        Ok(odd) => error::odd_reply(&odd, link.server()),
+        Err(error) => error,
+    };
+    changes.iter().map(|_| Err(error.clone())).collect()
 }
 
 /// What the server answered to an attempt.
@@ -105,13 +137,10 @@ impl Client {
             holder.host(),
             holder.metadata()
         );
-        let mut command = scripts::call(keys, "acquire", request.nonce);
-        command
-            .arg(scripts::mode(request.mode))
-            .arg(request.ttl.as_millis())
-            .arg(if waits { "waits" } else { "tries" })
-            .arg(entry);
-        let reply = self.link.call(&LOCK, &command).await?;
+        let change = Change::new(keys.clone(), if waits { "queue" } else { "acquire" }, request.nonce)
+            .lasting(request.ttl)
+            .asking(scripts::mode(request.mode), entry);
+        let reply = self.change(change).await?;
         if let Some(number) = number(&reply) {
             return Ok(Answer::Granted(number));
         }
@@ -157,7 +186,7 @@ impl Client {
                 place.settled = true;
                 // Whether the attempt took effect is unknown, or was known too late: afterwards it has none.
                 if error.effect() == Effect::Unknown || place.request.wait != Wait::No {
-                    let (nonce, ttl) = (place.request.nonce, place.request.ttl.as_duration());
+                    let (nonce, ttl) = (place.request.nonce, place.request.ttl);
                     self.withdraw(&keys, nonce, ttl).await;
                 }
                 Err(error)
@@ -167,12 +196,10 @@ impl Client {
 
     /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for as long as the
     /// attempt's lease could live.
-    async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Duration) {
-        let ends = self.now().saturating_add(ttl);
+    async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Ttl) {
+        let ends = self.now().saturating_add(ttl.as_duration());
         let mut pause = WITHDRAW_PAUSE;
-        let mut command = scripts::call(keys, "withdraw", nonce);
-        command.arg(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
-        while let Err(error) = self.link.call(&LOCK, &command).await {
+        while let Err(error) = self.change(Change::new(keys.clone(), "withdraw", nonce).lasting(ttl)).await {
             if error.kind() != ErrorKind::Unavailable || self.now() >= ends {
                 tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
                 return;
@@ -182,28 +209,36 @@ impl Client {
         }
     }
 
-    async fn release(&self, lease: &LeaseKey) -> Result<Release> {
-        let command = scripts::call(&self.keys.of(&lease.name), "release", lease.nonce);
-        let reply = self.link.call(&LOCK, &command).await?;
-        Ok(if self.is_yes(&reply)? { Release::Released } else { Release::NotHeld })
+    /// Makes a change, in one round trip with others that come at the same time.
+    pub(crate) async fn change(&self, change: Change) -> Result<Value> {
+        self.changes.request(change).await.unwrap_or_else(|| {
+            let why = "the runtime was shut down, or a call panicked, before the server's answer was here";
+            Err(Error::new(ErrorKind::Bug, why).with_unknown_effect())
+        })
     }
 
-    async fn renew(&self, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
+    /// The same change of many leases, in one round trip of their own; whether each was made.
+    async fn change_all(&self, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<bool>> {
         if leases.is_empty() {
             return Ok(Vec::new());
         }
-        let keys: Vec<LockKeys> = leases.iter().map(|lease| self.keys.of(&lease.name)).collect();
-        let command =
-            scripts::renew(keys.iter().zip(leases).map(|(keys, lease)| (keys, lease.nonce, lease.ttl)));
-        let reply = self.link.call(&LOCK, &command).await?;
-        let answers = match &reply {
-            Value::Array(answers) if answers.len() == leases.len() => answers,
-            odd => return Err(error::odd_reply(odd, self.link.server())),
+        let change =
+            |lease: &LeaseKey| Change::new(self.keys.of(&lease.name), verb, lease.nonce).lasting(lease.ttl);
+        let replies = match leases {
+            [lease] => vec![self.change(change(lease)).await],
+            leases => send(&self.link, leases.iter().map(change).collect()).await,
         };
-        answers
-            .iter()
-            .map(|answer| Ok(if self.is_yes(answer)? { Renewal::Renewed } else { Renewal::Lost }))
-            .collect()
+        replies.into_iter().map(|reply| self.is_yes(&reply?)).collect()
+    }
+
+    async fn release(&self, leases: &[LeaseKey]) -> Result<Vec<Release>> {
+        let made = self.change_all("release", leases).await?;
+        Ok(made.into_iter().map(|made| if made { Release::Released } else { Release::NotHeld }).collect())
+    }
+
+    async fn renew(&self, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
+        let made = self.change_all(verb, leases).await?;
+        Ok(made.into_iter().map(|made| if made { Renewal::Renewed } else { Renewal::Lost }).collect())
     }
 
     /// An answer that is yes or no.
@@ -296,7 +331,7 @@ impl Place<'_> {
     /// Leaves the line; a turn that came in this moment is given back.
     async fn give_up(&mut self, contention: Contention) -> Result<Attempt> {
         let lease = LeaseKey::new(self.request.name.clone(), self.request.nonce, self.request.ttl);
-        match self.client.release(&lease).await {
+        match self.client.release(&[lease]).await {
             Ok(_) => Ok(Attempt::Busy(contention)),
             // The line is left in the background, where nobody waits for it.
             Err(error) if error.kind() == ErrorKind::Unavailable => {
@@ -311,7 +346,7 @@ impl Place<'_> {
         let client = Arc::clone(self.client);
         let (name, nonce, ttl) = (self.request.name.clone(), self.request.nonce, self.request.ttl);
         self.client.runtime.spawn(async move {
-            client.withdraw(&client.keys.of(&name), nonce, ttl.as_duration()).await;
+            client.withdraw(&client.keys.of(&name), nonce, ttl).await;
         });
     }
 }
@@ -334,26 +369,17 @@ impl Backend for RedisBackend {
     }
 
     fn renew<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Renewal>>> {
-        Box::pin(self.client.renew(leases))
+        Box::pin(self.client.renew("renew", leases))
     }
 
     fn release<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Release>>> {
-        Box::pin(async move {
-            // One command each, which share a packet; a script that did several would have to be in one slot.
-            let mut releases = Vec::with_capacity(leases.len());
-            for lease in leases {
-                releases.push(self.client.release(lease).await?);
-            }
-            Ok(releases)
-        })
+        Box::pin(self.client.release(leases))
     }
 
     fn downgrade<'a>(&'a self, lease: &'a LeaseKey) -> BoxFuture<'a, Result<Renewal>> {
         Box::pin(async move {
-            let mut command = scripts::call(&self.client.keys.of(&lease.name), "downgrade", lease.nonce);
-            command.arg(lease.ttl.as_millis());
-            let reply = self.client.link.call(&LOCK, &command).await?;
-            Ok(if self.client.is_yes(&reply)? { Renewal::Renewed } else { Renewal::Lost })
+            let renewals = self.client.renew("downgrade", slice::from_ref(lease)).await?;
+            Ok(renewals[0])
         })
     }
 
@@ -367,8 +393,8 @@ impl Backend for RedisBackend {
 
     fn evict<'a>(&'a self, name: &'a LockName, holder: Nonce) -> BoxFuture<'a, Result<Eviction>> {
         Box::pin(async move {
-            let command = scripts::call(&self.client.keys.of(name), "evict", holder);
-            let reply = self.client.link.call(&LOCK, &command).await?;
+            let change = Change::new(self.client.keys.of(name), "evict", holder);
+            let reply = self.client.change(change).await?;
             Ok(if self.client.is_yes(&reply)? { Eviction::Evicted } else { Eviction::NotHeld })
         })
     }

@@ -20,7 +20,7 @@ pub(crate) enum Keys {
 }
 
 /// The keys of one lock.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LockKeys {
     /// The lock itself.
     pub(crate) lock: String,

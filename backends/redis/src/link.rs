@@ -96,7 +96,11 @@ impl Link {
     /// The outer error says that nothing was sent.
     async fn send(&self, command: &Cmd) -> Result<Result<Value, RedisError>> {
         let (epoch, mut connection) = self.connection().await?;
-        let answer: Result<Value, RedisError> = command.query_async(&mut connection).await;
+        // An error inside of an answer is one change's affair.
+        let answer = match connection.send_packed_command(command).await {
+            Ok(Value::ServerError(error)) => Err(error.into()),
+            answer => answer,
+        };
         if let Err(error) = &answer
             && !error::is_answer(error)
         {

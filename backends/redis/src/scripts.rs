@@ -10,22 +10,42 @@ use crate::keys::LockKeys;
 pub(crate) static LOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lock.lua")));
 pub(crate) static RECORD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/record.lua")));
 
-/// A call of the lock's script for one lock.
-pub(crate) fn call(keys: &LockKeys, verb: &str, nonce: Nonce) -> Cmd {
-    let mut command = by_hash(&LOCK, 2);
-    command.arg(&keys.lock).arg(&keys.beside).arg(verb).arg(digits(nonce));
-    command
+/// One change of one lock, as the lock's script makes it.
+#[derive(Debug)]
+pub(crate) struct Change {
+    keys: LockKeys,
+    verb: &'static str,
+    nonce: Nonce,
+    ttl_ms: u64,
+    /// The mode and the entry, of verbs that ask for the lock.
+    asks: Option<(String, String)>,
 }
 
-/// Renews many leases in one step.
-pub(crate) fn renew<'a>(leases: impl ExactSizeIterator<Item = (&'a LockKeys, Nonce, Ttl)> + Clone) -> Cmd {
-    let mut command = by_hash(&LOCK, 2 * leases.len());
-    for (keys, ..) in leases.clone() {
+impl Change {
+    pub(crate) fn new(keys: LockKeys, verb: &'static str, nonce: Nonce) -> Self {
+        Self { keys, verb, nonce, ttl_ms: 0, asks: None }
+    }
+
+    pub(crate) fn lasting(self, ttl: Ttl) -> Self {
+        Self { ttl_ms: ttl.as_millis(), ..self }
+    }
+
+    pub(crate) fn asking(self, mode: String, entry: String) -> Self {
+        Self { asks: Some((mode, entry)), ..self }
+    }
+}
+
+/// Many changes in one call, which answers each.
+pub(crate) fn call(changes: &[Change]) -> Cmd {
+    let mut command = by_hash(&LOCK, 2 * changes.len());
+    for Change { keys, .. } in changes {
         command.arg(&keys.lock).arg(&keys.beside);
     }
-    command.arg("renew");
-    for (_, nonce, ttl) in leases {
-        command.arg(digits(nonce)).arg(ttl.as_millis());
+    for Change { verb, nonce, ttl_ms, asks, .. } in changes {
+        command.arg(verb).arg(digits(*nonce)).arg(ttl_ms);
+        if let Some((mode, entry)) = asks {
+            command.arg(mode).arg(entry);
+        }
     }
     command
 }

@@ -11,7 +11,7 @@ use ringfence_core::{
 
 use crate::backend::Client;
 use crate::error;
-use crate::scripts::{self, LOCK, number, parse_mode, parse_nonce, text};
+use crate::scripts::{Change, number, parse_mode, parse_nonce, text};
 
 /// How many keys the server looks at in one step of a listing.
 const SCAN_STEP: usize = 1000;
@@ -67,8 +67,7 @@ impl Seen {
 pub(crate) async fn inspect(client: &Client, name: &LockName) -> Result<LockState> {
     // The verb looks at everybody, whatever the nonce.
     let nobody = Nonce::from_u64(u64::MAX).expect("not zero");
-    let command = scripts::call(&client.keys.of(name), "inspect", nobody);
-    let reply = client.link.call(&LOCK, &command).await?;
+    let reply = client.change(Change::new(client.keys.of(name), "inspect", nobody)).await?;
     parse_state(name, &reply).ok_or_else(|| error::odd_reply(&reply, client.link.server()))
 }
 

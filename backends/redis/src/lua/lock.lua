@@ -1,7 +1,9 @@
--- Every change to a lock, in one script, so that each is one step for everybody.
+-- Every change to a lock, in one script, so that each is one step for everybody. A call may bring several changes to several
+-- locks; each of them stands for itself, and fails for itself.
 --
--- KEYS: the lock, and the prefix of what stands beside it, which is in the same slot.
--- ARGV: the verb, the attempt's nonce in 16 hexadecimal digits, then what the verb needs.
+-- KEYS: for each change the lock, and the prefix of what stands beside it, which is in the same slot.
+-- ARGV: for each change the verb, the attempt's nonce in 16 hexadecimal digits and the TTL in milliseconds; for `acquire`, and
+-- for `queue`, which waits where it cannot have the lock, the mode and the entry as well: session:mode:ttl:pid:text.
 --
 -- The lock is a plain string, so that a client that knows only `SET NX PX` is kept out and keeps us out:
 --   nonce:number:session:x:ttl:pid:text   held by one of us, exclusively
@@ -14,345 +16,379 @@
 --   x   attempts that were withdrawn and must not come back
 --
 -- A number is the server's time in microseconds, 16 digits until the year 2286, so that numbers compare as text.
-local lock, base = KEYS[1], KEYS[2]
-local verb, nonce = ARGV[1], ARGV[2]
+local KEEP_MS = 3600000
 local call = redis.call
 
-local KEEP_MS = 3600000
-
--- The two ways that nearly every call goes come first, before the rest is even defined.
+-- The change that is being made.
+local lock, base, verb, nonce, ttl, mode, entry
+-- The last number of its lock, as far as it is known.
 local last
-if verb == 'acquire' and ARGV[3] == 'x' then
-  local time = call('TIME')
-  local number = time[1] .. string.sub('00000' .. time[2], -6)
-  last = call('SET', base .. 't', number, 'PX', KEEP_MS, 'GET')
-  if not last or (last < number and #last == 16) then
-    if call('SET', lock, nonce .. ':' .. number .. ':' .. ARGV[6], 'NX', 'PX', ARGV[4]) then
-      return number
+
+-- The two ways that nearly every change goes. Nothing: it has to go the long way.
+local function short_way()
+  if mode == 'x' then
+    local time = call('TIME')
+    local number = time[1] .. string.sub('00000' .. time[2], -6)
+    last = call('SET', base .. 't', number, 'PX', KEEP_MS, 'GET')
+    if not last or (last < number and #last == 16) then
+      if call('SET', lock, nonce .. ':' .. number .. ':' .. entry, 'NX', 'PX', ttl) then
+        return number
+      end
+      last = number
+    end
+  elseif verb == 'release' and call('EXISTS', base .. 'q') == 0 and call('GETRANGE', lock, 0, 16) == nonce .. ':' then
+    return call('DEL', lock)
+  end
+end
+
+-- Everything else, defined only where it is needed: a script is read anew for every call.
+local function define_long_way()
+  -- A number above every earlier one of this lock: the server's clock, or one more than the last where that went back.
+  local function next_number()
+    local time = call('TIME')
+    local number = time[1] .. string.sub('00000' .. time[2], -6)
+    last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
+    if last >= number then
+      number = string.format('%.0f', last + 1)
     end
     last = number
+    return number
   end
-elseif verb == 'release' and call('GETRANGE', lock, 0, 16) == nonce .. ':' and call('EXISTS', base .. 'q') == 0 then
-  return call('DEL', lock)
-end
 
--- A number above every earlier one of this lock: the server's clock, or one more than the last where that went back.
-local function next_number()
-  local time = call('TIME')
-  local number = time[1] .. string.sub('00000' .. time[2], -6)
-  last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
-  if last >= number then
-    number = string.format('%.0f', last + 1)
+  -- Leaves the last number behind, with its mark.
+  local function done(answer)
+    last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
+    if last ~= '' then
+      local mark = call('EXISTS', base .. 'q', base .. 'x') > 0 and '+' or ''
+      call('SET', base .. 't', last .. mark, 'PX', KEEP_MS)
+    end
+    return answer
   end
-  last = number
-  return number
-end
 
--- Leaves the last number behind, with its mark.
-local function done(answer)
-  last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
-  if last ~= '' then
-    local mark = call('EXISTS', base .. 'q', base .. 'x') > 0 and '+' or ''
-    call('SET', base .. 't', last .. mark, 'PX', KEEP_MS)
-  end
-  return answer
-end
+  local SHARED, PERMIT = 'ringfence:shared', 'ringfence:permit'
+  local LINE_MAX = 10000
+  -- For how long a turn stands that is given to a waiter, until it is renewed.
+  local OFFER_MS = 750
 
-local SHARED, PERMIT = 'ringfence:shared', 'ringfence:permit'
-local LINE_MAX = 10000
--- For how long a turn stands that is given to a waiter, until it is renewed.
-local OFFER_MS = 750
+  -- What the lock holds: '' for nothing.
+  local current = ''
 
--- What the lock holds: '' for nothing.
-local current = ''
-
-local function look()
-  current = call('GETRANGE', lock, 0, 2047)
-  if current == '' and call('EXISTS', lock) == 1 then
-    current = '?'
-  end
-end
-
-local function is_group()
-  return current == SHARED or current == PERMIT
-end
-
-local function now_ms()
-  local time = call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
-local function leave_group(member)
-  call('HDEL', base .. 'h', member)
-  call('ZREM', base .. 'l', member)
-  if call('ZREM', base .. 's', member) == 1 and call('ZCARD', base .. 's') == 0 then
-    call('DEL', lock)
-    current = ''
-  end
-end
-
--- Ends what has lapsed of a group. A lease of one holder is ended by the server itself.
-local function settle()
-  look()
-  if is_group() then
-    for _, member in ipairs(call('ZRANGEBYSCORE', base .. 's', '-inf', now_ms())) do
-      leave_group(member)
+  local function look()
+    current = call('GETRANGE', lock, 0, 2047)
+    if current == '' and call('EXISTS', lock) == 1 then
+      current = '?'
     end
   end
-end
 
--- Whether the nonce has the lock; with its number.
-local function held_number()
-  if is_group() then
-    local holder = call('HGET', base .. 'h', nonce)
-    return holder and string.match(holder, '^%d+')
+  local function is_group()
+    return current == SHARED or current == PERMIT
   end
-  local holder, number = string.match(current, '^(%x+):(%d+):')
-  return holder == nonce and number
-end
 
-local function extend_group(member, ms)
-  call('ZADD', base .. 's', now_ms() + ms, member)
-  if call('PTTL', lock) <= ms then
-    call('PEXPIRE', lock, ms)
-    -- They end a little later than the lock, which says whether they count.
-    for _, key in ipairs({'h', 's', 'l'}) do
-      call('PEXPIRE', base .. key, ms + 1000)
+  local function now_ms()
+    local time = call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+
+  local function leave_group(member)
+    call('HDEL', base .. 'h', member)
+    call('ZREM', base .. 'l', member)
+    if call('ZREM', base .. 's', member) == 1 and call('ZCARD', base .. 's') == 0 then
+      call('DEL', lock)
+      current = ''
     end
   end
-end
 
-local function join_group(member, mode, number, entry, ms)
-  if current == '' then
-    call('DEL', base .. 'h', base .. 's', base .. 'l')
-    current = mode == 's' and SHARED or PERMIT
-    call('SET', lock, current, 'PX', ms)
-  end
-  call('HSET', base .. 'h', member, number .. ':' .. entry)
-  if current == PERMIT then
-    call('ZADD', base .. 'l', string.sub(mode, 2), member)
-  end
-  extend_group(member, ms)
-end
-
-local function admits(mode)
-  if current == '' then
-    return true
-  elseif mode == 's' then
-    return current == SHARED
-  elseif mode == 'x' or current ~= PERMIT then
-    return false
-  end
-  local least = call('ZRANGE', base .. 'l', 0, 0, 'WITHSCORES')[2]
-  local limit = math.min(tonumber(string.sub(mode, 2)), tonumber(least) or math.huge)
-  return call('ZCARD', base .. 's') < limit
-end
-
-local function grant(member, mode, entry, ms)
-  local number = next_number()
-  if mode == 'x' then
-    current = member .. ':' .. number .. ':' .. entry
-    call('SET', lock, current, 'PX', ms)
-  else
-    join_group(member, mode, number, entry, ms)
-  end
-  return number
-end
-
-local function tell(session, what, member, number)
-  return call('PUBLISH', 'ringfence:' .. session, what .. ':' .. member .. ':' .. number)
-end
-
-local function leave_line(member)
-  call('HDEL', base .. 'w', member)
-  return call('ZREM', base .. 'q', member)
-end
-
--- Gives the lock to the first in line for as long as it fits beside the holders. One whose process is gone is passed over.
-local function serve_line()
-  while true do
-    local head = call('ZRANGE', base .. 'q', 0, 0)[1]
-    if not head then
-      return
+  -- Ends what has lapsed of a group. A lease of one holder is ended by the server itself.
+  local function settle()
+    look()
+    if is_group() then
+      for _, member in ipairs(call('ZRANGEBYSCORE', base .. 's', '-inf', now_ms())) do
+        leave_group(member)
+      end
     end
-    local entry = string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
-    local session, mode, ttl = string.match(entry or '', '^(%x+):([xsp]%d*):(%d+):')
-    if session and not admits(mode) then
-      return
+  end
+
+  -- Whether the nonce has the lock; with its number.
+  local function held_number()
+    if is_group() then
+      local holder = call('HGET', base .. 'h', nonce)
+      return holder and string.match(holder, '^%d+')
     end
-    leave_line(head)
-    if session then
-      local number = grant(head, mode, entry, math.min(tonumber(ttl), OFFER_MS))
-      if tell(session, 'turn', head, number) == 0 then
-        if mode == 'x' then
-          call('DEL', lock)
-          current = ''
-        else
-          leave_group(head)
+    local holder, number = string.match(current, '^(%x+):(%d+):')
+    return holder == nonce and number
+  end
+
+  local function extend_group(member, ms)
+    call('ZADD', base .. 's', now_ms() + ms, member)
+    if call('PTTL', lock) <= ms then
+      call('PEXPIRE', lock, ms)
+      -- They end a little later than the lock, which says whether they count.
+      for _, key in ipairs({'h', 's', 'l'}) do
+        call('PEXPIRE', base .. key, ms + 1000)
+      end
+    end
+  end
+
+  local function join_group(member, mode, number, entry, ms)
+    if current == '' then
+      call('DEL', base .. 'h', base .. 's', base .. 'l')
+      current = mode == 's' and SHARED or PERMIT
+      call('SET', lock, current, 'PX', ms)
+    end
+    call('HSET', base .. 'h', member, number .. ':' .. entry)
+    if current == PERMIT then
+      call('ZADD', base .. 'l', string.sub(mode, 2), member)
+    end
+    extend_group(member, ms)
+  end
+
+  local function admits(mode)
+    if current == '' then
+      return true
+    elseif mode == 's' then
+      return current == SHARED
+    elseif mode == 'x' or current ~= PERMIT then
+      return false
+    end
+    local least = call('ZRANGE', base .. 'l', 0, 0, 'WITHSCORES')[2]
+    local limit = math.min(tonumber(string.sub(mode, 2)), tonumber(least) or math.huge)
+    return call('ZCARD', base .. 's') < limit
+  end
+
+  local function grant(member, mode, entry, ms)
+    local number = next_number()
+    if mode == 'x' then
+      current = member .. ':' .. number .. ':' .. entry
+      call('SET', lock, current, 'PX', ms)
+    else
+      join_group(member, mode, number, entry, ms)
+    end
+    return number
+  end
+
+  local function tell(session, what, member, number)
+    return call('PUBLISH', 'ringfence:' .. session, what .. ':' .. member .. ':' .. number)
+  end
+
+  local function leave_line(member)
+    call('HDEL', base .. 'w', member)
+    return call('ZREM', base .. 'q', member)
+  end
+
+  -- Gives the lock to the first in line for as long as it fits beside the holders. One whose process is gone is passed over.
+  local function serve_line()
+    while true do
+      local head = call('ZRANGE', base .. 'q', 0, 0)[1]
+      if not head then
+        return
+      end
+      local entry = string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
+      local session, mode, ttl = string.match(entry or '', '^(%x+):([xsp]%d*):(%d+):')
+      if session and not admits(mode) then
+        return
+      end
+      leave_line(head)
+      if session then
+        local number = grant(head, mode, entry, math.min(tonumber(ttl), OFFER_MS))
+        if tell(session, 'turn', head, number) == 0 then
+          if mode == 'x' then
+            call('DEL', lock)
+            current = ''
+          else
+            leave_group(head)
+          end
         end
       end
     end
   end
-end
 
--- The entries of up to so many holders.
-local function holders(most)
-  if not is_group() then
-    return {current}
-  end
-  local entries = {}
-  for _, member in ipairs(call('ZRANGE', base .. 's', 0, most - 1)) do
-    table.insert(entries, member .. ':' .. call('HGET', base .. 'h', member))
-  end
-  return entries
-end
-
-if verb == 'acquire' then
-  local mode, ttl, waits, entry = ARGV[3], tonumber(ARGV[4]), ARGV[5] == 'waits', ARGV[6]
-  settle()
-  local number = held_number()
-  if number then
-    -- The answer to this attempt was lost, or its turn has come.
-    if is_group() then
-      extend_group(nonce, ttl)
-    else
-      call('PEXPIRE', lock, ttl)
+  -- The entries of up to so many holders.
+  local function holders(most)
+    if not is_group() then
+      return {current}
     end
-    return done(number)
-  end
-  if call('SISMEMBER', base .. 'x', nonce) == 1 then
-    return done({'withdrawn'})
-  end
-  serve_line()
-  number = held_number()
-  if number then
-    return done(number)
-  end
-  local line = call('ZCARD', base .. 'q')
-  if line == 0 and admits(mode) then
-    return done(grant(nonce, mode, entry, ttl))
-  end
-  if not waits then
-    return done({'busy', line, '0', unpack(holders(8))})
-  end
-  if not call('ZSCORE', base .. 'q', nonce) then
-    if line >= LINE_MAX then
-      return done({'full'})
+    local entries = {}
+    for _, member in ipairs(call('ZRANGE', base .. 's', 0, most - 1)) do
+      table.insert(entries, member .. ':' .. call('HGET', base .. 'h', member))
     end
-    local last = call('ZRANGE', base .. 'q', -1, -1, 'WITHSCORES')[2]
-    call('ZADD', base .. 'q', (last or 0) + 1, nonce)
-    call('HSET', base .. 'w', nonce, string.format('%.0f', now_ms()) .. ':' .. entry)
+    return entries
   end
-  call('PEXPIRE', base .. 'q', KEEP_MS)
-  call('PEXPIRE', base .. 'w', KEEP_MS)
-  -- A turn with this number, or an earlier one, is over: it was told before this answer.
-  last = string.sub(last or call('GET', base .. 't') or '0', 1, 16)
-  return done({'waits', line, last, unpack(holders(8))})
-end
 
-if verb == 'release' or verb == 'withdraw' then
-  if verb == 'withdraw' then
-    call('SADD', base .. 'x', nonce)
-    call('PEXPIRE', base .. 'x', ARGV[3])
-  end
-  settle()
-  local held = held_number()
-  if held and is_group() then
-    leave_group(nonce)
-  elseif held then
-    call('DEL', lock)
-    current = ''
-  else
-    leave_line(nonce)
-  end
-  serve_line()
-  return done(held and 1 or 0)
-end
-
-if verb == 'renew' then
-  local answers = {}
-  for index = 1, #KEYS / 2 do
-    lock, base = KEYS[2 * index - 1], KEYS[2 * index]
-    nonce = ARGV[2 * index]
-    local ttl = tonumber(ARGV[2 * index + 1])
-    if call('GETRANGE', lock, 0, 16) == nonce .. ':' then
-      answers[index] = call('PEXPIRE', lock, ttl)
-    else
+  return function()
+    if mode then
       settle()
-      answers[index] = is_group() and call('HEXISTS', base .. 'h', nonce) or 0
-      if answers[index] == 1 then
+      local number = held_number()
+      if number then
+        -- The answer to this attempt was lost, or its turn has come.
+        if is_group() then
+          extend_group(nonce, ttl)
+        else
+          call('PEXPIRE', lock, ttl)
+        end
+        return done(number)
+      end
+      if call('SISMEMBER', base .. 'x', nonce) == 1 then
+        return done({'withdrawn'})
+      end
+      serve_line()
+      number = held_number()
+      if number then
+        return done(number)
+      end
+      local line = call('ZCARD', base .. 'q')
+      if line == 0 and admits(mode) then
+        return done(grant(nonce, mode, entry, ttl))
+      end
+      if verb == 'acquire' then
+        return done({'busy', line, '0', unpack(holders(8))})
+      end
+      if not call('ZSCORE', base .. 'q', nonce) then
+        if line >= LINE_MAX then
+          return done({'full'})
+        end
+        local last = call('ZRANGE', base .. 'q', -1, -1, 'WITHSCORES')[2]
+        call('ZADD', base .. 'q', (last or 0) + 1, nonce)
+        call('HSET', base .. 'w', nonce, string.format('%.0f', now_ms()) .. ':' .. entry)
+      end
+      call('PEXPIRE', base .. 'q', KEEP_MS)
+      call('PEXPIRE', base .. 'w', KEEP_MS)
+      -- A turn with this number, or an earlier one, is over: it was told before this answer.
+      last = string.sub(last or call('GET', base .. 't') or '0', 1, 16)
+      return done({'waits', line, last, unpack(holders(8))})
+    end
+
+    if verb == 'release' or verb == 'withdraw' then
+      if verb == 'withdraw' then
+        call('SADD', base .. 'x', nonce)
+        call('PEXPIRE', base .. 'x', ttl)
+      end
+      settle()
+      local held = held_number()
+      if held and is_group() then
+        leave_group(nonce)
+      elseif held then
+        call('DEL', lock)
+        current = ''
+      else
+        leave_line(nonce)
+      end
+      serve_line()
+      return done(held and 1 or 0)
+    end
+
+    if verb == 'renew' then
+      if call('GETRANGE', lock, 0, 16) == nonce .. ':' then
+        return call('PEXPIRE', lock, ttl)
+      end
+      settle()
+      local held = is_group() and call('HEXISTS', base .. 'h', nonce) or 0
+      if held == 1 then
         extend_group(nonce, ttl)
       end
+      return held
+    end
+
+    if verb == 'downgrade' then
+      settle()
+      local number = held_number()
+      if not number then
+        return 0
+      end
+      if not is_group() then
+        local session, rest = string.match(current, '^%x+:%d+:(%x+):x:(.*)$')
+        call('DEL', lock)
+        current = ''
+        join_group(nonce, 's', number, session .. ':s:' .. rest, ttl)
+      else
+        extend_group(nonce, ttl)
+      end
+      serve_line()
+      return done(1)
+    end
+
+    if verb == 'evict' then
+      settle()
+      local session
+      if is_group() then
+        local holder = call('HGET', base .. 'h', nonce)
+        if not holder then
+          return 0
+        end
+        session = string.match(holder, '^%d+:(%x+):')
+        leave_group(nonce)
+      elseif held_number() then
+        session = string.match(current, '^%x+:%d+:(%x+):')
+        call('DEL', lock)
+        current = ''
+      elseif current ~= '' and string.sub(redis.sha1hex(current), 1, 16) == nonce then
+        -- Somebody else's client has it, and is known by what it wrote.
+        call('DEL', lock)
+        current = ''
+      else
+        return 0
+      end
+      if session then
+        tell(session, 'lost', nonce, '0')
+      end
+      serve_line()
+      return done(1)
+    end
+
+    if verb == 'inspect' then
+      settle()
+      local held, line = {}, {}
+      if is_group() then
+        local ends = call('ZRANGE', base .. 's', 0, -1, 'WITHSCORES')
+        for index = 1, #ends, 2 do
+          table.insert(held, ends[index] .. ':' .. call('HGET', base .. 'h', ends[index]))
+          table.insert(held, ends[index + 1] - now_ms())
+        end
+      elseif current ~= '' then
+        local ours = string.match(current, '^%x+:%d+:%x+:x:%d+:')
+        table.insert(held, ours and current or string.sub(redis.sha1hex(current), 1, 16))
+        table.insert(held, call('PTTL', lock))
+      end
+      for _, member in ipairs(call('ZRANGE', base .. 'q', 0, -1)) do
+        table.insert(line, call('HGET', base .. 'w', member))
+      end
+      local time = call('TIME')
+      return {time[1] * 1000000 + time[2], held, line}
+    end
+
+    error('unknown verb ' .. verb)
+  end
+end
+
+local long_way
+local function change()
+  local answer = short_way()
+  if answer then
+    return answer
+  end
+  long_way = long_way or define_long_way()
+  ttl = tonumber(ttl)
+  return long_way()
+end
+
+local answers, at = {}, 1
+for index = 1, #KEYS, 2 do
+  lock, base = KEYS[index], KEYS[index + 1]
+  verb, nonce, ttl, last = ARGV[at], ARGV[at + 1], ARGV[at + 2], nil
+  at = at + 3
+  mode = nil
+  if verb == 'acquire' or verb == 'queue' then
+    mode, entry = ARGV[at], ARGV[at + 1]
+    at = at + 2
+  end
+  local made, answer = pcall(change)
+  if not made then
+    -- What failed is one change's affair: the others are answered. The next one of this lock looks at everything.
+    answer = {err = type(answer) == 'table' and answer.err or 'ERR ' .. tostring(answer)}
+    last = last or redis.pcall('GET', base .. 't')
+    if type(last) == 'string' then
+      call('SET', base .. 't', string.sub(last, 1, 16) .. '+', 'PX', KEEP_MS)
     end
   end
-  return answers
+  answers[#answers + 1] = answer
 end
-
-if verb == 'downgrade' then
-  settle()
-  local number = held_number()
-  if not number then
-    return 0
-  end
-  if not is_group() then
-    local session, rest = string.match(current, '^%x+:%d+:(%x+):x:(.*)$')
-    call('DEL', lock)
-    current = ''
-    join_group(nonce, 's', number, session .. ':s:' .. rest, tonumber(ARGV[3]))
-  else
-    extend_group(nonce, tonumber(ARGV[3]))
-  end
-  serve_line()
-  return done(1)
-end
-
-if verb == 'evict' then
-  settle()
-  local session
-  if is_group() then
-    local holder = call('HGET', base .. 'h', nonce)
-    if not holder then
-      return 0
-    end
-    session = string.match(holder, '^%d+:(%x+):')
-    leave_group(nonce)
-  elseif held_number() then
-    session = string.match(current, '^%x+:%d+:(%x+):')
-    call('DEL', lock)
-    current = ''
-  elseif current ~= '' and string.sub(redis.sha1hex(current), 1, 16) == nonce then
-    -- Somebody else's client has it, and is known by what it wrote.
-    call('DEL', lock)
-    current = ''
-  else
-    return 0
-  end
-  if session then
-    tell(session, 'lost', nonce, '0')
-  end
-  serve_line()
-  return done(1)
-end
-
-if verb == 'inspect' then
-  settle()
-  local held, line = {}, {}
-  if is_group() then
-    local ends = call('ZRANGE', base .. 's', 0, -1, 'WITHSCORES')
-    for index = 1, #ends, 2 do
-      table.insert(held, ends[index] .. ':' .. call('HGET', base .. 'h', ends[index]))
-      table.insert(held, ends[index + 1] - now_ms())
-    end
-  elseif current ~= '' then
-    local ours = string.match(current, '^%x+:%d+:%x+:x:%d+:')
-    table.insert(held, ours and current or string.sub(redis.sha1hex(current), 1, 16))
-    table.insert(held, call('PTTL', lock))
-  end
-  for _, member in ipairs(call('ZRANGE', base .. 'q', 0, -1)) do
-    table.insert(line, call('HGET', base .. 'w', member))
-  end
-  local time = call('TIME')
-  return {time[1] * 1000000 + time[2], held, line}
-end
-
-return redis.error_reply('RINGFENCE unknown verb ' .. verb)
+return answers
