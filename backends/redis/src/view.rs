@@ -32,7 +32,7 @@ pub(crate) struct Seen {
 impl Seen {
     /// From `nonce:number:session:mode:ttl:pid:text`; or from what somebody else's client wrote.
     pub(crate) fn holding(value: &str) -> Option<Self> {
-        let (nonce, rest) = value.split_once(':').unwrap_or((value, ""));
+        let (nonce, rest) = value.split_once([':', '+']).unwrap_or((value, ""));
         let ours = Self::waiting(rest).map(|seen| Self { nonce: parse_nonce(nonce), ..seen });
         match ours {
             Some(ours) if ours.nonce.is_some() => Some(ours),

@@ -6,7 +6,7 @@
 -- for `queue`, which waits where it cannot have the lock, the mode and the entry as well: session:mode:ttl:pid:text.
 --
 -- The lock is a plain string, so that a client that knows only `SET NX PX` is kept out and keeps us out:
---   nonce:number:session:x:ttl:pid:text   held by one of us, exclusively
+--   nonce:number:session:x:ttl:pid:text   held by one of us, exclusively; with `+` for the first `:` once somebody waits
 --   ringfence:shared, ringfence:permit    held by several of us: h, s and l say by whom
 --   anything else                         held by somebody else's client
 -- Beside it:
@@ -16,8 +16,18 @@
 --   x   attempts that were withdrawn and must not come back
 --
 -- A number is the server's time in microseconds, 16 digits until the year 2286, so that numbers compare as text.
-local KEEP_MS = 3600000
+--
+-- What is given to the server stands as text, because a number would be printed as a fraction first.
+local KEEP_MS = '3600000'
 local call = redis.call
+
+-- The server's time, which stands still while a script runs, as a number of a grant.
+local seconds, micros, now
+local function look_at_clock()
+  local time = call('TIME')
+  seconds, micros = time[1], time[2]
+  now = seconds .. string.sub('00000' .. micros, -6)
+end
 
 -- The change that is being made.
 local lock, base, verb, nonce, ttl, mode, entry
@@ -27,17 +37,20 @@ local last
 -- The two ways that nearly every change goes. Nothing: it has to go the long way.
 local function short_way()
   if mode == 'x' then
-    local time = call('TIME')
-    local number = time[1] .. string.sub('00000' .. time[2], -6)
-    last = call('SET', base .. 't', number, 'PX', KEEP_MS, 'GET')
-    if not last or (last < number and #last == 16) then
-      if call('SET', lock, nonce .. ':' .. number .. ':' .. entry, 'NX', 'PX', ttl) then
-        return number
-      end
-      last = number
+    if not now then
+      look_at_clock()
     end
-  elseif verb == 'release' and call('EXISTS', base .. 'q') == 0 and call('GETRANGE', lock, 0, 16) == nonce .. ':' then
+    last = call('SET', base .. 't', now, 'PX', KEEP_MS, 'GET')
+    if not last or (last < now and #last == 16) then
+      if call('SET', lock, nonce .. ':' .. now .. ':' .. entry, 'NX', 'PX', ttl) then
+        return now
+      end
+      last = now
+    end
+  elseif verb == 'release' and call('GETRANGE', lock, '0', '16') == nonce .. ':' then
     return call('DEL', lock)
+  elseif verb == 'renew' and call('GETRANGE', lock, '0', '16') == nonce .. ':' then
+    return call('PEXPIRE', lock, ttl)
   end
 end
 
@@ -45,14 +58,9 @@ end
 local function define_long_way()
   -- A number above every earlier one of this lock: the server's clock, or one more than the last where that went back.
   local function next_number()
-    local time = call('TIME')
-    local number = time[1] .. string.sub('00000' .. time[2], -6)
     last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
-    if last >= number then
-      number = string.format('%.0f', last + 1)
-    end
-    last = number
-    return number
+    last = last < now and now or string.format('%.0f', last + 1)
+    return last
   end
 
   -- Leaves the last number behind, with its mark.
@@ -85,8 +93,7 @@ local function define_long_way()
   end
 
   local function now_ms()
-    local time = call('TIME')
-    return time[1] * 1000 + math.floor(time[2] / 1000)
+    return seconds * 1000 + math.floor(micros / 1000)
   end
 
   local function leave_group(member)
@@ -114,7 +121,7 @@ local function define_long_way()
       local holder = call('HGET', base .. 'h', nonce)
       return holder and string.match(holder, '^%d+')
     end
-    local holder, number = string.match(current, '^(%x+):(%d+):')
+    local holder, number = string.match(current, '^(%x+)[:+](%d+):')
     return holder == nonce and number
   end
 
@@ -155,11 +162,19 @@ local function define_long_way()
     return call('ZCARD', base .. 's') < limit
   end
 
+  -- Writes into a lease of one holder that somebody waits, so that its release looks further than at the lease.
+  local function mark_line()
+    if not is_group() and string.match(current, '^%x+:%d+:%x+:x:') and call('EXISTS', base .. 'q') == 1 then
+      call('SETRANGE', lock, '16', '+')
+    end
+  end
+
   local function grant(member, mode, entry, ms)
     local number = next_number()
     if mode == 'x' then
       current = member .. ':' .. number .. ':' .. entry
       call('SET', lock, current, 'PX', ms)
+      mark_line()
     else
       join_group(member, mode, number, entry, ms)
     end
@@ -249,6 +264,7 @@ local function define_long_way()
         local last = call('ZRANGE', base .. 'q', -1, -1, 'WITHSCORES')[2]
         call('ZADD', base .. 'q', (last or 0) + 1, nonce)
         call('HSET', base .. 'w', nonce, string.format('%.0f', now_ms()) .. ':' .. entry)
+        mark_line()
       end
       call('PEXPIRE', base .. 'q', KEEP_MS)
       call('PEXPIRE', base .. 'w', KEEP_MS)
@@ -277,15 +293,15 @@ local function define_long_way()
     end
 
     if verb == 'renew' then
-      if call('GETRANGE', lock, 0, 16) == nonce .. ':' then
-        return call('PEXPIRE', lock, ttl)
-      end
       settle()
-      local held = is_group() and call('HEXISTS', base .. 'h', nonce) or 0
-      if held == 1 then
+      if not held_number() then
+        return 0
+      elseif is_group() then
         extend_group(nonce, ttl)
+      else
+        call('PEXPIRE', lock, ttl)
       end
-      return held
+      return 1
     end
 
     if verb == 'downgrade' then
@@ -295,7 +311,7 @@ local function define_long_way()
         return 0
       end
       if not is_group() then
-        local session, rest = string.match(current, '^%x+:%d+:(%x+):x:(.*)$')
+        local session, rest = string.match(current, '^%x+[:+]%d+:(%x+):x:(.*)$')
         call('DEL', lock)
         current = ''
         join_group(nonce, 's', number, session .. ':s:' .. rest, ttl)
@@ -317,7 +333,7 @@ local function define_long_way()
         session = string.match(holder, '^%d+:(%x+):')
         leave_group(nonce)
       elseif held_number() then
-        session = string.match(current, '^%x+:%d+:(%x+):')
+        session = string.match(current, '^%x+[:+]%d+:(%x+):')
         call('DEL', lock)
         current = ''
       elseif current ~= '' and string.sub(redis.sha1hex(current), 1, 16) == nonce then
@@ -344,15 +360,14 @@ local function define_long_way()
           table.insert(held, ends[index + 1] - now_ms())
         end
       elseif current ~= '' then
-        local ours = string.match(current, '^%x+:%d+:%x+:x:%d+:')
+        local ours = string.match(current, '^%x+[:+]%d+:%x+:x:%d+:')
         table.insert(held, ours and current or string.sub(redis.sha1hex(current), 1, 16))
         table.insert(held, call('PTTL', lock))
       end
       for _, member in ipairs(call('ZRANGE', base .. 'q', 0, -1)) do
         table.insert(line, call('HGET', base .. 'w', member))
       end
-      local time = call('TIME')
-      return {time[1] * 1000000 + time[2], held, line}
+      return {now, held, line}
     end
 
     error('unknown verb ' .. verb)
@@ -364,6 +379,9 @@ local function change()
   local answer = short_way()
   if answer then
     return answer
+  end
+  if not now then
+    look_at_clock()
   end
   long_way = long_way or define_long_way()
   ttl = tonumber(ttl)

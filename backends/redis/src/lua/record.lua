@@ -35,7 +35,7 @@ if held == 'ringfence:shared' or held == 'ringfence:permit' then
     holder, held_number = nonce, string.match(call('HGET', base .. 'h', nonce), '^%d+')
   end
 else
-  holder, held_number = string.match(held, '^(%x+):(%d+):')
+  holder, held_number = string.match(held, '^(%x+)[:+](%d+):')
 end
 if not holder then
   return {'over'}
