@@ -163,8 +163,11 @@ impl Keeper {
                 }
             }
         }
-        work.next = order.first().map(|(due, _)| *due);
-        *planned = work.next.unwrap_or(BootInstant::MAX);
+        // A look that is planned stays planned, even if the lease that it was for is gone: or else a lease that is taken and
+        // released again and again would have to wake us each time.
+        let kept_plan = if *planned > now { *planned } else { BootInstant::MAX };
+        *planned = order.first().map_or(kept_plan, |(due, _)| kept_plan.min(*due));
+        work.next = (*planned < BootInstant::MAX).then_some(*planned);
         work
     }
 }

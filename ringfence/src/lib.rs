@@ -69,6 +69,8 @@ mod locks;
 #[cfg(not(loom))]
 mod meters;
 #[cfg(not(loom))]
+mod quiet;
+#[cfg(not(loom))]
 mod record;
 #[cfg(not(loom))]
 mod request;

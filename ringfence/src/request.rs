@@ -10,6 +10,7 @@ use tracing::Instrument;
 use crate::guard::{Guard, sleep_until, upgrade_error};
 use crate::hall::{Hall, Outcome, RoomKey};
 use crate::holder::{Enrolment, covers};
+use crate::quiet::answer_from;
 use crate::stakes::Stakes;
 use crate::stander::Stander;
 use crate::waiting_room::Joined;
@@ -312,14 +313,10 @@ impl Ask {
             errand = self.hall.background.begin(stander.stand()).await.err();
         }
         let told = async {
-            if let Some(errand) = &mut errand {
-                tokio::select! {
-                    biased;
-                    answer = &mut outcome => return answer,
-                    _ended = errand => {}
-                }
+            match &mut errand {
+                Some(errand) => answer_from(errand, &mut outcome).await,
+                None => (&mut outcome).await,
             }
-            (&mut outcome).await
         };
         let answer = match self.patience {
             Patience::None | Patience::Unlimited => Some(told.await),

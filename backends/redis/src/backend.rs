@@ -1,4 +1,4 @@
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::slice;
 use std::sync::Arc;
@@ -37,6 +37,9 @@ const WITHDRAW_PAUSE: Duration = Duration::from_millis(20);
 /// two, the other one travels.
 const FLIGHTS_MAX: usize = 2;
 const BATCH_MAX: usize = 128;
+
+/// The bytes of an entry beside what its holder says of itself.
+const ENTRY_BYTES: usize = 64;
 
 /// What a Redis server promises.
 pub fn guarantees() -> Guarantees {
@@ -80,20 +83,20 @@ impl RedisBackend {
         let driver = redis::Client::open(server)
             .map_err(|error| Error::new(ErrorKind::InvalidUrl, "it names no server").because(error))?;
         let session = digits(Nonce::random());
-        let line = Arc::<Line>::default();
-        let told = Arc::clone(&line);
-        let way =
-            Link::new(driver, format!("ringfence:{session}"), shown, move |message| told.pushed(&message));
+        let waiting = Arc::<Line>::default();
+        let told = Arc::clone(&waiting);
+        let pushed = move |push| told.pushed(&push);
+        let way = Arc::new(Link::new(driver, format!("ringfence:{session}"), shown, pushed));
         way.connect().await?;
-        let (link, runtime) = (Arc::new(way), Handle::current());
-        let (of_calls, of_adopted) = (Arc::clone(&link), runtime.clone());
+        let link = Arc::clone(&way);
         let send = move |changes| -> BoxFuture<'static, _> {
-            let link = Arc::clone(&of_calls);
-            Box::pin(async move { send(&link, changes).await })
+            let way = Arc::clone(&way);
+            Box::pin(async move { send(&way, changes).await })
         };
-        let adopt = move |round_trip| drop(of_adopted.spawn(round_trip));
+        let (runtime, adopter) = (Handle::current(), Handle::current());
+        let adopt = move |round_trip| drop(adopter.spawn(round_trip));
         let changes = Coalescer::new(FLIGHTS_MAX, BATCH_MAX, send, adopt);
-        let client = Client { link, changes, keys, session, line, clock, runtime };
+        let client = Client { link, changes, keys, session, line: waiting, clock, runtime };
         Ok(Self { client: Arc::new(client), guarantees: guarantees() })
     }
 }
@@ -126,11 +129,14 @@ enum Answer {
 impl Client {
     /// Asks for the lease; keeps the place in line, or joins it, where the request waits. Idempotent by nonce.
     async fn enter(&self, request: &AcquireRequest, keys: &LockKeys, waits: bool) -> Result<Answer> {
-        let holder = &request.holder;
-        let entry = format!(
-            "{}:{}:{}:{}:{}\n{}\n{}",
+        let (holder, mode) = (&request.holder, scripts::mode(request.mode));
+        let said = holder.label().len() + holder.host().len() + holder.metadata().len();
+        let mut entry = String::with_capacity(ENTRY_BYTES + said);
+        // Writing to a string does not fail.
+        let _ = write!(
+            entry,
+            "{}:{mode}:{}:{}:{}\n{}\n{}",
             self.session,
-            scripts::mode(request.mode),
             request.ttl.as_millis(),
             holder.pid(),
             holder.label(),
@@ -139,7 +145,7 @@ impl Client {
         );
         let change = Change::new(keys.clone(), if waits { "queue" } else { "acquire" }, request.nonce)
             .lasting(request.ttl)
-            .asking(scripts::mode(request.mode), entry);
+            .asking(mode, entry);
         let reply = self.change(change).await?;
         if let Some(number) = number(&reply) {
             return Ok(Answer::Granted(number));
@@ -187,7 +193,7 @@ impl Client {
                 // Whether the attempt took effect is unknown, or was known too late: afterwards it has none.
                 if error.effect() == Effect::Unknown || place.request.wait != Wait::No {
                     let (nonce, ttl) = (place.request.nonce, place.request.ttl);
-                    self.withdraw(&keys, nonce, ttl).await;
+                    Box::pin(self.withdraw(&keys, nonce, ttl)).await;
                 }
                 Err(error)
             }
@@ -226,7 +232,7 @@ impl Client {
             |lease: &LeaseKey| Change::new(self.keys.of(&lease.name), verb, lease.nonce).lasting(lease.ttl);
         let replies = match leases {
             [lease] => vec![self.change(change(lease)).await],
-            leases => send(&self.link, leases.iter().map(change).collect()).await,
+            leases => Box::pin(send(&self.link, leases.iter().map(change).collect())).await,
         };
         replies.into_iter().map(|reply| self.is_yes(&reply?)).collect()
     }
@@ -282,7 +288,7 @@ impl Place<'_> {
                 _ => None,
             };
             if deadline.is_none() && seen.is_some() {
-                return self.give_up(contention).await;
+                return Box::pin(self.give_up(contention)).await;
             }
             match client.enter(self.request, self.keys, deadline.is_some()).await {
                 Ok(Answer::Granted(number)) => return Ok(Attempt::Granted(self.lease(number, sent)?)),
@@ -307,7 +313,7 @@ impl Place<'_> {
             let nap = client.clock.nap(look_at).unwrap_or_default();
             tokio::select! {
                 biased;
-                () = &mut self.request.abandoned => return self.give_up(contention).await,
+                () = &mut self.request.abandoned => return Box::pin(self.give_up(contention)).await,
                 () = standing.called() => {}
                 () = tokio::time::sleep(nap) => {}
             }

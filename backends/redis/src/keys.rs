@@ -1,6 +1,6 @@
 //! Which keys a lock has.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use ringfence_core::{LockName, RecordKey};
 
 /// What the keys of encoded names begin with.
@@ -22,33 +22,56 @@ pub(crate) enum Keys {
 /// The keys of one lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LockKeys {
+    /// What the keys beside the lock begin with.
+    beside: String,
+    lock: Lock,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Lock {
+    /// What stands beside it, but for the last character.
+    Encoded,
+    Verbatim(LockName),
+}
+
+impl LockKeys {
     /// The lock itself.
-    pub(crate) lock: String,
-    /// What the keys beside it begin with.
-    pub(crate) beside: String,
+    pub(crate) fn lock(&self) -> &str {
+        match &self.lock {
+            Lock::Encoded => &self.beside[..self.beside.len() - 1],
+            Lock::Verbatim(name) => name.as_str(),
+        }
+    }
+
+    /// What the keys beside the lock begin with.
+    pub(crate) fn beside(&self) -> &str {
+        &self.beside
+    }
 }
 
 impl Keys {
     pub(crate) fn of(self, name: &LockName) -> LockKeys {
-        let name = name.as_str();
         match self {
             Self::Encoded => {
-                let lock = format!("{ENCODED}{}}}", encode(name));
-                LockKeys { beside: format!("{lock}:"), lock }
+                let mut beside = String::with_capacity(ENCODED.len() + name.as_str().len() + 16);
+                beside.push_str(ENCODED);
+                beside.extend(encode(name.as_str()));
+                beside.push_str("}:");
+                LockKeys { beside, lock: Lock::Encoded }
             }
             Self::Verbatim => {
-                let beside = match hash_tag(name) {
-                    Some(tag) => format!("{VERBATIM}{tag}}}:{}:", encode(name)),
+                let beside = match hash_tag(name.as_str()) {
+                    Some(tag) => format!("{VERBATIM}{tag}}}:{}:", encode(name.as_str())),
                     None => format!("{VERBATIM}{name}}}:"),
                 };
-                LockKeys { lock: name.to_owned(), beside }
+                LockKeys { beside, lock: Lock::Verbatim(name.clone()) }
             }
         }
     }
 
     /// The key of a record.
     pub(crate) fn of_record(self, key: &RecordKey) -> String {
-        format!("{}r:{}", self.of(key.lock()).beside, key.field())
+        format!("{}r:{}", self.of(key.lock()).beside(), key.field())
     }
 
     /// A pattern that every key of a name with this prefix matches.
@@ -82,8 +105,8 @@ impl Keys {
     }
 }
 
-fn encode(name: &str) -> String {
-    utf8_percent_encode(name, ESCAPED).to_string()
+fn encode(name: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(name, ESCAPED)
 }
 
 /// The part of a key that decides its slot, where it is not the whole key.
@@ -118,8 +141,8 @@ mod tests {
     /// Everything that a lock ever uses.
     fn all(keys: &LockKeys) -> Vec<String> {
         let beside =
-            ["t", "q", "w", "h", "s", "l", "x", "r:value"].map(|key| format!("{}{key}", keys.beside));
-        beside.into_iter().chain([keys.lock.clone()]).collect()
+            ["t", "q", "w", "h", "s", "l", "x", "r:value"].map(|key| format!("{}{key}", keys.beside()));
+        beside.into_iter().chain([keys.lock().to_owned()]).collect()
     }
 
     proptest! {
@@ -138,12 +161,12 @@ mod tests {
         #[test]
         fn all_keys_of_a_lock_have_one_tag(name in name()) {
             let keys = Keys::Encoded.of(&name);
-            prop_assert!(all(&keys).iter().all(|key| hash_tag(key) == hash_tag(&keys.lock)));
+            prop_assert!(all(&keys).iter().all(|key| hash_tag(key) == hash_tag(keys.lock())));
         }
 
         #[test]
         fn a_key_says_its_name(name in name()) {
-            prop_assert_eq!(Keys::Encoded.name_of(&Keys::Encoded.of(&name).lock), Some(name));
+            prop_assert_eq!(Keys::Encoded.name_of(Keys::Encoded.of(&name).lock()), Some(name));
         }
     }
 
@@ -155,7 +178,7 @@ mod tests {
             ("a{user}{b}", "ringfence@{user}:a%7Buser%7D%7Bb%7D:"),
         ] {
             let keys = Keys::Verbatim.of(&name.parse().unwrap());
-            assert_eq!((&keys.lock[..], &keys.beside[..]), (name, beside));
+            assert_eq!((keys.lock(), keys.beside()), (name, beside));
         }
     }
 

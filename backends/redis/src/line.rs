@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+use foldhash::fast::RandomState;
 use redis::{PushInfo, PushKind};
 use ringfence_core::{LossListener, Nonce};
 use tokio::sync::Notify;
@@ -14,7 +15,7 @@ use crate::scripts::{parse_nonce, text};
 /// Everybody of this process who waits.
 #[derive(Default)]
 pub(crate) struct Line {
-    waiters: Mutex<HashMap<Nonce, Arc<Waiter>>>,
+    waiters: Mutex<HashMap<Nonce, Arc<Waiter>, RandomState>>,
     listener: OnceLock<LossListener>,
 }
 
@@ -76,7 +77,7 @@ impl Line {
         }
     }
 
-    fn waiters(&self) -> MutexGuard<'_, HashMap<Nonce, Arc<Waiter>>> {
+    fn waiters(&self) -> MutexGuard<'_, HashMap<Nonce, Arc<Waiter>, RandomState>> {
         self.waiters.lock().expect("nothing panics while it has the line")
     }
 }

@@ -87,10 +87,13 @@ impl Link {
         if error.kind() != redis::ErrorKind::Server(ServerErrorKind::NoScript) {
             return answer.map_err(|error| error::of_call(error, &self.shown));
         }
-        let (_, mut connection) = self.connection().await?;
-        // Whatever is wrong with it, the next call says.
-        let _ = script.load_async(&mut connection).await;
-        self.query(command).await
+        Box::pin(async {
+            let (_, mut connection) = self.connection().await?;
+            // Whatever is wrong with it, the next call says.
+            let _ = script.load_async(&mut connection).await;
+            self.query(command).await
+        })
+        .await
     }
 
     /// The outer error says that nothing was sent.
@@ -115,9 +118,13 @@ impl Link {
     }
 
     async fn connection(&self) -> Result<(u64, MultiplexedConnection)> {
-        if let Some(open) = self.current() {
-            return Ok(open);
+        match self.current() {
+            Some(open) => Ok(open),
+            None => Box::pin(self.open()).await,
         }
+    }
+
+    async fn open(&self) -> Result<(u64, MultiplexedConnection)> {
         let _one_at_a_time = self.opening.lock().await;
         if let Some(open) = self.current() {
             return Ok(open);

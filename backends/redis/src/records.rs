@@ -10,7 +10,7 @@ use ringfence_core::{
 
 use crate::backend::RedisBackend;
 use crate::error;
-use crate::scripts::{RECORD, by_hash, digits, number, parse_nonce, text};
+use crate::scripts::{BYTES, RECORD, by_hash, digits, number, parse_nonce, text};
 
 impl RedisBackend {
     async fn fenced(
@@ -22,8 +22,8 @@ impl RedisBackend {
     ) -> Result<Vec<Value>> {
         let client = &self.client;
         let keys = client.keys.of(key.lock());
-        let mut command = by_hash(&RECORD, 3);
-        command.arg(keys.lock).arg(keys.beside).arg(client.keys.of_record(key));
+        let mut command = by_hash(&RECORD, 3, 8, BYTES + value.map_or(0, <[u8]>::len));
+        command.arg(keys.lock()).arg(keys.beside()).arg(client.keys.of_record(key));
         command.arg(verb).arg(digits(token.nonce())).arg(token.grant()).arg(handover(token));
         command.arg(value);
         let reply = client.link.call(&RECORD, &command).await?;

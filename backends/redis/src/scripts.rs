@@ -1,5 +1,6 @@
 //! The scripts, their calls, and what they answer.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use redis::{Cmd, Script, Value};
@@ -10,6 +11,10 @@ use crate::keys::LockKeys;
 pub(crate) static LOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lock.lua")));
 pub(crate) static RECORD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/record.lua")));
 
+/// The arguments that a change has at most, and the bytes of one whose name is short.
+const ARGS_MAX: usize = 7;
+pub(crate) const BYTES: usize = 256;
+
 /// One change of one lock, as the lock's script makes it.
 #[derive(Debug)]
 pub(crate) struct Change {
@@ -18,7 +23,7 @@ pub(crate) struct Change {
     nonce: Nonce,
     ttl_ms: u64,
     /// The mode and the entry, of verbs that ask for the lock.
-    asks: Option<(String, String)>,
+    asks: Option<(Cow<'static, str>, String)>,
 }
 
 impl Change {
@@ -30,36 +35,37 @@ impl Change {
         Self { ttl_ms: ttl.as_millis(), ..self }
     }
 
-    pub(crate) fn asking(self, mode: String, entry: String) -> Self {
+    pub(crate) fn asking(self, mode: Cow<'static, str>, entry: String) -> Self {
         Self { asks: Some((mode, entry)), ..self }
     }
 }
 
 /// Many changes in one call, which answers each.
 pub(crate) fn call(changes: &[Change]) -> Cmd {
-    let mut command = by_hash(&LOCK, 2 * changes.len());
+    let mut command = by_hash(&LOCK, 2 * changes.len(), ARGS_MAX * changes.len(), BYTES * changes.len());
     for Change { keys, .. } in changes {
-        command.arg(&keys.lock).arg(&keys.beside);
+        command.arg(keys.lock()).arg(keys.beside());
     }
     for Change { verb, nonce, ttl_ms, asks, .. } in changes {
         command.arg(verb).arg(digits(*nonce)).arg(ttl_ms);
         if let Some((mode, entry)) = asks {
-            command.arg(mode).arg(entry);
+            command.arg(&**mode).arg(entry);
         }
     }
     command
 }
 
-/// `EVALSHA`, its hash and the number of its keys.
-pub(crate) fn by_hash(script: &Script, keys: usize) -> Cmd {
-    let mut command = redis::cmd("EVALSHA");
-    command.arg(script.get_hash()).arg(keys);
+/// `EVALSHA`, its hash and the number of its keys; with room for as many arguments, and their bytes.
+pub(crate) fn by_hash(script: &Script, keys: usize, arguments: usize, bytes: usize) -> Cmd {
+    let mut command = Cmd::with_capacity(3 + arguments, 64 + bytes);
+    command.arg("EVALSHA").arg(script.get_hash()).arg(keys);
     command
 }
 
 /// A nonce as the scripts compare it: always as long.
 pub(crate) fn digits(nonce: Nonce) -> String {
-    format!("{:016x}", nonce.get())
+    let halves = nonce.get().to_be_bytes().into_iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    halves.filter_map(|half| char::from_digit(half.into(), 16)).collect()
 }
 
 pub(crate) fn parse_nonce(digits: &str) -> Option<Nonce> {
@@ -67,11 +73,11 @@ pub(crate) fn parse_nonce(digits: &str) -> Option<Nonce> {
 }
 
 /// A mode as the scripts write it.
-pub(crate) fn mode(mode: Mode) -> String {
+pub(crate) fn mode(mode: Mode) -> Cow<'static, str> {
     match mode {
-        Mode::Exclusive => "x".to_owned(),
-        Mode::Shared => "s".to_owned(),
-        Mode::Permit(limit) => format!("p{limit}"),
+        Mode::Exclusive => "x".into(),
+        Mode::Shared => "s".into(),
+        Mode::Permit(limit) => format!("p{limit}").into(),
     }
 }
 
