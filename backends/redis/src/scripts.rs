@@ -64,8 +64,10 @@ pub(crate) fn by_hash(script: &Script, keys: usize, arguments: usize, bytes: usi
 
 /// A nonce as the scripts compare it: always as long.
 pub(crate) fn digits(nonce: Nonce) -> String {
+    let mut digits = String::with_capacity(16);
     let halves = nonce.get().to_be_bytes().into_iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    halves.filter_map(|half| char::from_digit(half.into(), 16)).collect()
+    digits.extend(halves.filter_map(|half| char::from_digit(half.into(), 16)));
+    digits
 }
 
 pub(crate) fn parse_nonce(digits: &str) -> Option<Nonce> {
