@@ -116,6 +116,8 @@ pub enum Tokens {
     WhileItRuns,
     /// A counter that can be lost, with a floor that survives while the server's clock is sane.
     BestEffort,
+    /// A counter on each of several independent nodes, raised on a quorum of them before the grant is returned.
+    Quorum(Quorum),
     /// A counter on disk, or agreed on by consensus, before the grant is returned.
     Durable,
 }
@@ -127,11 +129,62 @@ impl fmt::Display for Tokens {
             Self::BestEffort => {
                 "rise through the loss of the counter as long as the server's clock does not go back; best effort"
             }
+            Self::Quorum(quorum) => {
+                return write!(
+                    f,
+                    "rise through pauses, clock steps, and messages lost, late or repeated, as long as {} of the {} \
+                     nodes lose their counters between two grants ({quorum})",
+                    match quorum.may_forget() {
+                        0 => "none".to_owned(),
+                        some => format!("at most {some}"),
+                    },
+                    quorum.nodes
+                );
+            }
             Self::Durable => {
                 "rise through kills at any instant, power cuts and clock steps, as long as the disk keeps what it \
                  confirmed as written"
             }
         })
+    }
+}
+
+/// How many of how many independent nodes have to agree before a grant is returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Quorum {
+    needed: u8,
+    nodes: u8,
+}
+
+impl Quorum {
+    /// So many of so many nodes, or `None` where that is no majority of them, or more than there are.
+    pub fn new(needed: u8, nodes: u8) -> Option<Self> {
+        (nodes / 2 < needed && needed <= nodes).then_some(Self { needed, nodes })
+    }
+
+    /// How many nodes have to agree.
+    pub fn needed(self) -> u8 {
+        self.needed
+    }
+
+    /// How many nodes there are.
+    pub fn nodes(self) -> u8 {
+        self.nodes
+    }
+
+    /// How many nodes may forget a grant, and the next one still meets a node that remembers it: two quorums have
+    /// `2 × needed − nodes` nodes in common, and one of these has to remember. The model in `proof/model` finds two
+    /// holders with one number where one node more forgets.
+    pub fn may_forget(self) -> u8 {
+        self.needed - (self.nodes - self.needed) - 1
+    }
+}
+
+/// Prints as in `a quorum of 4 bears 2 × 4 − 5 − 1 = 2`.
+impl fmt::Display for Quorum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { needed, nodes } = self;
+        write!(f, "a quorum of {needed} bears 2 × {needed} − {nodes} − 1 = {}", self.may_forget())
     }
 }
 
@@ -208,6 +261,8 @@ pub enum LeaseClock {
     BootTime,
     /// The server's wall clock.
     ServerWallClock,
+    /// The wall clocks of several independent nodes, a quorum of which keep the lease.
+    NodesWallClocks(Quorum),
     /// The server's monotonic clock, for a session.
     Session,
 }
@@ -222,6 +277,15 @@ impl fmt::Display for LeaseClock {
             Self::ServerWallClock => {
                 "its lease ends at its TTL by the server's wall clock: a clock set forward ends it early; only the \
                  fence stops the writes of a holder that runs on unaware"
+            }
+            Self::NodesWallClocks(quorum) => {
+                return write!(
+                    f,
+                    "its lease ends at its TTL by the nodes' wall clocks: the clocks of {} of the {} nodes set \
+                     forward can end it early; only the fence stops the writes of a holder that runs on unaware",
+                    quorum.may_forget() + 1,
+                    quorum.nodes
+                );
             }
             Self::Session => {
                 "its lease ends with its session, by the servers' monotonic clocks; only the fence stops the writes \
@@ -279,5 +343,32 @@ impl fmt::Display for RecordGuard {
             }
             Self::HighWaterMark => "refuses every token below the record's mark",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quorum_is_a_majority() {
+        let quorums = |nodes| (0..=nodes + 1).filter(move |&needed| Quorum::new(needed, nodes).is_some());
+        assert_eq!(quorums(3).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(quorums(4).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(quorums(5).collect::<Vec<_>>(), [3, 4, 5]);
+        assert_eq!(Quorum::new(255, 255).map(Quorum::may_forget), Some(254));
+        assert_eq!(Quorum::new(0, 0), None);
+    }
+
+    #[test]
+    fn tokens_of_a_quorum_say_how_many_nodes_may_forget() {
+        let promise = |needed| Tokens::Quorum(Quorum::new(needed, 5).unwrap()).to_string();
+        let rise = "rise through pauses, clock steps, and messages lost, late or repeated, as long as ";
+        let smallest = "none of the 5 nodes lose their counters between two grants \
+                        (a quorum of 3 bears 2 × 3 − 5 − 1 = 0)";
+        let larger = "at most 2 of the 5 nodes lose their counters between two grants \
+                      (a quorum of 4 bears 2 × 4 − 5 − 1 = 2)";
+        assert_eq!(promise(3), format!("{rise}{smallest}"));
+        assert_eq!(promise(4), format!("{rise}{larger}"));
     }
 }

@@ -29,7 +29,7 @@ pub use coalescer::Coalescer;
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
 pub use fenced_store::{FencedStore, Opened, RECORD_VALUE_MAX, Record, RecordKey, Version};
 pub use guarantees::{
-    Claim, Guarantees, HolderDeath, LeaseClock, Queue, RecordGuard, Records, Scope, Tokens, WakeUp,
+    Claim, Guarantees, HolderDeath, LeaseClock, Queue, Quorum, RecordGuard, Records, Scope, Tokens, WakeUp,
 };
 pub use holder::{HolderInfo, LABEL_MAX, METADATA_MAX};
 pub use lease::{

@@ -100,7 +100,7 @@ pub use ringfence_core::{
     Abandoned, Abandoner, AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Claim, Clock,
     Contention, Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Guarantees, HolderDeath,
     HolderInfo, HolderState, LABEL_MAX, Lease, LeaseClock, LeaseKey, ListQuery, LockName, LockState,
-    LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX, Page, Queue,
+    LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX, Page, Queue, Quorum,
     RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release, Renewal, Result, Retry, Scope,
     SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment, nearest, parse_duration,
 };
