@@ -21,7 +21,10 @@
 //! | list | 1 for every 1,000 keys of the database, and 1 for each lock of the page |
 //! | open, write, read a record | 1 |
 //!
-//! A waiter looks after its place every quarter of a second, one script each, whatever happens.
+//! Calls of one process that come at the same time share round trips: one goes at once, what comes meanwhile goes together in
+//! the next, as one script. Two are under way at most.
+//!
+//! A waiter looks after its place every quarter of a second, in one change of a script, whatever happens.
 //!
 //! # Faults
 //! - **The server's wall clock** ends leases: a step forward ends them early, a step back late. Only the fence helps.
