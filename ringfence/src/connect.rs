@@ -35,6 +35,8 @@ const SCHEMES: &[Scheme] = &[
     Scheme { name: "redis", ..REDIS },
     #[cfg(feature = "redis")]
     Scheme { name: "redis+unix", ..REDIS },
+    #[cfg(feature = "redis")]
+    Scheme { name: "rediss", ..REDIS },
 ];
 
 #[cfg(feature = "redis")]

@@ -3,6 +3,8 @@
 use redis::{ErrorKind as Theirs, RedisError, ServerErrorKind};
 use ringfence_core::{Error, ErrorKind};
 
+use crate::tls;
+
 /// The error of a call that was on its way when this was said.
 pub(crate) fn of_call(error: RedisError, server: &str) -> Error {
     let unknown = !is_answer(&error);
@@ -32,6 +34,9 @@ pub(crate) fn is_answer(error: &RedisError) -> bool {
 }
 
 fn explain(error: RedisError, server: &str) -> Error {
+    if let Some((kind, advice)) = tls::explain(&error) {
+        return Error::new(kind, advice).about(server).because(error);
+    }
     let code = error.code().unwrap_or_default().to_owned();
     let says = error.to_string();
     let (kind, advice) = match (error.kind(), code.as_str()) {
@@ -57,6 +62,11 @@ fn explain(error: RedisError, server: &str) -> Error {
         (Theirs::Server(ServerErrorKind::ResponseError), _) if says.contains("WRONGTYPE") => (
             ErrorKind::Corrupt,
             "a key of this lock holds something that is no lock; nothing was changed, look at who writes there",
+        ),
+        (Theirs::Io, _) if error.is_timeout() => (
+            ErrorKind::Unavailable,
+            "it does not answer in time: it is overloaded or cut off, or the port is not that of a Redis server (by TLS, \
+             where the URL says rediss:)",
         ),
         (Theirs::Io | Theirs::Server(_), _) => (ErrorKind::Unavailable, "it cannot be used right now"),
         (Theirs::Parse | Theirs::UnexpectedReturnType, _) => {

@@ -40,6 +40,7 @@ mod link;
 mod options;
 mod records;
 mod scripts;
+mod tls;
 mod view;
 
 pub use backend::{RedisBackend, guarantees};

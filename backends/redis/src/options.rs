@@ -1,12 +1,16 @@
 //! From a URL to a server.
 
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo};
+use redis::{
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+    TlsCertificates,
+};
 use ringfence_core::{BackendUrl, Error, ErrorKind, Result, nearest};
 
 use crate::keys::Keys;
+use crate::tls::{self, TLS_PARAMS};
 
 /// The parameters of a Redis URL, beside those of the hall.
-pub const PARAMS: &[&str] = &["keys", "db"];
+pub const PARAMS: &[&str] = &["keys", "db", "ca", "cert", "key"];
 
 const DEFAULT_PORT: u16 = 6379;
 
@@ -33,21 +37,8 @@ impl Options {
                 )));
             }
         };
-        let (address, db) = match url.scheme() {
-            "redis+unix" => {
-                if !url.hosts().is_empty() {
-                    return Err(invalid(
-                        "redis+unix: takes the path of a socket and no host: write redis+unix:///run/redis.sock".to_owned(),
-                    ));
-                }
-                if !url.path().starts_with('/') {
-                    return Err(invalid(format!(
-                        "redis+unix: takes the absolute path of a socket, {:?} is none",
-                        url.path()
-                    )));
-                }
-                (ConnectionAddr::Unix(url.path().into()), url.param("db").unwrap_or_default())
-            }
+        let server = match url.scheme() {
+            "redis+unix" => Access::parse(url, "", false)?.at_socket(socket(url)?)?,
             scheme => {
                 let [host] = url.hosts() else {
                     return Err(invalid(format!(
@@ -55,18 +46,47 @@ impl Options {
                         url.hosts().len()
                     )));
                 };
-                let (host, port) = split_port(host)?;
                 let path = url.path().strip_prefix('/').unwrap_or_default();
-                let db = match (path, url.param("db")) {
-                    (path, None) => path,
-                    ("", Some(db)) => db,
-                    (_, Some(_)) => {
-                        return Err(invalid(
-                            "the database stands in the URL twice: in its path and as db=".to_owned(),
-                        ));
-                    }
-                };
-                (ConnectionAddr::Tcp(host, port), db)
+                Access::parse(url, path, scheme == "rediss")?.at_host(host)?
+            }
+        };
+        Ok(Self { server, keys, shown: url.to_string() })
+    }
+}
+
+fn socket(url: &BackendUrl) -> Result<&str> {
+    if !url.hosts().is_empty() {
+        return Err(invalid(
+            "redis+unix: takes the path of a socket and no host: write redis+unix:///run/redis.sock"
+                .to_owned(),
+        ));
+    }
+    if !url.path().starts_with('/') {
+        return Err(invalid(format!(
+            "redis+unix: takes the absolute path of a socket, {:?} is none",
+            url.path()
+        )));
+    }
+    Ok(url.path())
+}
+
+/// How each server of a URL is spoken to: as whom, about which database, and whether by TLS.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    settings: RedisConnectionInfo,
+    tls: Option<TlsCertificates>,
+}
+
+impl Access {
+    /// From a URL, in whose path the database may stand.
+    pub(crate) fn parse(url: &BackendUrl, db: &str, has_tls: bool) -> Result<Self> {
+        let db = match (db, url.param("db")) {
+            (path, None) => path,
+            ("", Some(db)) => db,
+            (_, Some(_)) => {
+                return Err(invalid(
+                    "the database stands in the URL twice: in its path and as db=".to_owned(),
+                ));
             }
         };
         let db: u16 = if db.is_empty() { Ok(0) } else { db.parse() }
@@ -79,11 +99,36 @@ impl Options {
         if let Some(password) = url.password() {
             settings = settings.set_password(password);
         }
+        if !has_tls && let Some(param) = TLS_PARAMS.iter().find(|param| url.param(param).is_some()) {
+            let scheme = url.scheme();
+            return Err(invalid(format!(
+                "{param}= is about TLS, which {scheme}: has not: write rediss://host"
+            )));
+        }
+        let tls = has_tls.then(|| tls::certificates(url)).transpose()?;
+        Ok(Self { settings, tls })
+    }
+
+    /// A server on a host, which is written with its port or without.
+    pub(crate) fn at_host(&self, host: &str) -> Result<ConnectionInfo> {
+        let (host, port) = split_port(host)?;
+        let Some(certificates) = &self.tls else { return self.at(ConnectionAddr::Tcp(host, port)) };
+        let address = ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
+        // The driver's own way to give certificates to an address.
+        let client = Client::build_with_tls(self.at(address)?, certificates.clone())
+            .map_err(|error| invalid("its TLS parameters are of no use".to_owned()).because(error))?;
+        Ok(client.get_connection_info().clone())
+    }
+
+    fn at_socket(&self, path: &str) -> Result<ConnectionInfo> {
+        self.at(ConnectionAddr::Unix(path.into()))
+    }
+
+    fn at(&self, address: ConnectionAddr) -> Result<ConnectionInfo> {
         let server = address
             .into_connection_info()
-            .map_err(|error| invalid("it names no server".to_owned()).because(error))?
-            .set_redis_settings(settings);
-        Ok(Self { server, keys, shown: url.to_string() })
+            .map_err(|error| invalid("it names no server".to_owned()).because(error))?;
+        Ok(server.set_redis_settings(self.settings.clone()))
     }
 }
 
@@ -150,6 +195,11 @@ mod tests {
             ("redis://one/orders", "no database"),
             ("redis://one/1?db=2", "twice"),
             ("redis://one?keys=verbatin", "did you mean \"verbatim\"?"),
+            ("redis://one?ca=/ca.pem", "ca= is about TLS, which redis: has not: write rediss://"),
+            ("rediss://one?ca=/no/such/file", "ca=/no/such/file cannot be read"),
+            ("rediss://one?ca=/dev/null", "ca=/dev/null has no certificate"),
+            ("rediss://one?cert=/dev/null", "cert= needs key="),
+            ("rediss://one?key=/dev/null", "key= needs cert="),
             ("redis+unix://one/run/redis.sock", "no host"),
             ("redis+unix:run/redis.sock", "absolute"),
         ] {

@@ -170,6 +170,12 @@ impl RedisServer {
         self.cli.certificates.as_ref().map(|files| files.authority.as_path())
     }
 
+    /// The PEM files of its own certificate and of its key, in this order. A client may show them as well: they are of the
+    /// same authority. `None` without TLS.
+    pub fn certificate(&self) -> Option<(&Path, &Path)> {
+        self.cli.certificates.as_ref().map(|files| (&*files.certificate, &*files.key))
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.instance.process.id()
