@@ -79,14 +79,12 @@ impl RedisBackend {
     /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`], [`ErrorKind::Unavailable`] for a server that
     /// cannot be reached, [`ErrorKind::Refused`] for a wrong password or access rules that keep us out.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
-        let Options { server, keys, shown } = Options::parse(url)?;
-        let driver = redis::Client::open(server)
-            .map_err(|error| Error::new(ErrorKind::InvalidUrl, "it names no server").because(error))?;
+        let Options { route, keys, shown } = Options::parse(url)?;
         let session = digits(Nonce::random());
         let waiting = Arc::<Line>::default();
         let told = Arc::clone(&waiting);
         let pushed = move |push| told.pushed(&push);
-        let way = Arc::new(Link::new(driver, format!("ringfence:{session}"), shown, pushed));
+        let way = Arc::new(Link::new(route, format!("ringfence:{session}"), shown, pushed));
         way.connect().await?;
         let link = Arc::clone(&way);
         let send = move |changes| -> BoxFuture<'static, _> {

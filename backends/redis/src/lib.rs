@@ -39,7 +39,9 @@ mod line;
 mod link;
 mod options;
 mod records;
+mod route;
 mod scripts;
+mod sentinel;
 mod tls;
 mod view;
 

@@ -5,13 +5,11 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, RedisError, Script, ServerErrorKind, Value};
-use ringfence_core::Result;
+use redis::{AsyncConnectionConfig, Cmd, PushInfo, RedisError, Script, ServerErrorKind, Value};
+use ringfence_core::{Error, Result};
 
 use crate::error;
-
-/// How long a connection may take to open.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+use crate::route::Route;
 
 /// How long an answer may take. After that the connection counts as broken, because nobody can tell a server that is slow
 /// from one that is gone.
@@ -22,7 +20,7 @@ const WRITE_QUEUE: usize = 1024;
 
 /// The way to one server.
 pub(crate) struct Link {
-    client: Client,
+    route: Route,
     config: AsyncConnectionConfig,
     /// Where others tell us that our turn has come.
     channel: String,
@@ -37,32 +35,27 @@ struct Open {
     connection: Option<MultiplexedConnection>,
     /// Counts the connections, so that an error of an old one does not end the one after it.
     epoch: u64,
+    /// Counts the tries that led to none, with what came of the last one.
+    failures: u64,
+    failure: Option<Error>,
 }
 
 impl Link {
     /// A way to a server. `pushed` is told what comes unasked: messages of the channel, and the end of a connection.
     pub(crate) fn new(
-        client: Client,
+        route: Route,
         channel: String,
         shown: String,
         pushed: impl Fn(PushInfo) + Send + Sync + 'static,
     ) -> Self {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_PATIENCE))
             .set_response_timeout(Some(ANSWER_PATIENCE))
             .set_pipeline_buffer_size(WRITE_QUEUE)
             .set_push_sender(move |push| {
                 pushed(push);
                 Ok::<(), redis::aio::SendError>(())
             });
-        Self {
-            client,
-            config,
-            channel,
-            shown,
-            open: Mutex::default(),
-            opening: tokio::sync::Mutex::default(),
-        }
+        Self { route, config, channel, shown, open: Mutex::default(), opening: tokio::sync::Mutex::default() }
     }
 
     /// The server, for people.
@@ -104,14 +97,13 @@ impl Link {
             Ok(Value::ServerError(error)) => Err(error.into()),
             answer => answer,
         };
-        if let Err(error) = &answer
-            && !error::is_answer(error)
-        {
-            self.discard(epoch);
-        } else if let Err(error) = &answer
-            && error.kind() == redis::ErrorKind::Server(ServerErrorKind::ReadOnly)
-        {
-            // It was demoted: the next connection may find the primary.
+        let is_in_doubt = match &answer {
+            // A server that was demoted: the next connection may find the primary.
+            Ok(Value::Array(answers)) => answers.iter().any(is_of_replica),
+            Ok(_) => false,
+            Err(error) => !error::is_answer(error) || error::is_of_replica(error),
+        };
+        if is_in_doubt {
             self.discard(epoch);
         }
         Ok(answer)
@@ -125,22 +117,39 @@ impl Link {
     }
 
     async fn open(&self) -> Result<(u64, MultiplexedConnection)> {
+        let failures = self.lock().failures;
         let _one_at_a_time = self.opening.lock().await;
         if let Some(open) = self.current() {
             return Ok(open);
         }
-        let opened = async {
-            let mut connection =
-                self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
-            connection.subscribe(&self.channel).await?;
-            Ok(connection)
+        // Whoever waited for a try that failed has its answer: one try after the other, for each of them, would take long.
+        if let Open { failures: now, failure: Some(failure), .. } = &*self.lock()
+            && *now > failures
+        {
+            return Err(failure.clone());
+        }
+        let opened = self.route.open(&self.config, &self.shown).await;
+        let subscribed = match opened {
+            Ok(mut connection) => connection
+                .subscribe(&self.channel)
+                .await
+                .map(|()| connection)
+                .map_err(|error| error::of_connecting(error, &self.shown)),
+            Err(error) => Err(error),
         };
-        let connection =
-            opened.await.map_err(|error: RedisError| error::of_connecting(error, &self.shown))?;
         let mut open = self.lock();
-        open.epoch += 1;
-        open.connection = Some(connection.clone());
-        Ok((open.epoch, connection))
+        match subscribed {
+            Ok(connection) => {
+                open.epoch += 1;
+                open.connection = Some(connection.clone());
+                Ok((open.epoch, connection))
+            }
+            Err(failure) => {
+                open.failures += 1;
+                open.failure = Some(failure.clone());
+                Err(failure)
+            }
+        }
     }
 
     fn current(&self) -> Option<(u64, MultiplexedConnection)> {
@@ -159,6 +168,10 @@ impl Link {
     fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
         self.open.lock().expect("nothing panics while it has the connection")
     }
+}
+
+fn is_of_replica(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error::is_of_replica(&error.clone().into()))
 }
 
 impl fmt::Debug for Link {
