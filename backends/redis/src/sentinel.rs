@@ -105,20 +105,22 @@ async fn ask(sentinel: ConnectionInfo, service: String) -> Result<Primary> {
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(TRY_PATIENCE));
         let opened = open(&sentinel, &config, TRY_PATIENCE).await;
         let mut connection = opened.map_err(error::of_sentinel)?.into_sentinel()?;
-        let services = redis::cmd("SENTINEL").arg("MASTERS").query_async(&mut connection).await;
-        find(&services.map_err(error::of_sentinel)?, &service)
+        // In the middle of a failover the address is that of the next primary, and the list has the last one still.
+        let mut both = redis::pipe();
+        both.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&service).cmd("SENTINEL").arg("MASTERS");
+        let (address, services) = both.query_async(&mut connection).await.map_err(error::of_sentinel)?;
+        find(&address, &services, &service)
     };
     asked.await.map_err(|error: Error| error.about(format!("the Sentinel {}", sentinel.addr())))
 }
 
-/// The primary of a service, in what a Sentinel knows.
-fn find(services: &Value, service: &str) -> Result<Primary> {
-    let Value::Array(services) = services else {
-        return Err(Error::new(ErrorKind::Corrupt, "its answer makes no sense: is this a Sentinel?"));
-    };
-    let named = |of: &Value, key: &str| entry(of, key).and_then(text).map(str::to_owned);
-    let Some(found) = services.iter().find(|of| named(of, "name").as_deref() == Some(service)) else {
-        let all: Vec<String> = services.iter().filter_map(|of| named(of, "name")).collect();
+/// The primary of a service, by its address and by all services that a Sentinel knows.
+fn find(address: &Value, services: &Value, service: &str) -> Result<Primary> {
+    let odd = || Error::new(ErrorKind::Corrupt, "its answer makes no sense: is this a Sentinel?");
+    let Value::Array(services) = services else { return Err(odd()) };
+    let name_of = |of: &Value| entry(of, "name").and_then(text).map(str::to_owned);
+    let Some(found) = services.iter().find(|of| name_of(of).as_deref() == Some(service)) else {
+        let all: Vec<String> = services.iter().filter_map(name_of).collect();
         let known: Vec<&str> = all.iter().map(String::as_str).collect();
         let guess = nearest(service, &known).map(|near| format!(", did you mean {near:?}?"));
         return Err(Error::new(
@@ -131,9 +133,10 @@ fn find(services: &Value, service: &str) -> Result<Primary> {
         ));
     };
     let primary = (|| {
-        let port = entry(found, "port").and_then(number)?;
+        let Value::Array(parts) = address else { return None };
+        let [host, port] = &parts[..] else { return None };
         let epoch = entry(found, "config-epoch").and_then(number)?;
-        Some(Primary { host: named(found, "ip")?, port: port.try_into().ok()?, epoch })
+        Some(Primary { host: text(host)?.to_owned(), port: number(port)?.try_into().ok()?, epoch })
     })();
-    primary.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("it names no address of {service:?}")))
+    primary.ok_or_else(odd)
 }

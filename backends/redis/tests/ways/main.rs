@@ -10,6 +10,7 @@ use ringfence_core::{
 use ringfence_redis::RedisBackend;
 use ringfence_testkit::PATIENCE;
 
+mod sentinel;
 mod tls;
 
 async fn connect(url: &str) -> Result<RedisBackend> {
@@ -27,17 +28,16 @@ fn name() -> LockName {
 }
 
 fn request(wait: Wait) -> AcquireRequest {
-    request_for(wait, Ttl::DEFAULT)
+    let holder = HolderInfo::new("test", "host", 1).expect("a holder");
+    AcquireRequest::new(name(), Mode::Exclusive, Ttl::DEFAULT, wait, holder)
 }
 
-fn request_for(wait: Wait, ttl: Ttl) -> AcquireRequest {
-    let holder = HolderInfo::new("test", "host", 1).expect("a holder");
-    AcquireRequest::new(name(), Mode::Exclusive, ttl, wait, holder)
-}
+/// How long a failover may take: Sentinels that split their votes vote again after some seconds.
+const FAILOVER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The lease that an attempt has to bring, in time.
 async fn granted(attempt: impl Future<Output = Result<Attempt>>) -> Lease {
-    match tokio::time::timeout(PATIENCE, attempt).await.expect("an answer in time") {
+    match tokio::time::timeout(FAILOVER_PATIENCE, attempt).await.expect("an answer in time") {
         Ok(Attempt::Granted(lease)) => lease,
         other => panic!("expected a grant: {other:?}"),
     }
