@@ -4,7 +4,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ringfence_core::{
     Attempt, Backend, BootInstant, Clock, Effect, Error, ErrorKind, Lease, RecordKey, Release, Renewal,
-    Retry, SystemClock, Ttl, Wait,
+    Retry, SystemClock, Wait,
 };
 use ringfence_redis::RedisBackend;
 use ringfence_servers::Sentinels;
