@@ -104,6 +104,13 @@ impl Error {
         self
     }
 
+    /// The same error of an operation that was undone.
+    #[must_use]
+    pub fn without_effect(mut self) -> Self {
+        self.0.effect = Effect::None;
+        self
+    }
+
     /// The same error, with what it is about in front of the message.
     #[must_use]
     pub fn about(mut self, what: impl fmt::Display) -> Self {

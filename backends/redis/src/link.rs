@@ -70,43 +70,72 @@ impl Link {
 
     /// Sends a command and waits for its answer.
     pub(crate) async fn query(&self, command: &Cmd) -> Result<Value> {
-        self.send(command).await?.map_err(|error| error::of_call(error, &self.shown))
+        let (answer, _) =
+            self.send(command, None).await?.map_err(|error| error::of_call(error, &self.shown))?;
+        Ok(answer)
     }
 
     /// Calls a script by its hash. A server that does not know it is told, which it forgets with its memory.
     pub(crate) async fn call(&self, script: &Script, command: &Cmd) -> Result<Value> {
-        let answer = self.send(command).await?;
-        let Err(error) = &answer else { return answer.map_err(|error| error::of_call(error, &self.shown)) };
+        Ok(self.call_then(script, command, None).await?.0)
+    }
+
+    /// As [`Self::call`], with a command right behind that is about what this connection has just written. The error is that
+    /// of the call; the second answer may be an error as well.
+    pub(crate) async fn call_then(
+        &self,
+        script: &Script,
+        command: &Cmd,
+        then: Option<&Cmd>,
+    ) -> Result<(Value, Option<Value>)> {
+        let answers = self.send(command, then).await?;
+        let Err(error) = &answers else { return answers.map_err(|error| error::of_call(error, &self.shown)) };
         if error.kind() != redis::ErrorKind::Server(ServerErrorKind::NoScript) {
-            return answer.map_err(|error| error::of_call(error, &self.shown));
+            return answers.map_err(|error| error::of_call(error, &self.shown));
         }
         Box::pin(async {
             let (_, mut connection) = self.connection().await?;
             // Whatever is wrong with it, the next call says.
             let _ = script.load_async(&mut connection).await;
-            self.query(command).await
+            self.send(command, then).await?.map_err(|error| error::of_call(error, &self.shown))
         })
         .await
     }
 
     /// The outer error says that nothing was sent.
-    async fn send(&self, command: &Cmd) -> Result<Result<Value, RedisError>> {
+    async fn send(
+        &self,
+        command: &Cmd,
+        then: Option<&Cmd>,
+    ) -> Result<Result<(Value, Option<Value>), RedisError>> {
         let (epoch, mut connection) = self.connection().await?;
-        // An error inside of an answer is one change's affair.
-        let answer = match connection.send_packed_command(command).await {
-            Ok(Value::ServerError(error)) => Err(error.into()),
-            answer => answer,
+        let answers = match then {
+            None => connection.send_packed_command(command).await.map(|answer| (answer, None)),
+            Some(then) => {
+                let mut both = redis::pipe();
+                both.add_command(command.clone()).add_command(then.clone());
+                let answers = connection.send_packed_commands(&both, 0, 2).await;
+                answers.map(|answers| {
+                    let mut answers = answers.into_iter();
+                    (answers.next().unwrap_or(Value::Nil), answers.next())
+                })
+            }
         };
-        let is_in_doubt = match &answer {
+        // An error inside of an answer is one change's affair.
+        let answers = match answers {
+            Ok((Value::ServerError(error), _)) => Err(error.into()),
+            answers => answers,
+        };
+        let is_in_doubt = match &answers {
             // A server that was demoted: the next connection may find the primary.
-            Ok(Value::Array(answers)) => answers.iter().any(is_of_replica),
+            Ok((Value::Array(answers), _)) => answers.iter().any(is_of_replica),
             Ok(_) => false,
             Err(error) => !error::is_answer(error) || error::is_of_replica(error),
         };
         if is_in_doubt {
             self.discard(epoch);
         }
-        Ok(answer)
+        Ok(answers)
     }
 
     async fn connection(&self) -> Result<(u64, MultiplexedConnection)> {

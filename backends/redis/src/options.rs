@@ -1,5 +1,7 @@
 //! From a URL to a server.
 
+use std::num::NonZeroU8;
+
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
     TlsCertificates,
@@ -12,7 +14,8 @@ use crate::sentinel::Sentinels;
 use crate::tls::{self, TLS_PARAMS};
 
 /// The parameters of a Redis URL, beside those of the hall.
-pub const PARAMS: &[&str] = &["keys", "db", "ca", "cert", "key", "sentinel_user", "sentinel_password"];
+pub const PARAMS: &[&str] =
+    &["keys", "db", "replicas", "ca", "cert", "key", "sentinel_user", "sentinel_password"];
 
 /// Parameters that only some schemes know.
 const SENTINEL_PARAMS: [&str; 2] = ["sentinel_user", "sentinel_password"];
@@ -26,6 +29,8 @@ const SENTINEL_PORT: u16 = 26379;
 pub(crate) struct Options {
     pub(crate) route: Route,
     pub(crate) keys: Keys,
+    /// How many replicas have to confirm a lease.
+    pub(crate) replicas: Option<NonZeroU8>,
     /// The URL as it may be shown.
     pub(crate) shown: String,
 }
@@ -44,6 +49,12 @@ impl Options {
                 )));
             }
         };
+        let replicas = url.param("replicas").map(|count| {
+            count.parse().map_err(|_| {
+                invalid(format!("replicas={count:?} is no number of replicas: it is from 1 to 255"))
+            })
+        });
+        let replicas = replicas.transpose()?;
         let scheme = url.scheme();
         let (is_tls, by_sentinels) = (scheme == "rediss", scheme == "redis+sentinel");
         for (known, params, instead) in [
@@ -75,7 +86,7 @@ impl Options {
                 Route::At(access.at(host, port)?)
             }
         };
-        Ok(Self { route, keys, shown: url.to_string() })
+        Ok(Self { route, keys, replicas, shown: url.to_string() })
     }
 }
 
@@ -269,6 +280,8 @@ mod tests {
             ("rediss://one?ca=/dev/null", "ca=/dev/null has no certificate"),
             ("rediss://one?cert=/dev/null", "cert= needs key="),
             ("rediss://one?key=/dev/null", "key= needs cert="),
+            ("redis://one?replicas=0", "from 1 to 255"),
+            ("redis://one?replicas=all", "from 1 to 255"),
             ("redis://one?sentinel_user=ann", "no sentinel_user=, which is about Sentinels"),
             ("redis+sentinel://one?ca=/ca.pem", "no ca="),
             ("redis+sentinel://one,two", "/service"),

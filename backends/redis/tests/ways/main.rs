@@ -1,4 +1,4 @@
-//! The ways to a server: by TLS, by asking Sentinels.
+//! The ways to a server: by TLS, by asking Sentinels; and what its replicas confirm.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use ringfence_core::{
 use ringfence_redis::RedisBackend;
 use ringfence_testkit::PATIENCE;
 
+mod replicas;
 mod sentinel;
 mod tls;
 

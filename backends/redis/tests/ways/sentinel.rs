@@ -136,7 +136,7 @@ async fn a_primary_that_is_demoted_is_left() {
     match renew(&ann, &lease).await {
         Err(error) => assert!(error.message().contains("name as the primary: it is a replica"), "{error}"),
         Ok(renewal) => {
-            assert_eq!(renewal, Renewal::Renewed, "by the new primary, to which the Sentinels led")
+            assert_eq!(renewal, Renewal::Renewed, "by the new primary, to which the Sentinels led");
         }
     }
 }
@@ -181,12 +181,12 @@ async fn two_hold_while_a_primary_is_cut_off_and_the_record_on_the_next_one_refu
     assert_eq!(accepted, 0, "stale writes accepted");
     // Once the old one is reached again it is demoted, and Ann is led to the next one as well.
     sentinels.mend(old).await;
-    let lost = tokio::time::timeout(FAILOVER_PATIENCE, async {
+    let learns = tokio::time::timeout(FAILOVER_PATIENCE, async {
         while !matches!(renew(&ann, &stale).await, Ok(Renewal::Lost)) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
-    lost.await.expect("the holder of the old primary learns of its loss");
+    learns.await.expect("the holder of the old primary learns of its loss");
     let record = ann.records().read(&key).await.expect("an answer").expect("a record");
     assert_eq!(&record.value[..], b"second");
 }
