@@ -33,7 +33,8 @@ pub enum ErrorKind {
     Full,
     /// The backend cannot be reached or does not answer.
     Unavailable,
-    /// The backend refuses us: permissions, ownership, a place where a store must not be.
+    /// The backend refuses us: permissions, ownership, a place where a store must not be. Or we refuse it: its certificate is
+    /// not to be trusted.
     Refused,
     /// What the store holds is damaged or not ours. Nothing was changed; it is for a person to decide.
     Corrupt,
@@ -100,6 +101,13 @@ impl Error {
     #[must_use]
     pub fn with_unknown_effect(mut self) -> Self {
         self.0.effect = Effect::Unknown;
+        self
+    }
+
+    /// The same error of an operation that was undone.
+    #[must_use]
+    pub fn without_effect(mut self) -> Self {
+        self.0.effect = Effect::None;
         self
     }
 

@@ -34,7 +34,11 @@ const SCHEMES: &[Scheme] = &[
     #[cfg(feature = "redis")]
     Scheme { name: "redis", ..REDIS },
     #[cfg(feature = "redis")]
+    Scheme { name: "redis+sentinel", ..REDIS },
+    #[cfg(feature = "redis")]
     Scheme { name: "redis+unix", ..REDIS },
+    #[cfg(feature = "redis")]
+    Scheme { name: "rediss", ..REDIS },
 ];
 
 #[cfg(feature = "redis")]

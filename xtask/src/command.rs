@@ -20,9 +20,17 @@ pub(crate) fn program(name: &str) -> Command {
     command
 }
 
-/// The cargo that runs us.
+/// The cargo that runs us, without what it tells us of our package: another cargo would build some packages anew for it, and
+/// the one after that again.
 pub(crate) fn cargo() -> Command {
-    program(&env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
+    let mut cargo = program(&env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+    let told = env::vars_os().map(|(name, _)| name);
+    for name in told.filter(|name| {
+        ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|kind| name.to_string_lossy().starts_with(kind))
+    }) {
+        cargo.env_remove(name);
+    }
+    cargo
 }
 
 /// Whether this run is CI's, where a test that cannot run has failed.

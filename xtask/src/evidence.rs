@@ -1,17 +1,22 @@
 //! Which tests show a promise: what GUARANTEES.md says in its last column.
 
+/// The ways to one Redis server.
+const REDIS: &[&str] = &["redis", "redis+unix", "rediss"];
+
+/// Where a killed holder's lease is free at its TTL.
+const IN_MEMORY: &[&str] = &["memory", "redis", "redis+unix", "rediss"];
+
+/// Every backend.
+const ALL: &[&str] = &["memory", "local", "redis", "redis+unix", "rediss"];
+
 /// What a promise is about, of which schemes, and tests that would fail without it. A promise may have several lines.
 ///
 /// Of the conformance suite only those cases count that apply to the backend: `cargo xtask test` prints the others as *not
 /// applicable*.
 pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
-    (
-        "Who can contend",
-        &["memory", "local", "redis", "redis+unix"],
-        &["busy_is_a_value", "names_do_not_collide"],
-    ),
+    ("Who can contend", ALL, &["busy_is_a_value", "names_do_not_collide"]),
     ("Who can contend", &["local"], &["kills_at_random_lose_nothing_and_stall_nobody"]),
-    ("Fencing tokens", &["memory", "local", "redis", "redis+unix"], &["sequences_rise"]),
+    ("Fencing tokens", ALL, &["sequences_rise"]),
     (
         "Fencing tokens",
         &["local"],
@@ -45,7 +50,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
     ("Order of waiters", &["memory"], &["whoever_sleeps_through_its_turn_comes_last"]),
     (
         "Order of waiters",
-        &["redis", "redis+unix"],
+        REDIS,
         &[
             "first_come_first_served",
             "trying_does_not_overtake",
@@ -54,15 +59,15 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "a_stopped_waiter_does_not_hold_up_the_line",
         ],
     ),
-    ("Wake-up", &["redis", "redis+unix"], &["waits_for_release", "nothing_is_published_when_nobody_waits"]),
+    ("Wake-up", REDIS, &["waits_for_release", "nothing_is_published_when_nobody_waits"]),
     (
         "Fencing tokens",
-        &["redis", "redis+unix"],
+        REDIS,
         &["sequences_rise_through_lost_memory", "sequences_rise_when_the_servers_clock_goes_back"],
     ),
     (
         "A paused holder",
-        &["redis", "redis+unix"],
+        REDIS,
         &[
             "a_lease_lapses_after_its_ttl",
             "renewal_tells_of_loss",
@@ -76,7 +81,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         &["memory", "local"],
         &["waits_for_release", "a_release_is_news_for_the_next_in_line_and_for_nobody_else"],
     ),
-    ("A killed holder", &["memory", "redis", "redis+unix"], &["a_lease_lapses_after_its_ttl"]),
+    ("A killed holder", IN_MEMORY, &["a_lease_lapses_after_its_ttl"]),
     (
         "A killed holder",
         &["local"],
@@ -102,15 +107,11 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "stops_at_random_stall_nobody_and_no_late_write_is_taken",
         ],
     ),
-    (
-        "Records",
-        &["memory", "local", "redis", "redis+unix"],
-        &["records_keep_what_was_written", "records_have_a_limit"],
-    ),
+    ("Records", ALL, &["records_keep_what_was_written", "records_have_a_limit"]),
     ("Records", &["local"], &["sequences_and_records_survive_power_cuts"]),
     (
         "The records' fence",
-        &["memory", "local", "redis", "redis+unix"],
+        ALL,
         &[
             "records_refuse_a_stale_open",
             "records_refuse_a_stale_write",
@@ -123,7 +124,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
     ("The records' fence", &["local"], &["stops_at_random_stall_nobody_and_no_late_write_is_taken"]),
     (
         "TTL",
-        &["memory", "local", "redis", "redis+unix"],
+        ALL,
         &[
             "a_ttl_is_in_its_range_or_an_error",
             "what_is_wrong_with_a_request_is_said_before_anything_is_sent",

@@ -1,4 +1,5 @@
 use std::fmt::{self, Write as _};
+use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::slice;
 use std::sync::Arc;
@@ -41,6 +42,10 @@ const BATCH_MAX: usize = 128;
 /// The bytes of an entry beside what its holder says of itself.
 const ENTRY_BYTES: usize = 64;
 
+/// How long replicas may take to confirm a lease. As long as they are silent the connection is, too: it is far below the
+/// patience with an answer, and below every TTL that goes with replicas.
+const CONFIRM_PATIENCE: Duration = Duration::from_millis(500);
+
 /// What a Redis server promises.
 pub fn guarantees() -> Guarantees {
     let mut guarantees = Guarantees::of_one_process();
@@ -64,7 +69,9 @@ pub struct RedisBackend {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) link: Arc<Link>,
-    changes: Coalescer<Change, Result<Value>>,
+    changes: Coalescer<Change, Result<Answered>>,
+    /// How many replicas have to confirm a lease.
+    replicas: Option<NonZeroU8>,
     pub(crate) keys: Keys,
     /// Where others find this process.
     session: String,
@@ -79,43 +86,74 @@ impl RedisBackend {
     /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`], [`ErrorKind::Unavailable`] for a server that
     /// cannot be reached, [`ErrorKind::Refused`] for a wrong password or access rules that keep us out.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
-        let Options { server, keys, shown } = Options::parse(url)?;
-        let driver = redis::Client::open(server)
-            .map_err(|error| Error::new(ErrorKind::InvalidUrl, "it names no server").because(error))?;
+        let Options { route, keys, replicas, shown } = Options::parse(url)?;
         let session = digits(Nonce::random());
         let waiting = Arc::<Line>::default();
         let told = Arc::clone(&waiting);
         let pushed = move |push| told.pushed(&push);
-        let way = Arc::new(Link::new(driver, format!("ringfence:{session}"), shown, pushed));
+        let way = Arc::new(Link::new(route, format!("ringfence:{session}"), shown, pushed));
         way.connect().await?;
         let link = Arc::clone(&way);
         let send = move |changes| -> BoxFuture<'static, _> {
             let way = Arc::clone(&way);
-            Box::pin(async move { send(&way, changes).await })
+            Box::pin(async move { send(&way, replicas, changes).await })
         };
         let (runtime, adopter) = (Handle::current(), Handle::current());
         let adopt = move |round_trip| drop(adopter.spawn(round_trip));
         let changes = Coalescer::new(FLIGHTS_MAX, BATCH_MAX, send, adopt);
-        let client = Client { link, changes, keys, session, line: waiting, clock, runtime };
+        let client = Client { link, changes, replicas, keys, session, line: waiting, clock, runtime };
         Ok(Self { client: Arc::new(client), guarantees: guarantees() })
     }
 }
 
+/// The answer to one change.
+#[derive(Clone, Debug)]
+struct Answered {
+    value: Value,
+    /// Why nobody may count on a lease that it gives, where too few replicas have it.
+    unconfirmed: Option<Error>,
+}
+
 /// Makes changes in one round trip, and returns the answer to each.
-async fn send(link: &Link, changes: Vec<Change>) -> Vec<Result<Value>> {
-    let reply = link.call(&LOCK, &scripts::call(&changes)).await;
+async fn send(link: &Link, replicas: Option<NonZeroU8>, changes: Vec<Change>) -> Vec<Result<Answered>> {
+    let replicas = replicas.filter(|_| changes.iter().any(Change::may_grant));
+    let confirm = replicas.map(|replicas| {
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(replicas.get()).arg(CONFIRM_PATIENCE.as_millis());
+        wait
+    });
+    let reply = link.call_then(&LOCK, &scripts::call(&changes), confirm.as_ref()).await;
     let error = match reply {
-        Ok(Value::Array(answers)) if answers.len() == changes.len() => {
+        Ok((Value::Array(answers), confirmed)) if answers.len() == changes.len() => {
+            let unconfirmed = replicas.and_then(|replicas| too_few(confirmed, replicas, link.server()));
             let answer = |answer| match answer {
                 Value::ServerError(error) => Err(error::of_call(error.into(), link.server())),
-                answer => Ok(answer),
+                value => Ok(Answered { value, unconfirmed: unconfirmed.clone() }),
             };
             return answers.into_iter().map(answer).collect();
         }
-        Ok(odd) => error::odd_reply(&odd, link.server()),
+        Ok((odd, _)) => error::odd_reply(&odd, link.server()),
         Err(error) => error,
     };
     changes.iter().map(|_| Err(error.clone())).collect()
+}
+
+/// The error of leases that fewer replicas have than have to.
+fn too_few(confirmed: Option<Value>, replicas: NonZeroU8, server: &str) -> Option<Error> {
+    let why = match confirmed {
+        Some(Value::Int(confirmed)) if confirmed >= i64::from(replicas.get()) => return None,
+        Some(Value::Int(confirmed)) => Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "{confirmed} of {replicas} replicas have confirmed the lease within {CONFIRM_PATIENCE:?}: see that they \
+                 follow their primary, or lower replicas="
+            ),
+        )
+        .about(server),
+        Some(Value::ServerError(error)) => error::of_call(error.into(), server),
+        odd => error::odd_reply(&odd.unwrap_or(Value::Nil), server),
+    };
+    Some(why.with_unknown_effect())
 }
 
 /// What the server answered to an attempt.
@@ -124,6 +162,8 @@ enum Answer {
     /// It stands in line. No turn with this number or a lower one is its own any more.
     Waits(u64, Contention),
     Busy(Contention),
+    /// It was granted, and too few replicas know.
+    Unconfirmed(Error),
 }
 
 impl Client {
@@ -146,9 +186,12 @@ impl Client {
         let change = Change::new(keys.clone(), if waits { "queue" } else { "acquire" }, request.nonce)
             .lasting(request.ttl)
             .asking(mode, entry);
-        let reply = self.change(change).await?;
+        let Answered { value: reply, unconfirmed } = self.answer(change).await?;
         if let Some(number) = number(&reply) {
-            return Ok(Answer::Granted(number));
+            return Ok(match unconfirmed {
+                None => Answer::Granted(number),
+                Some(error) => Answer::Unconfirmed(error),
+            });
         }
         let odd = || error::odd_reply(&reply, self.link.server());
         let Value::Array(parts) = &reply else { return Err(odd()) };
@@ -193,7 +236,9 @@ impl Client {
                 // Whether the attempt took effect is unknown, or was known too late: afterwards it has none.
                 if error.effect() == Effect::Unknown || place.request.wait != Wait::No {
                     let (nonce, ttl) = (place.request.nonce, place.request.ttl);
-                    Box::pin(self.withdraw(&keys, nonce, ttl)).await;
+                    if Box::pin(self.withdraw(&keys, nonce, ttl)).await {
+                        return Err(error.without_effect());
+                    }
                 }
                 Err(error)
             }
@@ -201,22 +246,27 @@ impl Client {
     }
 
     /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for as long as the
-    /// attempt's lease could live.
-    async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Ttl) {
+    /// attempt's lease could live. Whether it was.
+    async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Ttl) -> bool {
         let ends = self.now().saturating_add(ttl.as_duration());
         let mut pause = WITHDRAW_PAUSE;
         while let Err(error) = self.change(Change::new(keys.clone(), "withdraw", nonce).lasting(ttl)).await {
             if error.kind() != ErrorKind::Unavailable || self.now() >= ends {
                 tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
-                return;
+                return false;
             }
             tokio::time::sleep(pause.min(ends.saturating_since(self.now()))).await;
             pause = (2 * pause).min(LOOK_EVERY);
         }
+        true
     }
 
     /// Makes a change, in one round trip with others that come at the same time.
     pub(crate) async fn change(&self, change: Change) -> Result<Value> {
+        Ok(self.answer(change).await?.value)
+    }
+
+    async fn answer(&self, change: Change) -> Result<Answered> {
         self.changes.request(change).await.unwrap_or_else(|| {
             let why = "the runtime was shut down, or a call panicked, before the server's answer was here";
             Err(Error::new(ErrorKind::Bug, why).with_unknown_effect())
@@ -231,10 +281,15 @@ impl Client {
         let change =
             |lease: &LeaseKey| Change::new(self.keys.of(&lease.name), verb, lease.nonce).lasting(lease.ttl);
         let replies = match leases {
-            [lease] => vec![self.change(change(lease)).await],
-            leases => Box::pin(send(&self.link, leases.iter().map(change).collect())).await,
+            [lease] => vec![self.answer(change(lease)).await],
+            leases => Box::pin(send(&self.link, self.replicas, leases.iter().map(change).collect())).await,
         };
-        replies.into_iter().map(|reply| self.is_yes(&reply?)).collect()
+        let is_made = |reply: Result<Answered>| {
+            let Answered { value, unconfirmed } = reply?;
+            let is_made = self.is_yes(&value)?;
+            unconfirmed.filter(|_| is_made && verb != "release").map_or(Ok(is_made), Err)
+        };
+        replies.into_iter().map(is_made).collect()
     }
 
     async fn release(&self, leases: &[LeaseKey]) -> Result<Vec<Release>> {
@@ -306,7 +361,7 @@ impl Place<'_> {
                 {
                     tracing::debug!(%error, "a waiter cannot look after its place");
                 }
-                Err(error) => return Err(error),
+                Ok(Answer::Unconfirmed(error)) | Err(error) => return Err(error),
             }
             let Some(deadline) = deadline else { continue };
             let look_at = client.now().saturating_add(LOOK_EVERY).min(deadline);
@@ -317,7 +372,9 @@ impl Place<'_> {
                 () = standing.called() => {}
                 () = tokio::time::sleep(nap) => {}
             }
-            if let (Some(number), Some((seen_at, last))) = (standing.turn(), seen)
+            // Nobody but who asks learns whether the replicas have it, so that a turn is asked for once more.
+            if client.replicas.is_none()
+                && let (Some(number), Some((seen_at, last))) = (standing.turn(), seen)
                 && number > last
             {
                 let lease = self.lease(number, seen_at)?.offered_for(OFFER);

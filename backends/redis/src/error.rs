@@ -3,16 +3,31 @@
 use redis::{ErrorKind as Theirs, RedisError, ServerErrorKind};
 use ringfence_core::{Error, ErrorKind};
 
+use crate::tls;
+
+/// What is wrong with a replica.
+pub(crate) const REPLICA: &str = "it is a replica: locks are taken on the primary";
+
 /// The error of a call that was on its way when this was said.
 pub(crate) fn of_call(error: RedisError, server: &str) -> Error {
     let unknown = !is_answer(&error);
-    let error = explain(error, server);
+    let error = explain(error).about(server);
     if unknown { error.with_unknown_effect() } else { error }
 }
 
 /// The error of a call that was not sent, because there is no connection.
 pub(crate) fn of_connecting(error: RedisError, server: &str) -> Error {
-    explain(error, server)
+    explain(error).about(server)
+}
+
+/// The error of asking a Sentinel, which has users of its own.
+pub(crate) fn of_sentinel(error: RedisError) -> Error {
+    if is_of_login(&error) {
+        let advice = "it refuses our user or password: sentinel_user= and sentinel_password= are what the Sentinels know, \
+                      and what stands before the @ is for the servers";
+        return Error::new(ErrorKind::Refused, advice).because(error);
+    }
+    explain(error)
 }
 
 /// A reply that no version of the scripts gives.
@@ -31,13 +46,24 @@ pub(crate) fn is_answer(error: &RedisError) -> bool {
     matches!(error.kind(), Theirs::Server(_) | Theirs::Extension | Theirs::AuthenticationFailed)
 }
 
-fn explain(error: RedisError, server: &str) -> Error {
+/// Whether a server that we thought a primary says that it is one no more.
+pub(crate) fn is_of_replica(error: &RedisError) -> bool {
+    // An older server wraps what a command of a script said into an error of the script.
+    error.kind() == Theirs::Server(ServerErrorKind::ReadOnly) || error.to_string().contains("READONLY")
+}
+
+fn is_of_login(error: &RedisError) -> bool {
+    error.kind() == Theirs::AuthenticationFailed || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
+}
+
+fn explain(error: RedisError) -> Error {
+    if let Some((kind, advice)) = tls::explain(&error) {
+        return Error::new(kind, advice).because(error);
+    }
     let code = error.code().unwrap_or_default().to_owned();
     let says = error.to_string();
     let (kind, advice) = match (error.kind(), code.as_str()) {
-        (Theirs::AuthenticationFailed, _) | (_, "WRONGPASS" | "NOAUTH") => {
-            (ErrorKind::Refused, "it refuses our user or password: check the URL")
-        }
+        _ if is_of_login(&error) => (ErrorKind::Refused, "it refuses our user or password: check the URL"),
         (_, "NOPERM") => (
             ErrorKind::Refused,
             "its access rules keep us out: `ringfence doctor` prints the rule that we need",
@@ -45,9 +71,7 @@ fn explain(error: RedisError, server: &str) -> Error {
         (Theirs::RESP3NotSupported, _) => {
             (ErrorKind::Unsupported, "it is older than Redis 6.2, which is the least we need")
         }
-        (Theirs::Server(ServerErrorKind::ReadOnly), _) => {
-            (ErrorKind::Unavailable, "it is a replica: locks are taken on the primary")
-        }
+        _ if is_of_replica(&error) => (ErrorKind::Unavailable, REPLICA),
         (_, "WRONGTYPE") => (
             ErrorKind::Corrupt,
             "a key of this lock holds something that is no lock; nothing was changed, look at who writes there",
@@ -58,11 +82,16 @@ fn explain(error: RedisError, server: &str) -> Error {
             ErrorKind::Corrupt,
             "a key of this lock holds something that is no lock; nothing was changed, look at who writes there",
         ),
+        (Theirs::Io, _) if error.is_timeout() => (
+            ErrorKind::Unavailable,
+            "it does not answer in time: it is overloaded or cut off, or the port is not that of a Redis server (by TLS, \
+             where the URL says rediss:)",
+        ),
         (Theirs::Io | Theirs::Server(_), _) => (ErrorKind::Unavailable, "it cannot be used right now"),
         (Theirs::Parse | Theirs::UnexpectedReturnType, _) => {
             (ErrorKind::Corrupt, "its answer makes no sense: is this a Redis server?")
         }
         _ => (ErrorKind::Unavailable, "it does not do what we ask"),
     };
-    Error::new(kind, advice).about(server).because(error)
+    Error::new(kind, advice).because(error)
 }

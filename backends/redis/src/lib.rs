@@ -42,7 +42,10 @@ mod line;
 mod link;
 mod options;
 mod records;
+mod route;
 mod scripts;
+mod sentinel;
+mod tls;
 mod view;
 
 pub use backend::{RedisBackend, guarantees};

@@ -5,13 +5,11 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, RedisError, Script, ServerErrorKind, Value};
-use ringfence_core::Result;
+use redis::{AsyncConnectionConfig, Cmd, PushInfo, RedisError, Script, ServerErrorKind, Value};
+use ringfence_core::{Error, Result};
 
 use crate::error;
-
-/// How long a connection may take to open.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+use crate::route::Route;
 
 /// How long an answer may take. After that the connection counts as broken, because nobody can tell a server that is slow
 /// from one that is gone.
@@ -22,7 +20,7 @@ const WRITE_QUEUE: usize = 1024;
 
 /// The way to one server.
 pub(crate) struct Link {
-    client: Client,
+    route: Route,
     config: AsyncConnectionConfig,
     /// Where others tell us that our turn has come.
     channel: String,
@@ -37,32 +35,27 @@ struct Open {
     connection: Option<MultiplexedConnection>,
     /// Counts the connections, so that an error of an old one does not end the one after it.
     epoch: u64,
+    /// Counts the tries that led to none, with what came of the last one.
+    failures: u64,
+    failure: Option<Error>,
 }
 
 impl Link {
     /// A way to a server. `pushed` is told what comes unasked: messages of the channel, and the end of a connection.
     pub(crate) fn new(
-        client: Client,
+        route: Route,
         channel: String,
         shown: String,
         pushed: impl Fn(PushInfo) + Send + Sync + 'static,
     ) -> Self {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_PATIENCE))
             .set_response_timeout(Some(ANSWER_PATIENCE))
             .set_pipeline_buffer_size(WRITE_QUEUE)
             .set_push_sender(move |push| {
                 pushed(push);
                 Ok::<(), redis::aio::SendError>(())
             });
-        Self {
-            client,
-            config,
-            channel,
-            shown,
-            open: Mutex::default(),
-            opening: tokio::sync::Mutex::default(),
-        }
+        Self { route, config, channel, shown, open: Mutex::default(), opening: tokio::sync::Mutex::default() }
     }
 
     /// The server, for people.
@@ -77,44 +70,72 @@ impl Link {
 
     /// Sends a command and waits for its answer.
     pub(crate) async fn query(&self, command: &Cmd) -> Result<Value> {
-        self.send(command).await?.map_err(|error| error::of_call(error, &self.shown))
+        let (answer, _) =
+            self.send(command, None).await?.map_err(|error| error::of_call(error, &self.shown))?;
+        Ok(answer)
     }
 
     /// Calls a script by its hash. A server that does not know it is told, which it forgets with its memory.
     pub(crate) async fn call(&self, script: &Script, command: &Cmd) -> Result<Value> {
-        let answer = self.send(command).await?;
-        let Err(error) = &answer else { return answer.map_err(|error| error::of_call(error, &self.shown)) };
+        Ok(self.call_then(script, command, None).await?.0)
+    }
+
+    /// As [`Self::call`], with a command right behind that is about what this connection has just written. The error is that
+    /// of the call; the second answer may be an error as well.
+    pub(crate) async fn call_then(
+        &self,
+        script: &Script,
+        command: &Cmd,
+        then: Option<&Cmd>,
+    ) -> Result<(Value, Option<Value>)> {
+        let answers = self.send(command, then).await?;
+        let Err(error) = &answers else { return answers.map_err(|error| error::of_call(error, &self.shown)) };
         if error.kind() != redis::ErrorKind::Server(ServerErrorKind::NoScript) {
-            return answer.map_err(|error| error::of_call(error, &self.shown));
+            return answers.map_err(|error| error::of_call(error, &self.shown));
         }
         Box::pin(async {
             let (_, mut connection) = self.connection().await?;
             // Whatever is wrong with it, the next call says.
             let _ = script.load_async(&mut connection).await;
-            self.query(command).await
+            self.send(command, then).await?.map_err(|error| error::of_call(error, &self.shown))
         })
         .await
     }
 
     /// The outer error says that nothing was sent.
-    async fn send(&self, command: &Cmd) -> Result<Result<Value, RedisError>> {
+    async fn send(
+        &self,
+        command: &Cmd,
+        then: Option<&Cmd>,
+    ) -> Result<Result<(Value, Option<Value>), RedisError>> {
         let (epoch, mut connection) = self.connection().await?;
-        // An error inside of an answer is one change's affair.
-        let answer = match connection.send_packed_command(command).await {
-            Ok(Value::ServerError(error)) => Err(error.into()),
-            answer => answer,
+        let answers = match then {
+            None => connection.send_packed_command(command).await.map(|answer| (answer, None)),
+            Some(then) => {
+                let mut both = redis::pipe();
+                both.add_command(command.clone()).add_command(then.clone());
+                let answers = connection.send_packed_commands(&both, 0, 2).await;
+                answers.map(|answers| {
+                    let mut answers = answers.into_iter();
+                    (answers.next().unwrap_or(Value::Nil), answers.next())
+                })
+            }
         };
-        if let Err(error) = &answer
-            && !error::is_answer(error)
-        {
-            self.discard(epoch);
-        } else if let Err(error) = &answer
-            && error.kind() == redis::ErrorKind::Server(ServerErrorKind::ReadOnly)
-        {
-            // It was demoted: the next connection may find the primary.
+        // An error inside of an answer is one change's affair.
+        let answers = match answers {
+            Ok((Value::ServerError(error), _)) => Err(error.into()),
+            answers => answers,
+        };
+        let is_in_doubt = match &answers {
+            // A server that was demoted: the next connection may find the primary.
+            Ok((Value::Array(answers), _)) => answers.iter().any(is_of_replica),
+            Ok(_) => false,
+            Err(error) => !error::is_answer(error) || error::is_of_replica(error),
+        };
+        if is_in_doubt {
             self.discard(epoch);
         }
-        Ok(answer)
+        Ok(answers)
     }
 
     async fn connection(&self) -> Result<(u64, MultiplexedConnection)> {
@@ -125,22 +146,39 @@ impl Link {
     }
 
     async fn open(&self) -> Result<(u64, MultiplexedConnection)> {
+        let failures = self.lock().failures;
         let _one_at_a_time = self.opening.lock().await;
         if let Some(open) = self.current() {
             return Ok(open);
         }
-        let opened = async {
-            let mut connection =
-                self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
-            connection.subscribe(&self.channel).await?;
-            Ok(connection)
+        // Whoever waited for a try that failed has its answer: one try after the other, for each of them, would take long.
+        if let Open { failures: now, failure: Some(failure), .. } = &*self.lock()
+            && *now > failures
+        {
+            return Err(failure.clone());
+        }
+        let opened = self.route.open(&self.config, &self.shown).await;
+        let subscribed = match opened {
+            Ok(mut connection) => connection
+                .subscribe(&self.channel)
+                .await
+                .map(|()| connection)
+                .map_err(|error| error::of_connecting(error, &self.shown)),
+            Err(error) => Err(error),
         };
-        let connection =
-            opened.await.map_err(|error: RedisError| error::of_connecting(error, &self.shown))?;
         let mut open = self.lock();
-        open.epoch += 1;
-        open.connection = Some(connection.clone());
-        Ok((open.epoch, connection))
+        match subscribed {
+            Ok(connection) => {
+                open.epoch += 1;
+                open.connection = Some(connection.clone());
+                Ok((open.epoch, connection))
+            }
+            Err(failure) => {
+                open.failures += 1;
+                open.failure = Some(failure.clone());
+                Err(failure)
+            }
+        }
     }
 
     fn current(&self) -> Option<(u64, MultiplexedConnection)> {
@@ -159,6 +197,10 @@ impl Link {
     fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
         self.open.lock().expect("nothing panics while it has the connection")
     }
+}
+
+fn is_of_replica(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error::is_of_replica(&error.clone().into()))
 }
 
 impl fmt::Debug for Link {

@@ -1,20 +1,36 @@
 //! From a URL to a server.
 
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo};
+use std::num::NonZeroU8;
+
+use redis::{
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+    TlsCertificates,
+};
 use ringfence_core::{BackendUrl, Error, ErrorKind, Result, nearest};
 
 use crate::keys::Keys;
+use crate::route::Route;
+use crate::sentinel::Sentinels;
+use crate::tls::{self, TLS_PARAMS};
 
 /// The parameters of a Redis URL, beside those of the hall.
-pub const PARAMS: &[&str] = &["keys", "db"];
+pub const PARAMS: &[&str] =
+    &["keys", "db", "replicas", "ca", "cert", "key", "sentinel_user", "sentinel_password"];
 
-const DEFAULT_PORT: u16 = 6379;
+/// Parameters that only some schemes know.
+const SENTINEL_PARAMS: [&str; 2] = ["sentinel_user", "sentinel_password"];
+
+/// The port of a server, and of a Sentinel, where the URL names none.
+const SERVER_PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
 
 /// Which server, as whom, and how names become keys.
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) server: ConnectionInfo,
+    pub(crate) route: Route,
     pub(crate) keys: Keys,
+    /// How many replicas have to confirm a lease.
+    pub(crate) replicas: Option<NonZeroU8>,
     /// The URL as it may be shown.
     pub(crate) shown: String,
 }
@@ -33,21 +49,30 @@ impl Options {
                 )));
             }
         };
-        let (address, db) = match url.scheme() {
-            "redis+unix" => {
-                if !url.hosts().is_empty() {
-                    return Err(invalid(
-                        "redis+unix: takes the path of a socket and no host: write redis+unix:///run/redis.sock".to_owned(),
-                    ));
-                }
-                if !url.path().starts_with('/') {
-                    return Err(invalid(format!(
-                        "redis+unix: takes the absolute path of a socket, {:?} is none",
-                        url.path()
-                    )));
-                }
-                (ConnectionAddr::Unix(url.path().into()), url.param("db").unwrap_or_default())
+        let replicas = url.param("replicas").map(|count| {
+            count.parse().map_err(|_| {
+                invalid(format!("replicas={count:?} is no number of replicas: it is from 1 to 255"))
+            })
+        });
+        let replicas = replicas.transpose()?;
+        let scheme = url.scheme();
+        let (is_tls, by_sentinels) = (scheme == "rediss", scheme == "redis+sentinel");
+        for (known, params, instead) in [
+            (is_tls, &TLS_PARAMS[..], "is about TLS: write rediss://host"),
+            (
+                by_sentinels,
+                &SENTINEL_PARAMS,
+                "is about Sentinels: write redis+sentinel://host,host,host/service",
+            ),
+        ] {
+            if !known && let Some(param) = params.iter().find(|param| url.param(param).is_some()) {
+                return Err(invalid(format!("{scheme}: has no {param}=, which {instead}")));
             }
+        }
+        let path = url.path().strip_prefix('/').unwrap_or_default();
+        let route = match scheme {
+            "redis+unix" => Route::At(Access::parse(url, "")?.at_socket(socket(url)?)?),
+            "redis+sentinel" => Route::BySentinels(sentinels(url, path)?),
             scheme => {
                 let [host] = url.hosts() else {
                     return Err(invalid(format!(
@@ -55,46 +80,123 @@ impl Options {
                         url.hosts().len()
                     )));
                 };
-                let (host, port) = split_port(host)?;
-                let path = url.path().strip_prefix('/').unwrap_or_default();
-                let db = match (path, url.param("db")) {
-                    (path, None) => path,
-                    ("", Some(db)) => db,
-                    (_, Some(_)) => {
-                        return Err(invalid(
-                            "the database stands in the URL twice: in its path and as db=".to_owned(),
-                        ));
-                    }
-                };
-                (ConnectionAddr::Tcp(host, port), db)
+                let (host, port) = split_port(host, SERVER_PORT)?;
+                let access = Access::parse(url, path)?;
+                let access = if is_tls { access.by_tls(tls::certificates(url)?) } else { access };
+                Route::At(access.at(host, port)?)
+            }
+        };
+        Ok(Self { route, keys, replicas, shown: url.to_string() })
+    }
+}
+
+fn sentinels(url: &BackendUrl, path: &str) -> Result<Sentinels> {
+    let (service, db) = path.split_once('/').unwrap_or((path, ""));
+    if url.hosts().is_empty() || service.is_empty() {
+        return Err(invalid(
+            "redis+sentinel: takes the Sentinels, and the service that they know the primary by: write \
+             redis+sentinel://host:26379,host:26379,host:26379/service"
+                .to_owned(),
+        ));
+    }
+    let theirs = Access::of(url.param("sentinel_user"), url.param("sentinel_password"));
+    let addresses = url.hosts().iter().map(|host| {
+        let (host, port) = split_port(host, SENTINEL_PORT)?;
+        theirs.at(host, port)
+    });
+    Ok(Sentinels {
+        addresses: addresses.collect::<Result<_>>()?,
+        service: service.to_owned(),
+        access: Access::parse(url, db)?,
+    })
+}
+
+fn socket(url: &BackendUrl) -> Result<&str> {
+    if !url.hosts().is_empty() {
+        return Err(invalid(
+            "redis+unix: takes the path of a socket and no host: write redis+unix:///run/redis.sock"
+                .to_owned(),
+        ));
+    }
+    if !url.path().starts_with('/') {
+        return Err(invalid(format!(
+            "redis+unix: takes the absolute path of a socket, {:?} is none",
+            url.path()
+        )));
+    }
+    Ok(url.path())
+}
+
+/// How each server of a URL is spoken to: as whom, about which database, and whether by TLS.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    settings: RedisConnectionInfo,
+    tls: Option<TlsCertificates>,
+}
+
+impl Access {
+    /// From a URL, in whose path the database may stand.
+    pub(crate) fn parse(url: &BackendUrl, db: &str) -> Result<Self> {
+        let db = match (db, url.param("db")) {
+            (path, None) => path,
+            ("", Some(db)) => db,
+            (_, Some(_)) => {
+                return Err(invalid(
+                    "the database stands in the URL twice: in its path and as db=".to_owned(),
+                ));
             }
         };
         let db: u16 = if db.is_empty() { Ok(0) } else { db.parse() }
             .map_err(|_| invalid(format!("{db:?} is no database: it is a number, as in redis://host/0")))?;
-        let mut settings =
-            RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(db.into());
-        if let Some(user) = url.user() {
+        let Self { settings, tls } = Self::of(url.user(), url.password());
+        Ok(Self { settings: settings.set_db(db.into()), tls })
+    }
+
+    fn of(user: Option<&str>, password: Option<&str>) -> Self {
+        let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
+        if let Some(user) = user {
             settings = settings.set_username(user);
         }
-        if let Some(password) = url.password() {
+        if let Some(password) = password {
             settings = settings.set_password(password);
         }
+        Self { settings, tls: None }
+    }
+
+    pub(crate) fn by_tls(self, certificates: TlsCertificates) -> Self {
+        Self { tls: Some(certificates), ..self }
+    }
+
+    /// A server on this host.
+    pub(crate) fn at(&self, host: String, port: u16) -> Result<ConnectionInfo> {
+        let Some(certificates) = &self.tls else { return self.to(ConnectionAddr::Tcp(host, port)) };
+        let address = ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
+        // The driver's own way to give certificates to an address.
+        let client = Client::build_with_tls(self.to(address)?, certificates.clone())
+            .map_err(|error| invalid("its TLS parameters are of no use".to_owned()).because(error))?;
+        Ok(client.get_connection_info().clone())
+    }
+
+    fn at_socket(&self, path: &str) -> Result<ConnectionInfo> {
+        self.to(ConnectionAddr::Unix(path.into()))
+    }
+
+    fn to(&self, address: ConnectionAddr) -> Result<ConnectionInfo> {
         let server = address
             .into_connection_info()
-            .map_err(|error| invalid("it names no server".to_owned()).because(error))?
-            .set_redis_settings(settings);
-        Ok(Self { server, keys, shown: url.to_string() })
+            .map_err(|error| invalid("it names no server".to_owned()).because(error))?;
+        Ok(server.set_redis_settings(self.settings.clone()))
     }
 }
 
-fn split_port(host: &str) -> Result<(String, u16)> {
+fn split_port(host: &str, default: u16) -> Result<(String, u16)> {
     let (name, port) = match host.rsplit_once(':') {
         // The colons of an address of version 6 stand in brackets.
         Some((name, port)) if !port.contains(']') => (name, Some(port)),
         _ => (host, None),
     };
     let port = match port {
-        None => DEFAULT_PORT,
+        None => default,
         Some(port) => match port.parse() {
             Ok(port) if port != 0 => port,
             _ => return Err(invalid(format!("{port:?} is no port: it is a number from 1 to 65535"))),
@@ -129,14 +231,37 @@ mod tests {
             ("redis+unix:///run/redis.sock?db=1", "/run/redis.sock", 1),
         ] {
             let options = parse(url).unwrap();
-            assert_eq!(options.server.addr().to_string(), address, "{url}");
-            assert_eq!(options.server.redis_settings().db(), db, "{url}");
+            let Route::At(server) = &options.route else { panic!("{options:?}") };
+            assert_eq!(server.addr().to_string(), address, "{url}");
+            assert_eq!(server.redis_settings().db(), db, "{url}");
             assert!(!format!("{options:?}").contains("secret"), "{options:?}");
         }
         let options = parse("redis://ann:se%3Acret@one").unwrap();
-        let settings = options.server.redis_settings();
+        let Route::At(server) = &options.route else { panic!("{options:?}") };
+        let settings = server.redis_settings();
         assert_eq!((settings.username(), settings.password()), (Some("ann"), Some("se:cret")));
         assert_eq!(options.shown, "redis://ann:***@one");
+    }
+
+    #[test]
+    fn sentinels_have_a_service_and_users_of_their_own() {
+        for url in [
+            "redis+sentinel://ann:secret@one,two:7000,[::1]/orders/3?sentinel_user=ben&sentinel_password=hidden",
+            "redis+sentinel://ann:secret@one,two:7000,[::1]/orders?sentinel_user=ben&sentinel_password=hidden&db=3",
+        ] {
+            let options = parse(url).unwrap();
+            let Route::BySentinels(found) = &options.route else { panic!("{options:?}") };
+            let shown: Vec<_> = found.addresses.iter().map(|sentinel| sentinel.addr().to_string()).collect();
+            assert_eq!(shown, ["one:26379", "two:7000", "::1:26379"]);
+            assert_eq!(found.service, "orders");
+            let theirs = found.addresses[0].redis_settings();
+            assert_eq!((theirs.username(), theirs.password(), theirs.db()), (Some("ben"), Some("hidden"), 0));
+            let server = found.access.at("three".to_owned(), 1).unwrap();
+            let ours = server.redis_settings();
+            assert_eq!((ours.username(), ours.password(), ours.db()), (Some("ann"), Some("secret"), 3));
+            let shown = format!("{} {options:?}", options.shown);
+            assert!(!shown.contains("secret") && !shown.contains("hidden"), "{shown}");
+        }
     }
 
     #[test]
@@ -150,6 +275,19 @@ mod tests {
             ("redis://one/orders", "no database"),
             ("redis://one/1?db=2", "twice"),
             ("redis://one?keys=verbatin", "did you mean \"verbatim\"?"),
+            ("redis://one?ca=/ca.pem", "redis: has no ca=, which is about TLS: write rediss://"),
+            ("rediss://one?ca=/no/such/file", "ca=/no/such/file cannot be read"),
+            ("rediss://one?ca=/dev/null", "ca=/dev/null has no certificate"),
+            ("rediss://one?cert=/dev/null", "cert= needs key="),
+            ("rediss://one?key=/dev/null", "key= needs cert="),
+            ("redis://one?replicas=0", "from 1 to 255"),
+            ("redis://one?replicas=all", "from 1 to 255"),
+            ("redis://one?sentinel_user=ann", "no sentinel_user=, which is about Sentinels"),
+            ("redis+sentinel://one?ca=/ca.pem", "no ca="),
+            ("redis+sentinel://one,two", "/service"),
+            ("redis+sentinel:/service", "redis+sentinel://host:26379"),
+            ("redis+sentinel://one/service/orders", "no database"),
+            ("redis+sentinel://one/service/1?db=2", "twice"),
             ("redis+unix://one/run/redis.sock", "no host"),
             ("redis+unix:run/redis.sock", "absolute"),
         ] {

@@ -38,6 +38,11 @@ impl Change {
     pub(crate) fn asking(self, mode: Cow<'static, str>, entry: String) -> Self {
         Self { asks: Some((mode, entry)), ..self }
     }
+
+    /// Whether somebody will count on a lease that this may give or prolong.
+    pub(crate) fn may_grant(&self) -> bool {
+        matches!(self.verb, "acquire" | "queue" | "renew" | "downgrade")
+    }
 }
 
 /// Many changes in one call, which answers each.

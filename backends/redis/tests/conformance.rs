@@ -1,19 +1,58 @@
-//! One Redis server keeps the contract, with clients in one process, in processes of their own, and at the end of a cable.
+//! One Redis server keeps the contract, with clients in one process, in processes of their own, and at the end of a cable;
+//! and so does one that Sentinels lead to.
 
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
 use ringfence_redis::RedisBackend;
-use ringfence_servers::{Proxy, RedisServer, Taker};
+use ringfence_servers::{Proxy, RedisServer, Sentinels, Taker};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
 
-struct Redis(RedisServer);
+struct Redis<S>(S);
+
+/// One server that has the locks, and the way to it.
+trait Servers: Send + Sync {
+    fn url(&self) -> String;
+
+    fn primary(&self) -> &RedisServer;
+
+    /// Whether the way to it can lead over a proxy.
+    fn has_cable(&self) -> bool;
+}
+
+impl Servers for RedisServer {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn primary(&self) -> &RedisServer {
+        self
+    }
+
+    fn has_cable(&self) -> bool {
+        true
+    }
+}
+
+impl Servers for Sentinels {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn primary(&self) -> &RedisServer {
+        &self.servers()[0]
+    }
+
+    fn has_cable(&self) -> bool {
+        false
+    }
+}
 
 async fn connect(url: &str) -> Result<Arc<dyn Backend>> {
     Ok(Arc::new(RedisBackend::connect(&BackendUrl::parse(url)?, Arc::new(SystemClock::new())).await?))
 }
 
-impl Harness for Redis {
+impl<S: Servers> Harness for Redis<S> {
     fn connect(&self) -> BoxFuture<'_, Result<Arc<dyn Backend>>> {
         Box::pin(async { connect(&self.0.url()).await })
     }
@@ -31,22 +70,24 @@ impl Harness for Redis {
     }
 
     fn connect_by_cable(&self) -> Option<BoxFuture<'_, Box<dyn Cable>>> {
-        Some(Box::pin(async {
-            let proxy = Proxy::start(self.0.port()).await;
-            let client = connect(&format!("redis://127.0.0.1:{}", proxy.port())).await.expect("a server");
-            proxy.into_cable(client)
-        }))
+        self.0.has_cable().then(|| -> BoxFuture<'_, _> {
+            Box::pin(async {
+                let proxy = Proxy::start(self.0.primary().port()).await;
+                let client = connect(&format!("redis://127.0.0.1:{}", proxy.port())).await.expect("a server");
+                proxy.into_cable(client)
+            })
+        })
     }
 
     fn expire<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
         Some(Box::pin(async {
-            self.0.command(&["PEXPIRE", &key(lease), "1"]).await;
+            self.0.primary().command(&["PEXPIRE", &key(lease), "1"]).await;
         }))
     }
 
     fn remove_behind_its_back<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
         Some(Box::pin(async {
-            self.0.command(&["DEL", &key(lease)]).await;
+            self.0.primary().command(&["DEL", &key(lease)]).await;
         }))
     }
 }
@@ -57,3 +98,9 @@ fn key(lease: &Lease) -> String {
 }
 
 ringfence_testkit::conformance!(RedisServer::start().await.map(Redis));
+
+mod by_sentinels {
+    use super::{Redis, Sentinels};
+
+    ringfence_testkit::conformance!(Sentinels::start().await.map(Redis));
+}

@@ -133,3 +133,27 @@ async fn nothing_is_published_when_nobody_waits() {
     let left: u64 = server.command(&["PTTL", "ringfence:{orders/42}:t"]).await.parse().expect("a TTL");
     assert!(left <= 3_600_000, "and not for longer than an hour: {left}");
 }
+
+#[tokio::test]
+async fn a_turn_that_a_waiter_finds_by_looking_lasts_its_whole_ttl() {
+    let Some(server) = RedisServer::start().await else { return };
+    let (ann, ben) = (client(&server).await, client(&server).await);
+    let key = "ringfence:{orders/42}";
+    for mode in [Mode::Exclusive, Mode::Shared] {
+        let gone = hold(&ann).await;
+        let holder = HolderInfo::new("test", "host", 2).expect("a holder");
+        let waits = AcquireRequest::new(name(), mode, Ttl::DEFAULT, Wait::Until(BootInstant::MAX), holder);
+        let (attempt, ()) = tokio::join!(ben.acquire(waits), async {
+            while ann.inspect(&name()).await.expect("an answer").waiters.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // As if the holder were gone and its TTL over: nobody hands over, and the waiter finds the lock free.
+            server.command(&["DEL", key]).await;
+        });
+        let Ok(Attempt::Granted(lease)) = attempt else { panic!("expected a grant: {attempt:?}") };
+        let left: u64 = server.command(&["PTTL", key]).await.parse().expect("a TTL");
+        assert!(left > 5_000, "the client counts on {:?}, the server on {left} ms", lease.key.ttl);
+        assert_eq!(release(&ben, &lease).await, Release::Released);
+        assert_eq!(release(&ann, &gone).await, Release::NotHeld);
+    }
+}

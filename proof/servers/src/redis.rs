@@ -170,6 +170,12 @@ impl RedisServer {
         self.cli.certificates.as_ref().map(|files| files.authority.as_path())
     }
 
+    /// The PEM files of its own certificate and of its key, in this order. A client may show them as well: they are of the
+    /// same authority. `None` without TLS.
+    pub fn certificate(&self) -> Option<(&Path, &Path)> {
+        self.cli.certificates.as_ref().map(|files| (&*files.certificate, &*files.key))
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.instance.process.id()
@@ -302,6 +308,11 @@ fn again(command: &Command) -> Command {
 ///
 /// Panics after [`PATIENCE`].
 pub(crate) async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+    until_within(PATIENCE, what, ask).await
+}
+
+/// As [`until`], for this long.
+pub(crate) async fn until_within<T>(patience: Duration, what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
     let asked = async {
         loop {
             if let Some(answer) = ask().await {
@@ -310,9 +321,9 @@ pub(crate) async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T 
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, asked)
+    tokio::time::timeout(patience, asked)
         .await
-        .unwrap_or_else(|_| panic!("waited {PATIENCE:?} in vain until {what}"))
+        .unwrap_or_else(|_| panic!("waited {patience:?} in vain until {what}"))
 }
 
 /// How `redis-cli` reaches a server.

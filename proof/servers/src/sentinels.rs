@@ -1,11 +1,12 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::port::Port;
-use crate::redis::{Cli, Instance, LEASH, RedisOptions, RedisServer, until};
+use crate::redis::{Cli, Instance, LEASH, RedisOptions, RedisServer, until, until_within};
 use crate::require::require;
 
 /// As which user the servers and the Sentinels talk to each other, so that they can be cut off and the clients not.
@@ -19,6 +20,9 @@ const COUNT: usize = 3;
 
 /// How many Sentinels must agree: a majority.
 const QUORUM: usize = 2;
+
+/// How long a failover may take. Sentinels that split their votes vote again after four or five seconds, and may do so twice.
+const FAILOVER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A primary, two replicas, and three Sentinels that watch them.
 ///
@@ -162,7 +166,7 @@ impl Sentinels {
     /// Panics when that takes too long.
     pub async fn wait_for_failover(&self, from: u16) -> &RedisServer {
         for sentinel in &self.sentinels {
-            until("every Sentinel names another primary", async || {
+            until_within(FAILOVER_PATIENCE, "every Sentinel names another primary", async || {
                 sentinel.primary().await.filter(|port| *port != from)
             })
             .await;

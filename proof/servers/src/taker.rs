@@ -73,7 +73,16 @@ fn build_taker() -> PathBuf {
     let folder = folders.find(|folder| !["deps", "examples"].iter().any(|own| folder == own));
     let profile =
         folder.and_then(|folder| folder.to_str()).filter(|folder| *folder != "debug").unwrap_or("dev");
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Without what cargo tells a test of its package: another cargo would build some packages anew for it, and the one after
+    // that again.
+    let told = std::env::vars_os().map(|(name, _)| name);
+    for name in told.filter(|name| {
+        ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|kind| name.to_string_lossy().starts_with(kind))
+    }) {
+        cargo.env_remove(name);
+    }
+    let output = cargo
         .args([
             "build",
             "--quiet",

@@ -217,6 +217,17 @@ local function define_long_way()
     end
   end
 
+  -- The number of the lease, where the nonce has it; from now on for its whole TTL, however long it was offered for.
+  local function take()
+    local number = held_number()
+    if number and is_group() then
+      extend_group(nonce, ttl)
+    elseif number then
+      call('PEXPIRE', lock, ttl)
+    end
+    return number
+  end
+
   -- The entries of up to so many holders.
   local function holders(most)
     if not is_group() then
@@ -232,21 +243,16 @@ local function define_long_way()
   return function()
     if mode then
       settle()
-      local number = held_number()
+      local number = take()
       if number then
         -- The answer to this attempt was lost, or its turn has come.
-        if is_group() then
-          extend_group(nonce, ttl)
-        else
-          call('PEXPIRE', lock, ttl)
-        end
         return done(number)
       end
       if call('SISMEMBER', base .. 'x', nonce) == 1 then
         return done({'withdrawn'})
       end
       serve_line()
-      number = held_number()
+      number = take()
       if number then
         return done(number)
       end

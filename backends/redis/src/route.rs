@@ -1,0 +1,95 @@
+//! How the server is found: it has one address, or Sentinels know it.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, RedisError, Value};
+use ringfence_core::{Error, ErrorKind, Result};
+
+use crate::error;
+use crate::scripts::text;
+use crate::sentinel::Sentinels;
+
+/// How long a connection may take to open, and Sentinels to lead to a primary.
+pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Where the server is.
+#[derive(Debug)]
+pub(crate) enum Route {
+    At(ConnectionInfo),
+    BySentinels(Sentinels),
+}
+
+impl Route {
+    /// Opens a connection to the server, which is a primary at this moment. Errors without effect.
+    pub(crate) async fn open(
+        &self,
+        config: &AsyncConnectionConfig,
+        shown: &str,
+    ) -> Result<MultiplexedConnection> {
+        match self {
+            Self::At(server) => open(server, config, CONNECT_PATIENCE)
+                .await
+                .map_err(|error| error::of_connecting(error, shown))?
+                .into_primary()
+                .map_err(|error| error.about(shown)),
+            Self::BySentinels(sentinels) => sentinels.open(config).await.map_err(|error| error.about(shown)),
+        }
+    }
+}
+
+/// A connection, and what the server says it is.
+pub(crate) struct Opened {
+    connection: MultiplexedConnection,
+    role: String,
+}
+
+/// Opens a connection to a server, in about this time.
+pub(crate) async fn open(
+    server: &ConnectionInfo,
+    config: &AsyncConnectionConfig,
+    patience: Duration,
+) -> Result<Opened, RedisError> {
+    let config = config.clone().set_connection_timeout(Some(patience));
+    let mut connection =
+        Client::open(server.clone())?.get_multiplexed_async_connection_with_config(&config).await?;
+    // The greeting says the role, and unlike ROLE needs no permission.
+    let greeting = redis::cmd("HELLO").query_async(&mut connection).await?;
+    // A Sentinel has a mode and no role.
+    let role = entry(&greeting, "role").or_else(|| entry(&greeting, "mode"));
+    let role = role.and_then(text).unwrap_or_default().to_owned();
+    Ok(Opened { connection, role })
+}
+
+impl Opened {
+    /// The connection, where it is one to a primary.
+    pub(crate) fn into_primary(self) -> Result<MultiplexedConnection> {
+        match &*self.role {
+            "master" => Ok(self.connection),
+            "replica" | "slave" => Err(Error::new(ErrorKind::Unavailable, error::REPLICA)),
+            role => Err(Error::new(
+                ErrorKind::InvalidUrl,
+                format!(
+                    "it is no server to keep locks on, it calls itself {role:?}: a Sentinel is reached by redis+sentinel://"
+                ),
+            )),
+        }
+    }
+
+    /// The connection, where it is one to a Sentinel.
+    pub(crate) fn into_sentinel(self) -> Result<MultiplexedConnection> {
+        if self.role == "sentinel" {
+            return Ok(self.connection);
+        }
+        Err(Error::new(
+            ErrorKind::InvalidUrl,
+            "it is no Sentinel but a server: name the Sentinels, whose port is 26379 where it is not another",
+        ))
+    }
+}
+
+/// The value under a key of a reply that is a map.
+pub(crate) fn entry<'a>(reply: &'a Value, key: &str) -> Option<&'a Value> {
+    let Value::Map(entries) = reply else { return None };
+    entries.iter().find(|(name, _)| text(name) == Some(key)).map(|(_, value)| value)
+}

@@ -1,0 +1,64 @@
+//! The ways to a server: by TLS, by asking Sentinels; and what its replicas confirm.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_core::{
+    AcquireRequest, Attempt, Backend, BackendUrl, Error, HolderInfo, Lease, LockName, Mode, Release, Renewal,
+    Result, SystemClock, Ttl, Wait,
+};
+use ringfence_redis::RedisBackend;
+use ringfence_testkit::PATIENCE;
+
+mod replicas;
+mod sentinel;
+mod tls;
+
+async fn connect(url: &str) -> Result<RedisBackend> {
+    RedisBackend::connect(&BackendUrl::parse(url)?, Arc::new(SystemClock::new())).await
+}
+
+/// The error of a URL that leads nowhere, which comes in time.
+async fn refusal(url: &str) -> Error {
+    let refused = tokio::time::timeout(PATIENCE, connect(url)).await.expect("an answer in time");
+    refused.err().unwrap_or_else(|| panic!("{url} leads to a server"))
+}
+
+fn name() -> LockName {
+    "orders/42".parse().expect("a name")
+}
+
+fn request(wait: Wait) -> AcquireRequest {
+    let holder = HolderInfo::new("test", "host", 1).expect("a holder");
+    AcquireRequest::new(name(), Mode::Exclusive, Ttl::DEFAULT, wait, holder)
+}
+
+/// How long a failover may take: Sentinels that split their votes vote again after some seconds.
+const FAILOVER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The lease that an attempt has to bring, in time.
+async fn granted(attempt: impl Future<Output = Result<Attempt>>) -> Lease {
+    match tokio::time::timeout(FAILOVER_PATIENCE, attempt).await.expect("an answer in time") {
+        Ok(Attempt::Granted(lease)) => lease,
+        other => panic!("expected a grant: {other:?}"),
+    }
+}
+
+async fn release(client: &RedisBackend, lease: &Lease) -> Release {
+    client.release(std::slice::from_ref(&lease.key)).await.expect("an answer")[0]
+}
+
+async fn renew(client: &RedisBackend, lease: &Lease) -> Result<Renewal> {
+    Ok(client.renew(std::slice::from_ref(&lease.key)).await?[0])
+}
+
+/// Waits until somebody stands in line.
+async fn until_one_waits(client: &RedisBackend) {
+    let name = name();
+    let waits = async {
+        while client.inspect(&name).await.expect("an answer").waiters.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waits).await.expect("somebody waits");
+}
