@@ -78,7 +78,7 @@ pub(crate) fn measure(report: &mut Report, directory: &Path, length: Duration) {
 
 /// The processor time of all threads of this process.
 #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a minute")]
-fn cpu_seconds() -> f64 {
+pub(crate) fn cpu_seconds() -> f64 {
     let tasks = std::fs::read_dir("/proc/self/task").expect("the threads of this process");
     let nanos: u64 = tasks
         .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok())

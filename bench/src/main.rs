@@ -1,5 +1,6 @@
-//! Ringfence beside raw locks and stores: every case runs all its subjects in turn, for several rounds, in one run, and
-//! prints medians and the ratios that matter. Absolute figures are those of one machine; ratios travel better.
+//! Ringfence beside raw locks and stores, and beside other people's locks: every case runs all its subjects in turn, for
+//! several rounds, in one run, and prints medians and the ratios that matter. Absolute figures are those of one machine;
+//! ratios travel better.
 //!
 //! `cargo xtask bench` runs everything; `cargo xtask bench -- --only processes --rounds 3` a part of it.
 #![expect(
@@ -7,11 +8,13 @@
     reason = "a benchmark measures time; the product reads it through its clock only"
 )]
 
+mod contest;
 mod held;
 mod killed;
 mod one_process;
 mod peers;
 mod processes;
+mod redis;
 mod report;
 mod uncontended;
 
@@ -60,6 +63,12 @@ enum Case {
     Held,
     /// From SIGKILL of the holder to the next grant.
     Killed,
+    /// Acquire and release on Redis, each task a name of its own.
+    RedisUncontended,
+    /// Clients of several processes want one name on Redis.
+    RedisContended,
+    /// 10,000 leases on Redis, kept for a minute.
+    RedisHeld,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -73,6 +82,12 @@ enum Worker {
     /// Holds one lease until killed.
     #[command(hide = true)]
     Victim(killed::Victim),
+    /// Takes locks on Redis for a while.
+    #[command(hide = true)]
+    RedisContender(redis::contender::Contender),
+    /// Holds many leases on Redis.
+    #[command(hide = true)]
+    RedisHold(redis::held::Hold),
 }
 
 fn main() {
@@ -81,6 +96,8 @@ fn main() {
         Some(Worker::Contend(contend)) => return contend.run(),
         Some(Worker::Hold(hold)) => return hold.run(),
         Some(Worker::Victim(victim)) => return victim.run(),
+        Some(Worker::RedisContender(contender)) => return contender.run(),
+        Some(Worker::RedisHold(hold)) => return hold.run(),
         None => {}
     }
     let wanted = |case| options.only.is_empty() || options.only.contains(&case);
@@ -100,6 +117,15 @@ fn main() {
     }
     if wanted(Case::Held) {
         held::measure(&mut report, &options.directory, Duration::from_secs(options.held_seconds));
+    }
+    if wanted(Case::RedisUncontended) {
+        redis::uncontended::measure(&mut report, options.rounds, length);
+    }
+    if wanted(Case::RedisContended) {
+        redis::contended::measure(&mut report, options.rounds, length);
+    }
+    if wanted(Case::RedisHeld) {
+        redis::held::measure(&mut report, Duration::from_secs(options.held_seconds));
     }
     report.write(&options.json);
 }

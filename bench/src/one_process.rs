@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ringfence::Locks;
 use tokio::sync::Mutex;
 
-use crate::report::{Figures, Report, Samples, fairness, per_second};
+use crate::report::{Figures, Goal, Report, Samples, fairness, per_second};
 
 const LOCAL: &str = "ringfence local";
 const MUTEX: &str = "tokio::sync::Mutex";
@@ -28,7 +28,7 @@ pub(crate) fn measure(report: &mut Report, directory: &Path, rounds: usize, leng
         let memory = || ringfence("memory:".to_owned());
         let mutex = || crate::runtime().block_on(contend(tasks, length, Arc::new(Mutex::new(()))));
         report.interleave(&case, rounds, &[(LOCAL, &local), ("ringfence memory", &memory), (MUTEX, &mutex)]);
-        report.ratio(&case, "handovers/s", LOCAL, MUTEX, "0.2 or more");
+        report.ratio(&case, "handovers/s", LOCAL, MUTEX, Goal::AtLeast(0.2));
     }
 }
 

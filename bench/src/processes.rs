@@ -5,19 +5,19 @@
 //! meets the other: it takes and releases a free lock until its time slice ends, and nothing is contended.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use ringfence::Locks;
-use rustix::thread::CpuSet;
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
+use crate::contest::{self, Contest};
 use crate::peers::Flock;
-use crate::report::{Figures, Report, Samples, fairness, per_second};
+use crate::report::{Figures, Goal, Report, Samples, fairness, per_second};
 
 const LOCAL: &str = "ringfence local";
 const PING_PONG: &str = "pipe ping-pong";
@@ -41,8 +41,8 @@ pub(crate) fn measure(report: &mut Report, directory: &Path, rounds: usize, leng
                 (PING_PONG_APART, &|| ping_pong(length, Some([0, 1]))),
             ],
         );
-        report.ratio(&case, "handovers/s", LOCAL, PING_PONG, "0.3 or more");
-        report.ratio(&case, "handovers/s", LOCAL, PING_PONG_APART, "0.3 or more");
+        report.ratio(&case, "handovers/s", LOCAL, PING_PONG, Goal::AtLeast(0.3));
+        report.ratio(&case, "handovers/s", LOCAL, PING_PONG_APART, Goal::AtLeast(0.3));
     }
 }
 
@@ -65,9 +65,6 @@ pub(crate) struct Contend {
     id: u64,
     #[arg(long)]
     millis: u64,
-    /// Run on this core only.
-    #[arg(long)]
-    core: Option<usize>,
 }
 
 /// What a process has to say at the end.
@@ -82,9 +79,6 @@ struct Outcome {
 impl Contend {
     pub(crate) fn run(self) {
         let length = Duration::from_millis(self.millis);
-        if let Some(core) = self.core {
-            run_on(&[core]);
-        }
         match self.lock {
             Lock::Local => crate::small_runtime().block_on(async {
                 let locks =
@@ -149,10 +143,8 @@ impl Inside {
         Self { file, id, began: Instant::now(), handovers: 0, waits: Samples::default() }
     }
 
-    /// Says that we are ready, and waits for all the others to be.
     fn start(&mut self) {
-        println!("ready");
-        std::io::stdin().read_line(&mut String::new()).expect("the word to go");
+        contest::wait_for_the_word();
         self.began = Instant::now();
     }
 
@@ -173,35 +165,13 @@ impl Inside {
             p50_us: self.waits.micros_at(0.5),
             p99_us: self.waits.micros_at(0.99),
         };
-        println!("{}", serde_json::to_string(&outcome).expect("figures have a JSON form"));
+        contest::report(&outcome);
     }
 }
 
 fn contend(lock: Lock, count: u64, place: &Path, length: Duration) -> Figures {
-    let mut running: Vec<(Child, BufReader<std::process::ChildStdout>)> = (1..=count)
-        .map(|id| {
-            let mut command = worker(lock, id, place, length);
-            let core = usize::try_from(id).expect("a small number") % cores();
-            let mut child = command.args(["--core", &core.to_string()]).spawn().expect("a process");
-            let output = BufReader::new(child.stdout.take().expect("its output"));
-            (child, output)
-        })
-        .collect();
-    for (_, output) in &mut running {
-        output.read_line(&mut String::new()).expect("a process that is ready");
-    }
-    for (child, _) in &mut running {
-        child.stdin.take().expect("its input").write_all(b"go\n").expect("a process that listens");
-    }
-    let outcomes: Vec<Outcome> = running
-        .into_iter()
-        .map(|(mut child, mut output)| {
-            let mut line = String::new();
-            output.read_line(&mut line).expect("an outcome");
-            child.wait().expect("a process that ends");
-            serde_json::from_str(&line).expect("an outcome")
-        })
-        .collect();
+    let commands = (1..=count).map(|id| worker(lock, id, place, length)).collect();
+    let outcomes: Vec<Outcome> = Contest::prepare(commands).go();
     let pairs: Vec<usize> = outcomes.iter().map(|outcome| outcome.pairs).collect();
     let worst = |figure: fn(&Outcome) -> f64| outcomes.iter().map(figure).fold(0.0, f64::max);
     Figures::from([
@@ -220,11 +190,15 @@ fn contend(lock: Lock, count: u64, place: &Path, length: Duration) -> Figures {
 /// over all cores, so the exchange is measured with a core for each as well.
 fn ping_pong(length: Duration, cores: Option<[usize; 2]>) -> Figures {
     let mut command = worker(Lock::Pipe, 0, Path::new("/"), length);
-    if let Some([here, there]) = cores {
-        run_on(&[here]);
-        command.args(["--core", &there.to_string()]);
-    }
-    let mut child = command.spawn().expect("a process");
+    let own = sched_getaffinity(None).expect("the cores of this thread");
+    let mut child = match cores {
+        None => command.spawn().expect("a process"),
+        Some([here, there]) => {
+            let child = contest::spawn_on(&mut command, there);
+            contest::run_on(here);
+            child
+        }
+    };
     let (there, back) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
     let (began, mut exchanges, mut byte) = (Instant::now(), 0, [7]);
     while began.elapsed() < length {
@@ -235,23 +209,11 @@ fn ping_pong(length: Duration, cores: Option<[usize; 2]>) -> Figures {
     let elapsed = began.elapsed();
     drop(there);
     child.wait().expect("a process that ends");
-    run_on(&(0..CpuSet::MAX_CPU).collect::<Vec<_>>());
+    sched_setaffinity(None, &own).expect("a choice of cores");
     Figures::from([
         ("handovers/s", per_second(exchanges, elapsed)),
         ("passes/s", per_second(2 * exchanges, elapsed)),
     ])
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-fn run_on(cores: &[usize]) {
-    let mut set = CpuSet::new();
-    for core in cores {
-        set.set(*core);
-    }
-    rustix::thread::sched_setaffinity(None, &set).expect("a choice of cores");
 }
 
 fn worker(lock: Lock, id: u64, place: &Path, length: Duration) -> Command {

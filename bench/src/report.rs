@@ -1,10 +1,11 @@
 //! Figures: collected by case and subject, printed as medians and ratios.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The figures of one run of one subject.
 pub(crate) type Figures = BTreeMap<&'static str, f64>;
@@ -28,6 +29,51 @@ struct Ratio {
     case: String,
     what: String,
     times: f64,
+    goal: String,
+}
+
+/// One figure of one subject, in a case that has run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figure<'a> {
+    pub(crate) case: &'a str,
+    pub(crate) subject: &'a str,
+    pub(crate) name: &'a str,
+}
+
+/// Which of two figures is the better one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Better {
+    More,
+    Less,
+}
+
+/// What a figure or a ratio is to reach.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+    None(&'static str),
+}
+
+impl Goal {
+    /// What could not be measured has not been reached.
+    fn is_missed_by(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(least) => value.is_nan() || value < least,
+            Self::AtMost(most) => value.is_nan() || value > most,
+            Self::None(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(least) => write!(f, "{least} or more"),
+            Self::AtMost(most) => write!(f, "{most} or less"),
+            Self::None(why) => write!(f, "none, {why}"),
+        }
+    }
 }
 
 impl Report {
@@ -41,8 +87,9 @@ impl Report {
         eprintln!("{case}: {} subjects, {rounds} rounds", subjects.len());
         let mut runs: Vec<Vec<Figures>> = subjects.iter().map(|_| Vec::new()).collect();
         for _ in 0..rounds {
-            for (subject, runs) in subjects.iter().zip(&mut runs) {
-                runs.push(subject.1());
+            for ((subject, run), runs) in subjects.iter().zip(&mut runs) {
+                eprintln!("  {subject}");
+                runs.push(run());
             }
         }
         println!("\n{case}");
@@ -56,15 +103,60 @@ impl Report {
     }
 
     /// Prints one subject's figure as a multiple of another's, in a case that has run.
-    pub(crate) fn ratio(&mut self, case: &str, figure: &str, subject: &str, to: &str, goal: &str) {
-        let value = |wanted: &str| {
-            let row = self.rows.iter().find(|row| row.case == case && row.subject == wanted);
-            row.and_then(|row| row.medians.get(figure)).copied().unwrap_or(f64::NAN)
+    pub(crate) fn ratio(&mut self, case: &str, figure: &str, subject: &str, to: &str, goal: Goal) {
+        self.compare(
+            Figure { case, subject, name: figure },
+            Figure { case, subject: to, name: figure },
+            goal,
+        );
+    }
+
+    /// Prints one figure as a multiple of another.
+    pub(crate) fn compare(&mut self, figure: Figure<'_>, to: Figure<'_>, goal: Goal) {
+        let mut other = to.subject.to_owned();
+        if to.name != figure.name {
+            other = format!("{other}, {}", to.name);
+        }
+        if to.case != figure.case {
+            other = format!("{other}, {}", to.case);
+        }
+        let times = self.value(figure) / self.value(to);
+        self.judge(figure.case, format!("{}: {} / {other}", figure.name, figure.subject), times, goal);
+    }
+
+    /// Prints a figure that has a goal of its own.
+    pub(crate) fn check(&mut self, figure: Figure<'_>, goal: Goal) {
+        let value = self.value(figure);
+        self.judge(figure.case, format!("{}: {}", figure.name, figure.subject), value, goal);
+    }
+
+    /// Of these subjects, the one with the best figure, where they have run.
+    pub(crate) fn best<'a>(
+        &self,
+        case: &str,
+        figure: &str,
+        better: Better,
+        subjects: &[&'a str],
+    ) -> Option<&'a str> {
+        let values =
+            subjects.iter().map(|subject| (*subject, self.value(Figure { case, subject, name: figure })));
+        let values = values.filter(|(_, value)| value.is_finite());
+        let best = match better {
+            Better::More => values.max_by(|(_, one), (_, other)| one.total_cmp(other)),
+            Better::Less => values.min_by(|(_, one), (_, other)| one.total_cmp(other)),
         };
-        let ratio = value(subject) / value(to);
-        let what = format!("{figure}: {subject} / {to}");
-        println!("  = {what}: {ratio:.2} (goal: {goal})");
-        self.ratios.push(Ratio { case: case.to_owned(), what, times: ratio });
+        best.map(|(subject, _)| subject)
+    }
+
+    fn value(&self, Figure { case, subject, name }: Figure<'_>) -> f64 {
+        let row = self.rows.iter().find(|row| row.case == case && row.subject == subject);
+        row.and_then(|row| row.medians.get(name)).copied().unwrap_or(f64::NAN)
+    }
+
+    fn judge(&mut self, case: &str, what: String, times: f64, goal: Goal) {
+        let missed = if goal.is_missed_by(times) { ", MISSED" } else { "" };
+        println!("  = {what}: {times:.2} (goal: {goal}{missed})");
+        self.ratios.push(Ratio { case: case.to_owned(), what, times, goal: goal.to_string() });
     }
 
     pub(crate) fn write(&self, path: &Path) {
@@ -92,8 +184,8 @@ fn short(value: f64) -> String {
     if value >= 1000.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
 
-/// Durations of single operations.
-#[derive(Debug, Default)]
+/// Durations of single operations, in nanoseconds.
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Samples(Vec<u32>);
 
 impl Samples {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ringfence::Locks;
 
 use crate::peers::{Append, Flock};
-use crate::report::{Figures, Report, Samples, per_second};
+use crate::report::{Figures, Goal, Report, Samples, per_second};
 
 const OURS: &str = "ringfence local";
 const FLOCK: &str = "flock + counter";
@@ -50,8 +50,8 @@ pub(crate) fn measure(report: &mut Report, directory: &Path, rounds: usize, leng
                 ("one append of 64 bytes, fdatasync", &|| append(true)),
             ],
         );
-        report.ratio(&case, "pairs/s", OURS, FLOCK_SYNCED, "0.25 or more");
-        report.ratio(&case, "pairs/s", OURS, FLOCK, "none, for comparison: it is durable, this is not");
+        report.ratio(&case, "pairs/s", OURS, FLOCK_SYNCED, Goal::AtLeast(0.25));
+        report.ratio(&case, "pairs/s", OURS, FLOCK, Goal::None("for comparison: it is durable, this is not"));
     }
 }
 

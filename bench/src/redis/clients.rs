@@ -1,0 +1,121 @@
+//! Locks that a task takes and gives back: ours, and the two commands that any lock on Redis needs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{Client, Script, Value};
+use ringfence::{ErrorKind, Guard, Locks};
+
+use super::TTL;
+
+/// A client of a server, or of the several that make one Redlock. Clones share their connections.
+pub(crate) trait LockClient: Clone + Send + Sync + 'static {
+    type Held: Send;
+
+    /// `pause` is between two attempts, for clients that poll; `None` is what the client itself prefers.
+    fn connect(servers: &[u16], pause: Option<Duration>) -> impl Future<Output = Self> + Send;
+
+    /// Waits for the lock, for as long as it takes.
+    fn acquire(&self, name: &str) -> impl Future<Output = Self::Held> + Send;
+
+    /// Whether the lock was still held, as far as the client can tell.
+    fn release(&self, held: Self::Held) -> impl Future<Output = bool> + Send;
+}
+
+impl LockClient for Locks {
+    type Held = Guard;
+
+    async fn connect(servers: &[u16], _: Option<Duration>) -> Self {
+        Self::connect(&our_url(servers)).await.expect("a server")
+    }
+
+    async fn acquire(&self, name: &str) -> Guard {
+        self.lock(name).ttl(TTL).acquire().await.expect("a lock")
+    }
+
+    async fn release(&self, guard: Guard) -> bool {
+        match guard.release().await {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::Lost => false,
+            Err(error) => panic!("a release: {error}"),
+        }
+    }
+}
+
+fn our_url(servers: &[u16]) -> String {
+    let hosts: Vec<String> = servers.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let scheme = if hosts.len() == 1 { "redis" } else { "redlock" };
+    format!("{scheme}://{}", hosts.join(","))
+}
+
+/// The release that everybody writes.
+pub(crate) const COMPARE_AND_DELETE: &str =
+    "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end";
+
+/// `SET NX PX`, and compare-and-delete by its hash, on one multiplexed connection of redis-rs.
+#[derive(Clone)]
+pub(crate) struct Raw {
+    connection: MultiplexedConnection,
+    release: Arc<Script>,
+    attempts: Arc<AtomicU64>,
+    pause: Duration,
+}
+
+impl LockClient for Raw {
+    type Held = (String, String);
+
+    async fn connect(servers: &[u16], pause: Option<Duration>) -> Self {
+        let [port] = servers else { panic!("the bare commands are for one server") };
+        Self {
+            connection: connection(*port).await,
+            release: Arc::new(Script::new(COMPARE_AND_DELETE)),
+            attempts: Arc::new(AtomicU64::new(u64::from(std::process::id()) << 32)),
+            pause: pause.unwrap_or_default(),
+        }
+    }
+
+    async fn acquire(&self, name: &str) -> (String, String) {
+        let mut connection = self.connection.clone();
+        let value = format!("{:016x}", self.attempts.fetch_add(1, Ordering::Relaxed));
+        let mut set = redis::cmd("SET");
+        set.arg(name).arg(&value).arg("NX").arg("PX").arg(TTL.as_secs() * 1000);
+        while set.query_async::<Value>(&mut connection).await.expect("an answer") != Value::Okay {
+            tokio::time::sleep(self.pause).await;
+        }
+        (name.to_owned(), value)
+    }
+
+    async fn release(&self, (name, value): (String, String)) -> bool {
+        let mut connection = self.connection.clone();
+        let deleted: u64 =
+            self.release.key(name).arg(value).invoke_async(&mut connection).await.expect("an answer");
+        deleted == 1
+    }
+}
+
+/// No lock: one round trip, and no work for the server.
+#[derive(Clone)]
+pub(crate) struct Ping(MultiplexedConnection);
+
+impl LockClient for Ping {
+    type Held = ();
+
+    async fn connect(servers: &[u16], _: Option<Duration>) -> Self {
+        Self(connection(servers[0]).await)
+    }
+
+    async fn acquire(&self, _: &str) {
+        let _: Value = redis::cmd("PING").query_async(&mut self.0.clone()).await.expect("an answer");
+    }
+
+    async fn release(&self, (): ()) -> bool {
+        true
+    }
+}
+
+async fn connection(port: u16) -> MultiplexedConnection {
+    let client = Client::open(format!("redis://127.0.0.1:{port}")).expect("the address of a server");
+    client.get_multiplexed_async_connection().await.expect("a server")
+}

@@ -1,0 +1,125 @@
+//! Clients of several processes want one name. What counts is that the holder *changed*: a lock that the same client takes
+//! again and again serves nobody else.
+
+use std::time::Duration;
+
+use super::contender::{Outcome, Whose};
+use super::server::Server;
+use super::subject::{Program, Subject};
+use crate::report::{Better, Figure, Figures, Goal, Report, fairness, per_second};
+
+const OURS: Subject = Subject::new("ringfence redis", Program::Here(Whose::Ringfence));
+const PING: Subject = Subject::new("PING", Program::Here(Whose::Ping));
+/// Two clients on a core each, as those that contend: left alone, the kernel puts client and server on one core.
+const PING_APART: &str = "PING, from each of two cores";
+/// Each with the pause that it has by default, where it has one, and with the shortest one that leaves the server room.
+const PEERS: &[Subject] = &[
+    Subject::new("SET and EVALSHA, every 1 ms", Program::Here(Whose::Raw)).pausing(1),
+    #[cfg(feature = "peers")]
+    Subject::new("rslock", Program::Here(Whose::Rslock)),
+    // It pauses for whole milliseconds less than this.
+    #[cfg(feature = "peers")]
+    Subject::new("rslock, up to 1 ms", Program::Here(Whose::Rslock)).pausing(2),
+    #[cfg(feature = "peers")]
+    Subject::new("distributed-lock, every 1 ms", Program::Here(Whose::DistributedLock)).pausing(1),
+    Subject::new("redis-py", Program::Python),
+    Subject::new("redis-py, every 1 ms", Program::Python).pausing(1),
+    Subject::new("node-redlock", Program::Node),
+    Subject::new("node-redlock, every 1 ms", Program::Node).pausing(1),
+];
+
+/// The most processes; more clients than these share one.
+const PROCESSES_MAX: u64 = 17;
+
+pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
+    let Some(server) = Server::start() else { return };
+    let peers: Vec<&Subject> = PEERS.iter().filter(|peer| peer.is_here()).collect();
+    let few = contend(report, &server, rounds, length, 1, &[]);
+    let case = contend(report, &server, rounds, length, 16, &peers);
+    let own_pace: Vec<&str> = peers.iter().filter(|peer| peer.has_own_pace()).map(|peer| peer.name).collect();
+    if let Some(best) = report.best(&case, "handovers/s", Better::More, &own_pace) {
+        report.ratio(
+            &case,
+            "handovers/s",
+            OURS.name,
+            best,
+            Goal::None("for comparison: the best at its own pace"),
+        );
+    }
+    let names: Vec<&str> = peers.iter().map(|peer| peer.name).collect();
+    if let Some(best) = report.best(&case, "handovers/s", Better::More, &names) {
+        report.ratio(&case, "handovers/s", OURS.name, best, Goal::AtLeast(10.0));
+    }
+    if let Some(best) = report.best(&case, "wait p99 us", Better::Less, &names) {
+        report.ratio(&case, "wait p99 us", OURS.name, best, Goal::AtMost(0.05));
+    }
+    let many = contend(report, &server, rounds, length, 1000, &[]);
+    for name in ["handover p50 us", "handovers/s"] {
+        let ours = |case| Figure { case, subject: OURS.name, name };
+        let goal = if name == "handovers/s" { Goal::AtLeast(1.0 / 1.5) } else { Goal::AtMost(1.5) };
+        report.compare(ours(&many), ours(&few), goal);
+    }
+}
+
+/// One holds the lock and so many wait for it, all the time; the name of the case.
+fn contend(
+    report: &mut Report,
+    server: &Server,
+    rounds: usize,
+    length: Duration,
+    waiters: u64,
+    peers: &[&Subject],
+) -> String {
+    let case = format!("redis, contended, {waiters} waiters");
+    let clients = waiters + 1;
+    let take = |subject: Subject| {
+        move || {
+            server.forget();
+            let place = tempfile::tempdir().expect("a directory");
+            let before = server.executed();
+            let outcome = subject.take_same(
+                server.port(),
+                clients,
+                clients.min(PROCESSES_MAX),
+                &place.path().join("inside"),
+                length,
+            );
+            figures(outcome, server.executed() - before, length)
+        }
+    };
+    let ping = |processes| {
+        let mut outcome = PING.take_own(&[server.port()], 1, processes, length);
+        Figures::from([("p50 us", outcome.pairs.micros_at(0.5))])
+    };
+    let (ping_alone, ping_apart) = (|| ping(1), || ping(2));
+    let runs: Vec<_> =
+        [&OURS].into_iter().chain(peers.iter().copied()).map(|it| (it.name, take(*it))).collect();
+    let mut subjects: Vec<(&'static str, &dyn Fn() -> Figures)> =
+        runs.iter().map(|(name, run)| (*name, run as &dyn Fn() -> Figures)).collect();
+    subjects.push((PING.name, &ping_alone));
+    subjects.push((PING_APART, &ping_apart));
+    report.interleave(&case, rounds, &subjects);
+
+    let ours = |name| Figure { case: &case, subject: OURS.name, name };
+    for (subject, goal) in [(PING.name, Goal::AtMost(1.5)), (PING_APART, Goal::None("for comparison"))] {
+        report.compare(ours("handover p50 us"), Figure { case: &case, subject, name: "p50 us" }, goal);
+    }
+    report.check(ours("fairness"), Goal::AtMost(1.2));
+    case
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
+fn figures(mut outcome: Outcome, executed: usize, length: Duration) -> Figures {
+    let (handovers, pairs) = (outcome.handovers.len(), outcome.counts.iter().sum());
+    Figures::from([
+        ("handovers/s", per_second(handovers, length)),
+        ("pairs/s", per_second(pairs, length)),
+        ("lost", outcome.lost as f64),
+        ("fairness", fairness(&outcome.counts)),
+        ("handover p50 us", outcome.handovers.micros_at(0.5)),
+        ("handover p99 us", outcome.handovers.micros_at(0.99)),
+        ("wait p50 us", outcome.waits.micros_at(0.5)),
+        ("wait p99 us", outcome.waits.micros_at(0.99)),
+        ("commands/handover", executed as f64 / handovers as f64),
+    ])
+}

@@ -1,0 +1,121 @@
+//! Who runs in a case, and how its processes are started.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::contender::{Outcome, Whose};
+use crate::contest::Contest;
+
+/// A program that takes locks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Program {
+    /// This one.
+    Here(Whose),
+    /// redis-py.
+    Python,
+    /// node-redlock.
+    Node,
+}
+
+/// A subject: a program and, for one that polls, its pause between two attempts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subject {
+    pub(crate) name: &'static str,
+    program: Program,
+    pause: Option<Duration>,
+}
+
+impl Subject {
+    pub(crate) const fn new(name: &'static str, program: Program) -> Self {
+        Self { name, program, pause: None }
+    }
+
+    pub(crate) const fn pausing(self, millis: u64) -> Self {
+        Self { pause: Some(Duration::from_millis(millis)), ..self }
+    }
+
+    /// Whether it waits as it does by default.
+    pub(crate) fn has_own_pace(&self) -> bool {
+        self.pause.is_none()
+    }
+
+    /// Whether its program is here; where it is not, that was said.
+    pub(crate) fn is_here(&self) -> bool {
+        self.command().is_some()
+    }
+
+    /// Runs processes with so many tasks each, whose tasks have a lock each.
+    pub(crate) fn take_own(&self, servers: &[u16], tasks: u64, processes: u64, length: Duration) -> Outcome {
+        run((0..processes).map(|at| self.process(servers, tasks, at * tasks + 1, length)).collect())
+    }
+
+    /// Runs so many clients, spread over so many processes, that want the same lock.
+    pub(crate) fn take_same(
+        &self,
+        server: u16,
+        clients: u64,
+        processes: u64,
+        inside: &Path,
+        length: Duration,
+    ) -> Outcome {
+        let processes = (0..processes).map(|at| {
+            let (first, end) = (clients * at / processes, clients * (at + 1) / processes);
+            let mut process = self.process(&[server], end - first, first + 1, length);
+            process.arg("--inside").arg(inside);
+            process
+        });
+        run(processes.collect())
+    }
+
+    fn process(&self, servers: &[u16], tasks: u64, id: u64, length: Duration) -> Command {
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        let mut command = self.command().expect("a program that was found");
+        command.args([
+            "--servers",
+            &servers.join(","),
+            "--tasks",
+            &tasks.to_string(),
+            "--id",
+            &id.to_string(),
+        ]);
+        command.args(["--millis", &length.as_millis().to_string()]);
+        if let Some(pause) = self.pause {
+            command.args(["--pause-ms", &pause.as_millis().to_string()]);
+        }
+        command
+    }
+
+    fn command(&self) -> Option<Command> {
+        let script = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name);
+        match self.program {
+            Program::Here(whose) => {
+                let mut command = Command::new(std::env::current_exe().expect("this program"));
+                let whose = whose.to_possible_value().expect("a name");
+                command.args(["redis-contender", "--whose", whose.get_name()]);
+                Some(command)
+            }
+            Program::Python => {
+                let mut command = ringfence_servers::python()?;
+                command.arg(script("redis_py.py"));
+                Some(command)
+            }
+            Program::Node => {
+                let mut command = ringfence_servers::node()?;
+                command.arg(script("node_redlock.js"));
+                Some(command)
+            }
+        }
+    }
+}
+
+/// Runs processes together, and puts together what they report.
+fn run(processes: Vec<Command>) -> Outcome {
+    let mut all = Outcome::default();
+    for outcome in Contest::prepare(processes).go() {
+        all.append(outcome);
+    }
+    all
+}
