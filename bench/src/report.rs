@@ -96,7 +96,7 @@ impl Report {
         for ((subject, _), runs) in subjects.iter().zip(runs) {
             let medians = medians(&runs);
             let figures: Vec<String> =
-                medians.iter().map(|(name, value)| format!("{name} {:>10}", short(*value))).collect();
+                medians.iter().map(|(name, value)| format!("{name} {:>8}", short(*value))).collect();
             println!("  {subject:<36} {}", figures.join("  "));
             self.rows.push(Row { case: case.to_owned(), subject, rounds, medians });
         }
@@ -155,7 +155,7 @@ impl Report {
 
     fn judge(&mut self, case: &str, what: String, times: f64, goal: Goal) {
         let missed = if goal.is_missed_by(times) { ", MISSED" } else { "" };
-        println!("  = {what}: {times:.2} (goal: {goal}{missed})");
+        println!("  = {what}: {} (goal: {goal}{missed})", short(times));
         self.ratios.push(Ratio { case: case.to_owned(), what, times, goal: goal.to_string() });
     }
 
@@ -181,7 +181,11 @@ fn medians(runs: &[Figures]) -> Figures {
 }
 
 fn short(value: f64) -> String {
-    if value >= 1000.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+    match value {
+        1000.0.. => format!("{value:.0}"),
+        ..0.1 => format!("{value:.4}"),
+        _ => format!("{value:.2}"),
+    }
 }
 
 /// Durations of single operations, in nanoseconds.

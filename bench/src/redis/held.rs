@@ -11,13 +11,16 @@ use super::contender::Whose;
 use super::server::Server;
 use crate::contest::{self, Contest};
 use crate::held::cpu_seconds;
-use crate::report::{Figures, Goal, Report};
+#[cfg(feature = "peers")]
+use crate::report::Goal;
+use crate::report::{Figures, Report};
 
 const LEASES: usize = 10_000;
 /// Short, so that there are many renewals in a short run.
 const LEASE: Duration = Duration::from_secs(6);
 
 const OURS: &str = "ringfence redis";
+#[cfg(feature = "peers")]
 const BY_TASKS: &str = "rslock, a task each";
 
 /// A process that holds many leases for a while.
@@ -75,18 +78,14 @@ pub(crate) fn measure(report: &mut Report, length: Duration) {
     let case = format!("redis, {LEASES} leases of {} s held for {} s", LEASE.as_secs(), length.as_secs());
     let ours = || hold(&server, Whose::Ringfence, length);
     #[cfg(feature = "peers")]
-    let by_tasks = || hold(&server, Whose::Rslock, length);
-    report.interleave(
-        &case,
-        1,
-        &[
-            (OURS, &ours),
-            #[cfg(feature = "peers")]
-            (BY_TASKS, &by_tasks),
-        ],
-    );
-    report.ratio(&case, "round trips/s", OURS, BY_TASKS, Goal::AtMost(1.0 / 20.0));
-    report.ratio(&case, "% of a core", OURS, BY_TASKS, Goal::AtMost(1.0 / 5.0));
+    {
+        let by_tasks = || hold(&server, Whose::Rslock, length);
+        report.interleave(&case, 1, &[(OURS, &ours), (BY_TASKS, &by_tasks)]);
+        report.ratio(&case, "round trips/s", OURS, BY_TASKS, Goal::AtMost(1.0 / 20.0));
+        report.ratio(&case, "% of a core", OURS, BY_TASKS, Goal::AtMost(1.0 / 5.0));
+    }
+    #[cfg(not(feature = "peers"))]
+    report.interleave(&case, 1, &[(OURS, &ours)]);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]

@@ -42,11 +42,6 @@ impl Subject {
         self.pause.is_none()
     }
 
-    /// Whether its program is here; where it is not, that was said.
-    pub(crate) fn is_here(&self) -> bool {
-        self.command().is_some()
-    }
-
     /// Runs processes with so many tasks each, whose tasks have a lock each.
     pub(crate) fn take_own(&self, servers: &[u16], tasks: u64, processes: u64, length: Duration) -> Outcome {
         run((0..processes).map(|at| self.process(servers, tasks, at * tasks + 1, length)).collect())
@@ -109,6 +104,14 @@ impl Subject {
             }
         }
     }
+}
+
+/// Those whose programs are here; of the others it is said that they are not.
+pub(crate) fn installed(subjects: &[Subject]) -> Vec<&Subject> {
+    if cfg!(not(feature = "peers")) {
+        ringfence_servers::skip("rslock, distributed-lock", "not built; build them by: --features peers");
+    }
+    subjects.iter().filter(|subject| subject.command().is_some()).collect()
 }
 
 /// Runs processes together, and puts together what they report.

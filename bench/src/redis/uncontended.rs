@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::clients::COMPARE_AND_DELETE;
 use super::contender::{Outcome, Whose};
 use super::server::Server;
-use super::subject::{Program, Subject};
+use super::subject::{Program, Subject, installed};
 use crate::report::{Better, Figures, Goal, Report, per_second};
 
 const OURS: Subject = Subject::new("ringfence redis", Program::Here(Whose::Ringfence));
@@ -23,7 +23,7 @@ const PEERS: &[Subject] = &[
 pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
     let Some(server) = Server::start() else { return };
     let release = server.command(&["script", "load", COMPARE_AND_DELETE]);
-    let peers: Vec<&Subject> = PEERS.iter().filter(|peer| peer.is_here()).collect();
+    let peers = installed(PEERS);
     let has_limit = ringfence_servers::require("redis-benchmark").is_some();
     for tasks in [1, 16, 128] {
         let case = format!("redis, uncontended, {tasks} tasks");
