@@ -234,3 +234,32 @@ pub(crate) fn fairness(counts: &[usize]) -> f64 {
     let (most, least) = (counts.iter().max(), counts.iter().min());
     most.copied().unwrap_or(0) as f64 / least.copied().unwrap_or(0) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_that_is_not_reached_is_missed_and_so_is_what_was_not_measured() {
+        let missed = [0.8, 0.9, 1.0, f64::NAN].map(|value| Goal::AtLeast(0.9).is_missed_by(value));
+        assert_eq!(missed, [true, false, false, true]);
+        let missed = [1.1, 1.2, 1.3, f64::NAN].map(|value| Goal::AtMost(1.2).is_missed_by(value));
+        assert_eq!(missed, [false, false, true, true]);
+    }
+
+    #[test]
+    fn the_best_is_the_best_of_those_that_ran() {
+        let mut report = Report::default();
+        for (subject, value) in [("slow", 1.0), ("fast", 2.0), ("starved", f64::INFINITY)] {
+            let medians = Figures::from([("figure", value)]);
+            report.rows.push(Row { case: "case".to_owned(), subject, rounds: 1, medians });
+        }
+        let best = |better, subjects: &[&'static str]| {
+            report.best("case", "figure", better, subjects).map(str::to_owned)
+        };
+        let all = ["slow", "fast", "starved", "absent"];
+        assert_eq!(best(Better::More, &all).as_deref(), Some("fast"));
+        assert_eq!(best(Better::Less, &all).as_deref(), Some("slow"));
+        assert_eq!(best(Better::More, &["absent"]), None);
+    }
+}

@@ -122,3 +122,51 @@ fn run(processes: Vec<Command>) -> Outcome {
     }
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::server::Server;
+
+    const LENGTH: Duration = Duration::from_millis(200);
+
+    /// Both scripts, as far as they are installed, and a server.
+    fn scripts() -> Option<(Server, Vec<Subject>)> {
+        let scripts =
+            [Subject::new("redis-py", Program::Python), Subject::new("node-redlock", Program::Node)];
+        let installed = scripts.into_iter().filter(|subject| subject.command().is_some()).collect();
+        Some((Server::start()?, installed))
+    }
+
+    #[test]
+    fn every_task_of_a_script_has_a_lock_of_its_own() {
+        let Some((server, scripts)) = scripts() else { return };
+        for script in scripts {
+            for tasks in [1, 3] {
+                let Outcome { counts, pairs, waits, handovers, lost } =
+                    script.take_own(&[server.port()], tasks, 1, LENGTH);
+                assert_eq!(counts.len() as u64, tasks, "{script:?}");
+                assert_eq!(counts.iter().sum::<usize>(), pairs.len(), "{script:?}");
+                assert!(counts.iter().all(|count| *count > 0), "{script:?} with {tasks} tasks: {counts:?}");
+                assert_eq!((waits.len(), handovers.len(), lost), (0, 0, 0), "{script:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn scripts_contend_for_one_lock_and_see_who_was_there_before() {
+        let Some((server, scripts)) = scripts() else { return };
+        for script in scripts {
+            let place = tempfile::tempdir().expect("a directory");
+            let inside = place.path().join("inside");
+            let Outcome { counts, waits, handovers, .. } =
+                script.pausing(1).take_same(server.port(), 2, 2, &inside, LENGTH);
+            assert_eq!(counts.len(), 2, "{script:?}");
+            assert!(counts.iter().all(|count| *count > 0), "{script:?}: {counts:?}");
+            // The second one came after the first, at least once.
+            assert!(handovers.len() > 0 && handovers.len() == waits.len(), "{script:?}: {counts:?}");
+            let last = std::fs::read(&inside).expect("what the lock protected");
+            assert!(matches!(last[..8], [1 | 2, 0, ..]), "{script:?} left {last:?}");
+        }
+    }
+}
