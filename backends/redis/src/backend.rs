@@ -10,7 +10,7 @@ use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Coalescer, Contention,
     Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Guarantees, Lease, LeaseClock, LeaseKey,
     ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result,
-    Scope, Tokens, Ttl, Wait,
+    Retry, Scope, Tokens, Ttl, Wait,
 };
 use tokio::runtime::Handle;
 
@@ -220,40 +220,32 @@ impl Client {
     async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {
         let keys = self.keys.of(&request.name);
         let standing = self.line.stand(request.nonce);
-        let mut place = Place { client: &self, keys: &keys, request: &mut request, settled: false };
-        let outcome = place.seek(&standing).await;
-        match outcome {
-            Ok(Attempt::Granted(lease)) => {
-                place.settled = true;
-                Ok(Attempt::Granted(lease))
+        let mut place =
+            Place { client: &self, keys: &keys, request: &mut request, may_stand: false, settled: false };
+        let outcome = match place.seek(&standing).await {
+            Err(error) if place.may_stand => {
+                let (nonce, ttl) = (place.request.nonce, place.request.ttl);
+                let is_undone = Box::pin(self.withdraw(&keys, nonce, ttl)).await;
+                Err(if is_undone { error.without_effect() } else { error.with_unknown_effect() })
             }
-            Ok(busy) => {
-                place.settled = true;
-                Ok(busy)
-            }
-            Err(error) => {
-                place.settled = true;
-                // Whether the attempt took effect is unknown, or was known too late: afterwards it has none.
-                if error.effect() == Effect::Unknown || place.request.wait != Wait::No {
-                    let (nonce, ttl) = (place.request.nonce, place.request.ttl);
-                    if Box::pin(self.withdraw(&keys, nonce, ttl)).await {
-                        return Err(error.without_effect());
-                    }
-                }
-                Err(error)
-            }
-        }
+            outcome => outcome,
+        };
+        place.settled = true;
+        outcome
     }
 
     /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for as long as the
-    /// attempt's lease could live. Whether it was.
+    /// attempt's lease could live. Says whether nothing is left of it.
     async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Ttl) -> bool {
         let ends = self.now().saturating_add(ttl.as_duration());
         let mut pause = WITHDRAW_PAUSE;
         while let Err(error) = self.change(Change::new(keys.clone(), "withdraw", nonce).lasting(ttl)).await {
-            if error.kind() != ErrorKind::Unavailable || self.now() >= ends {
+            if error.retry() == Retry::Never {
                 tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
                 return false;
+            }
+            if self.now() >= ends {
+                break;
             }
             tokio::time::sleep(pause.min(ends.saturating_since(self.now()))).await;
             pause = (2 * pause).min(LOOK_EVERY);
@@ -325,6 +317,8 @@ struct Place<'a> {
     client: &'a Arc<Client>,
     keys: &'a LockKeys,
     request: &'a mut AcquireRequest,
+    /// Whether the server may know of it.
+    may_stand: bool,
     settled: bool,
 }
 
@@ -345,7 +339,10 @@ impl Place<'_> {
             if deadline.is_none() && seen.is_some() {
                 return Box::pin(self.give_up(contention)).await;
             }
-            match client.enter(self.request, self.keys, deadline.is_some()).await {
+            let answer = client.enter(self.request, self.keys, deadline.is_some()).await;
+            self.may_stand |=
+                answer.as_ref().map_or_else(|error| error.effect() == Effect::Unknown, |_| true);
+            match answer {
                 Ok(Answer::Granted(number)) => return Ok(Attempt::Granted(self.lease(number, sent)?)),
                 Ok(Answer::Busy(contention)) => return Ok(Attempt::Busy(contention)),
                 Ok(Answer::Waits(last, others)) => {
