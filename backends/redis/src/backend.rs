@@ -161,14 +161,17 @@ enum Answer {
     Granted(u64),
     /// It stands in line. No turn with this number or a lower one is its own any more.
     Waits(u64, Contention),
+    /// It stands in line no more: its turn is over, or the server has forgotten it.
+    Gone,
     Busy(Contention),
     /// It was granted, and too few replicas know.
     Unconfirmed(Error),
 }
 
 impl Client {
-    /// Asks for the lease; keeps the place in line, or joins it, where the request waits. Idempotent by nonce.
-    async fn enter(&self, request: &AcquireRequest, keys: &LockKeys, waits: bool) -> Result<Answer> {
+    /// Asks for the lease: `acquire` for one that does not wait, `queue` to join the line, `look` to keep the place there.
+    /// Idempotent by nonce.
+    async fn enter(&self, request: &AcquireRequest, keys: &LockKeys, verb: &'static str) -> Result<Answer> {
         let (holder, mode) = (&request.holder, scripts::mode(request.mode));
         let said = holder.label().len() + holder.host().len() + holder.metadata().len();
         let mut entry = String::with_capacity(ENTRY_BYTES + said);
@@ -183,9 +186,7 @@ impl Client {
             holder.host(),
             holder.metadata()
         );
-        let change = Change::new(keys.clone(), if waits { "queue" } else { "acquire" }, request.nonce)
-            .lasting(request.ttl)
-            .asking(mode, entry);
+        let change = Change::new(keys.clone(), verb, request.nonce).lasting(request.ttl).asking(mode, entry);
         let Answered { value: reply, unconfirmed } = self.answer(change).await?;
         if let Some(number) = number(&reply) {
             return Ok(match unconfirmed {
@@ -205,6 +206,7 @@ impl Client {
                 let last = number_at(parts, 2).ok_or_else(odd)?;
                 Ok(Answer::Waits(last, contention(parts).ok_or_else(odd)?))
             }
+            Some("gone") => Ok(Answer::Gone),
             Some("busy") => Ok(Answer::Busy(contention(parts).ok_or_else(odd)?)),
             Some("full") => Err(Error::new(
                 ErrorKind::Full,
@@ -339,7 +341,13 @@ impl Place<'_> {
             if deadline.is_none() && seen.is_some() {
                 return Box::pin(self.give_up(contention)).await;
             }
-            let answer = client.enter(self.request, self.keys, deadline.is_some()).await;
+            let verb = match (deadline, seen) {
+                (None, _) => "acquire",
+                (Some(_), None) => "queue",
+                // One that comes late, when this attempt is over, must not begin it again.
+                (Some(_), Some(_)) => "look",
+            };
+            let answer = client.enter(self.request, self.keys, verb).await;
             self.may_stand |=
                 answer.as_ref().map_or_else(|error| error.effect() == Effect::Unknown, |_| true);
             match answer {
@@ -348,6 +356,10 @@ impl Place<'_> {
                 Ok(Answer::Waits(last, others)) => {
                     seen = Some((sent, last));
                     contention = others;
+                }
+                Ok(Answer::Gone) => {
+                    seen = None;
+                    continue;
                 }
                 // The place stands for a while without us, so a server that is away for a moment costs nobody a place.
                 Err(error)

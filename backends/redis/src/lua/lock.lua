@@ -2,8 +2,9 @@
 -- locks; each of them stands for itself, and fails for itself.
 --
 -- KEYS: for each change the lock, and the prefix of what stands beside it, which is in the same slot.
--- ARGV: for each change the verb, the attempt's nonce in 16 hexadecimal digits and the TTL in milliseconds; for `acquire`, and
--- for `queue`, which waits where it cannot have the lock, the mode and the entry as well: session:mode:ttl:pid:text.
+-- ARGV: for each change the verb, the attempt's nonce in 16 hexadecimal digits and the TTL in milliseconds; for `acquire`, for
+-- `queue`, which joins the line where it cannot have the lock, and for `look`, by which those in line keep their place, the mode
+-- and the entry as well: session:mode:ttl:pid:text.
 --
 -- The lock is a plain string, so that a client that knows only `SET NX PX` is kept out and keeps us out:
 --   nonce:number:session:x:ttl:pid:text   held by one of us, exclusively; with `+` for the first `:` once somebody waits
@@ -36,7 +37,7 @@ local last
 
 -- The two ways that nearly every change goes. Nothing: it has to go the long way.
 local function short_way()
-  if mode == 'x' then
+  if mode == 'x' and verb ~= 'look' then
     if not now then
       look_at_clock()
     end
@@ -256,6 +257,9 @@ local function define_long_way()
       if number then
         return done(number)
       end
+      if verb == 'look' and not call('ZSCORE', base .. 'q', nonce) then
+        return done({'gone'})
+      end
       local line = call('ZCARD', base .. 'q')
       if line == 0 and admits(mode) then
         return done(grant(nonce, mode, entry, ttl))
@@ -400,7 +404,7 @@ for index = 1, #KEYS, 2 do
   verb, nonce, ttl, last = ARGV[at], ARGV[at + 1], ARGV[at + 2], nil
   at = at + 3
   mode = nil
-  if verb == 'acquire' or verb == 'queue' then
+  if verb == 'acquire' or verb == 'queue' or verb == 'look' then
     mode, entry = ARGV[at], ARGV[at + 1]
     at = at + 2
   end
