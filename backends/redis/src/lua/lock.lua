@@ -139,9 +139,9 @@ local function define_long_way()
 
   local function join_group(member, mode, number, entry, ms)
     if current == '' then
-      call('DEL', base .. 'h', base .. 's', base .. 'l')
       current = mode == 's' and SHARED or PERMIT
       call('SET', lock, current, 'PX', ms)
+      call('DEL', base .. 'h', base .. 's', base .. 'l')
     end
     call('HSET', base .. 'h', member, number .. ':' .. entry)
     if current == PERMIT then
@@ -236,7 +236,8 @@ local function define_long_way()
     end
     local entries = {}
     for _, member in ipairs(call('ZRANGE', base .. 's', 0, most - 1)) do
-      table.insert(entries, member .. ':' .. call('HGET', base .. 'h', member))
+      -- A server that evicts may have evicted what says who it is.
+      table.insert(entries, member .. ':' .. (call('HGET', base .. 'h', member) or ''))
     end
     return entries
   end
@@ -281,6 +282,12 @@ local function define_long_way()
       -- A turn with this number, or an earlier one, is over: it was told before this answer.
       last = string.sub(last or call('GET', base .. 't') or '0', 1, 16)
       return done({'waits', line, last, unpack(holders(8))})
+    end
+
+    if verb ~= 'inspect' then
+      -- A server that is out of memory refuses a script's first write, if that could need some, and none after it. What keeps
+      -- a lease or gives it back must not fail for that, so it begins with a write that needs none.
+      call('HDEL', base .. 'w', '')
     end
 
     if verb == 'release' or verb == 'withdraw' then
@@ -366,7 +373,7 @@ local function define_long_way()
       if is_group() then
         local ends = call('ZRANGE', base .. 's', 0, -1, 'WITHSCORES')
         for index = 1, #ends, 2 do
-          table.insert(held, ends[index] .. ':' .. call('HGET', base .. 'h', ends[index]))
+          table.insert(held, ends[index] .. ':' .. (call('HGET', base .. 'h', ends[index]) or ''))
           table.insert(held, ends[index + 1] - now_ms())
         end
       elseif current ~= '' then
@@ -375,7 +382,7 @@ local function define_long_way()
         table.insert(held, call('PTTL', lock))
       end
       for _, member in ipairs(call('ZRANGE', base .. 'q', 0, -1)) do
-        table.insert(line, call('HGET', base .. 'w', member))
+        table.insert(line, call('HGET', base .. 'w', member) or '')
       end
       return {now, held, line}
     end
@@ -411,10 +418,12 @@ for index = 1, #KEYS, 2 do
   local made, answer = pcall(change)
   if not made then
     -- What failed is one change's affair: the others are answered. The next one of this lock looks at everything.
-    answer = {err = type(answer) == 'table' and answer.err or 'ERR ' .. tostring(answer)}
+    local says = type(answer) == 'table' and answer.err or tostring(answer)
+    -- The server's own errors begin with a code, where nothing says before it in which line of this script they came.
+    answer = {err = string.match(says, '%u%u%u+ .*') or 'ERR ' .. says}
     last = last or redis.pcall('GET', base .. 't')
     if type(last) == 'string' then
-      call('SET', base .. 't', string.sub(last, 1, 16) .. '+', 'PX', KEEP_MS)
+      redis.pcall('SET', base .. 't', string.sub(last, 1, 16) .. '+', 'PX', KEEP_MS)
     end
   end
   answers[#answers + 1] = answer
