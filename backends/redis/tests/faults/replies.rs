@@ -1,12 +1,13 @@
 //! Answers that are lost after the server has done what it was told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringfence_core::{
     Attempt, Backend, Effect, Error, ErrorKind, Release, Renewal, Result, Retry, Wait, abandonment,
 };
 use ringfence_redis::RedisBackend;
-use ringfence_servers::Proxy;
+use ringfence_servers::{Proxy, RedisOptions};
 use tokio::task::JoinHandle;
 
 use crate::stage::{FOR_EVER, Stage, client, exclusive, granted, refused, release, renew, within};
@@ -20,7 +21,11 @@ struct Lossy {
 
 impl Lossy {
     async fn new() -> Option<Self> {
-        let stage = Stage::new().await?;
+        Self::with(RedisOptions::new()).await
+    }
+
+    async fn with(options: RedisOptions) -> Option<Self> {
+        let stage = Stage::with(options).await?;
         let proxy = Proxy::start(stage.server.port()).await;
         let ann = Arc::new(client(proxy.port()).await);
         Some(Self { stage, proxy, ann })
@@ -55,6 +60,23 @@ async fn a_grant_whose_answer_is_lost_is_undone_before_its_error_is_returned() {
         let lease = granted(&lossy.ann, exclusive(Wait::No)).await;
         assert_eq!(release(&lossy.ann, &lease).await.expect("an answer"), Release::Released);
     }
+}
+
+/// A withdrawal that was tried once would leave the lock to nobody where the server is away for a moment.
+#[tokio::test]
+async fn a_lost_grant_is_undone_when_the_server_is_back() {
+    let Some(mut lossy) = Lossy::with(RedisOptions::new().durable()).await else { return };
+    lossy.proxy.swallow_replies();
+    let mut asked = lossy.ask(Wait::No);
+    lossy.proxy.swallowed().await;
+    lossy.stage.server.kill();
+    lossy.proxy.mend();
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut asked).await;
+    assert!(early.is_err(), "its lease may live, and it says {early:?}");
+    lossy.stage.server.restart().await;
+    let answer = within("the error", asked).await.expect("no panic");
+    assert_unavailable(&refused("a lost grant", answer), Effect::None);
+    assert!(lossy.stage.state().await.is_free(), "{:?}", lossy.stage.state().await);
 }
 
 /// Without the withdrawal a place would stay in line for nobody, and cost the next one a turn.
