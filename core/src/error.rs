@@ -104,7 +104,7 @@ impl Error {
         self
     }
 
-    /// The same error of an operation that was undone.
+    /// The same error of an operation whose effect, if it had one, has been undone or waited out.
     #[must_use]
     pub fn without_effect(mut self) -> Self {
         self.0.effect = Effect::None;

@@ -10,7 +10,7 @@ use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Coalescer, Contention,
     Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Guarantees, Lease, LeaseClock, LeaseKey,
     ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result,
-    Scope, Tokens, Ttl, Wait,
+    Retry, Scope, Tokens, Ttl, Wait,
 };
 use tokio::runtime::Handle;
 
@@ -161,14 +161,17 @@ enum Answer {
     Granted(u64),
     /// It stands in line. No turn with this number or a lower one is its own any more.
     Waits(u64, Contention),
+    /// It stands in line no more: its turn is over, or the server has forgotten it.
+    Gone,
     Busy(Contention),
     /// It was granted, and too few replicas know.
     Unconfirmed(Error),
 }
 
 impl Client {
-    /// Asks for the lease; keeps the place in line, or joins it, where the request waits. Idempotent by nonce.
-    async fn enter(&self, request: &AcquireRequest, keys: &LockKeys, waits: bool) -> Result<Answer> {
+    /// Asks for the lease: `acquire` for one that does not wait, `queue` to join the line, `look` to keep the place there.
+    /// Idempotent by nonce.
+    async fn enter(&self, request: &AcquireRequest, keys: &LockKeys, verb: &'static str) -> Result<Answer> {
         let (holder, mode) = (&request.holder, scripts::mode(request.mode));
         let said = holder.label().len() + holder.host().len() + holder.metadata().len();
         let mut entry = String::with_capacity(ENTRY_BYTES + said);
@@ -183,9 +186,7 @@ impl Client {
             holder.host(),
             holder.metadata()
         );
-        let change = Change::new(keys.clone(), if waits { "queue" } else { "acquire" }, request.nonce)
-            .lasting(request.ttl)
-            .asking(mode, entry);
+        let change = Change::new(keys.clone(), verb, request.nonce).lasting(request.ttl).asking(mode, entry);
         let Answered { value: reply, unconfirmed } = self.answer(change).await?;
         if let Some(number) = number(&reply) {
             return Ok(match unconfirmed {
@@ -205,6 +206,7 @@ impl Client {
                 let last = number_at(parts, 2).ok_or_else(odd)?;
                 Ok(Answer::Waits(last, contention(parts).ok_or_else(odd)?))
             }
+            Some("gone") => Ok(Answer::Gone),
             Some("busy") => Ok(Answer::Busy(contention(parts).ok_or_else(odd)?)),
             Some("full") => Err(Error::new(
                 ErrorKind::Full,
@@ -220,40 +222,32 @@ impl Client {
     async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {
         let keys = self.keys.of(&request.name);
         let standing = self.line.stand(request.nonce);
-        let mut place = Place { client: &self, keys: &keys, request: &mut request, settled: false };
-        let outcome = place.seek(&standing).await;
-        match outcome {
-            Ok(Attempt::Granted(lease)) => {
-                place.settled = true;
-                Ok(Attempt::Granted(lease))
+        let mut place =
+            Place { client: &self, keys: &keys, request: &mut request, may_stand: false, settled: false };
+        let outcome = match place.seek(&standing).await {
+            Err(error) if place.may_stand => {
+                let (nonce, ttl) = (place.request.nonce, place.request.ttl);
+                let is_undone = Box::pin(self.withdraw(&keys, nonce, ttl)).await;
+                Err(if is_undone { error.without_effect() } else { error.with_unknown_effect() })
             }
-            Ok(busy) => {
-                place.settled = true;
-                Ok(busy)
-            }
-            Err(error) => {
-                place.settled = true;
-                // Whether the attempt took effect is unknown, or was known too late: afterwards it has none.
-                if error.effect() == Effect::Unknown || place.request.wait != Wait::No {
-                    let (nonce, ttl) = (place.request.nonce, place.request.ttl);
-                    if Box::pin(self.withdraw(&keys, nonce, ttl)).await {
-                        return Err(error.without_effect());
-                    }
-                }
-                Err(error)
-            }
-        }
+            outcome => outcome,
+        };
+        place.settled = true;
+        outcome
     }
 
     /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for as long as the
-    /// attempt's lease could live. Whether it was.
+    /// attempt's lease could live. Says whether nothing is left of it.
     async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Ttl) -> bool {
         let ends = self.now().saturating_add(ttl.as_duration());
         let mut pause = WITHDRAW_PAUSE;
         while let Err(error) = self.change(Change::new(keys.clone(), "withdraw", nonce).lasting(ttl)).await {
-            if error.kind() != ErrorKind::Unavailable || self.now() >= ends {
+            if error.retry() == Retry::Never {
                 tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
                 return false;
+            }
+            if self.now() >= ends {
+                break;
             }
             tokio::time::sleep(pause.min(ends.saturating_since(self.now()))).await;
             pause = (2 * pause).min(LOOK_EVERY);
@@ -325,6 +319,8 @@ struct Place<'a> {
     client: &'a Arc<Client>,
     keys: &'a LockKeys,
     request: &'a mut AcquireRequest,
+    /// Whether the server may know of it.
+    may_stand: bool,
     settled: bool,
 }
 
@@ -345,12 +341,25 @@ impl Place<'_> {
             if deadline.is_none() && seen.is_some() {
                 return Box::pin(self.give_up(contention)).await;
             }
-            match client.enter(self.request, self.keys, deadline.is_some()).await {
+            let verb = match (deadline, seen) {
+                (None, _) => "acquire",
+                (Some(_), None) => "queue",
+                // One that comes late, when this attempt is over, must not begin it again.
+                (Some(_), Some(_)) => "look",
+            };
+            let answer = client.enter(self.request, self.keys, verb).await;
+            self.may_stand |=
+                answer.as_ref().map_or_else(|error| error.effect() == Effect::Unknown, |_| true);
+            match answer {
                 Ok(Answer::Granted(number)) => return Ok(Attempt::Granted(self.lease(number, sent)?)),
                 Ok(Answer::Busy(contention)) => return Ok(Attempt::Busy(contention)),
                 Ok(Answer::Waits(last, others)) => {
                     seen = Some((sent, last));
                     contention = others;
+                }
+                Ok(Answer::Gone) => {
+                    seen = None;
+                    continue;
                 }
                 // The place stands for a while without us, so a server that is away for a moment costs nobody a place.
                 Err(error)

@@ -1,11 +1,11 @@
 //! The one connection of this process to its server: opened when it is needed, dropped when it is in doubt.
 
 use std::fmt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, PushInfo, RedisError, Script, ServerErrorKind, Value};
+use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value};
 use ringfence_core::{Error, Result};
 
 use crate::error;
@@ -25,7 +25,9 @@ pub(crate) struct Link {
     /// Where others tell us that our turn has come.
     channel: String,
     shown: String,
-    open: Mutex<Open>,
+    /// Is told what comes unasked: messages of the channel, and the end of a connection.
+    pushed: Arc<dyn Fn(PushInfo) + Send + Sync>,
+    open: Arc<Mutex<Open>>,
     /// Held while a connection is opened, so that one is.
     opening: tokio::sync::Mutex<()>,
 }
@@ -33,11 +35,20 @@ pub(crate) struct Link {
 #[derive(Default)]
 struct Open {
     connection: Option<MultiplexedConnection>,
-    /// Counts the connections, so that an error of an old one does not end the one after it.
+    /// Counts the connections, so that the end of an old one does not end the one after it.
     epoch: u64,
     /// Counts the tries that led to none, with what came of the last one.
     failures: u64,
     failure: Option<Error>,
+}
+
+impl Open {
+    fn discard(&mut self, epoch: u64) {
+        if self.epoch == epoch {
+            self.epoch += 1;
+            self.connection = None;
+        }
+    }
 }
 
 impl Link {
@@ -50,12 +61,9 @@ impl Link {
     ) -> Self {
         let config = AsyncConnectionConfig::new()
             .set_response_timeout(Some(ANSWER_PATIENCE))
-            .set_pipeline_buffer_size(WRITE_QUEUE)
-            .set_push_sender(move |push| {
-                pushed(push);
-                Ok::<(), redis::aio::SendError>(())
-            });
-        Self { route, config, channel, shown, open: Mutex::default(), opening: tokio::sync::Mutex::default() }
+            .set_pipeline_buffer_size(WRITE_QUEUE);
+        let (pushed, opening) = (Arc::new(pushed), tokio::sync::Mutex::default());
+        Self { route, config, channel, shown, pushed, open: Arc::default(), opening }
     }
 
     /// The server, for people.
@@ -157,7 +165,9 @@ impl Link {
         {
             return Err(failure.clone());
         }
-        let opened = self.route.open(&self.config, &self.shown).await;
+        let epoch = self.lock().epoch;
+        let config = self.config.clone().set_push_sender(self.ear(epoch));
+        let opened = self.route.open(&config, &self.shown).await;
         let subscribed = match opened {
             Ok(mut connection) => connection
                 .subscribe(&self.channel)
@@ -169,15 +179,32 @@ impl Link {
         let mut open = self.lock();
         match subscribed {
             Ok(connection) => {
-                open.epoch += 1;
-                open.connection = Some(connection.clone());
-                Ok((open.epoch, connection))
+                if open.epoch == epoch {
+                    open.connection = Some(connection.clone());
+                }
+                Ok((epoch, connection))
             }
             Err(failure) => {
                 open.failures += 1;
                 open.failure = Some(failure.clone());
                 Err(failure)
             }
+        }
+    }
+
+    /// What hears everything that comes unasked on a connection. One that has ended is dropped at once, so that the next
+    /// call does not fail on it first.
+    fn ear(
+        &self,
+        epoch: u64,
+    ) -> impl Fn(PushInfo) -> Result<(), redis::aio::SendError> + Send + Sync + 'static {
+        let (open, pushed) = (Arc::clone(&self.open), Arc::clone(&self.pushed));
+        move |push| {
+            if push.kind == PushKind::Disconnection {
+                lock(&open).discard(epoch);
+            }
+            pushed(push);
+            Ok(())
         }
     }
 
@@ -188,15 +215,16 @@ impl Link {
 
     /// Drops a connection that is in doubt.
     fn discard(&self, epoch: u64) {
-        let mut open = self.lock();
-        if open.epoch == epoch {
-            open.connection = None;
-        }
+        self.lock().discard(epoch);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.open.lock().expect("nothing panics while it has the connection")
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        lock(&self.open)
     }
+}
+
+fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
+    open.lock().expect("nothing panics while it has the connection")
 }
 
 fn is_of_replica(answer: &Value) -> bool {

@@ -41,7 +41,7 @@ impl Change {
 
     /// Whether somebody will count on a lease that this may give or prolong.
     pub(crate) fn may_grant(&self) -> bool {
-        matches!(self.verb, "acquire" | "queue" | "renew" | "downgrade")
+        matches!(self.verb, "acquire" | "queue" | "look" | "renew" | "downgrade")
     }
 }
 

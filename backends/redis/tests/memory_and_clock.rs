@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, ErrorKind, HolderInfo, Lease, LockName,
-    Mode, RecordKey, Release, Renewal, SystemClock, Ttl, Wait,
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, ErrorKind, Eviction, HolderInfo, Lease,
+    LockName, Mode, RecordKey, Release, Renewal, SystemClock, Ttl, Wait,
 };
 use ringfence_redis::RedisBackend;
 use ringfence_servers::{RedisOptions, RedisServer, WallClock};
@@ -115,6 +115,26 @@ async fn a_clock_set_forward_breaks_exclusion_and_the_record_refuses_every_stale
     assert_eq!(late.expect_err("it was overtaken").kind(), ErrorKind::Stale);
     let record = ben.records().read(&key).await.expect("an answer").expect("a record");
     assert_eq!(&record.value[..], b"second");
+}
+
+/// Whoever waits for a lease that a stepped clock keeps alive would wait for as long as the step; an operator can end it.
+#[tokio::test]
+async fn a_clock_set_back_keeps_a_dead_holders_lease_and_an_eviction_ends_it() {
+    let Some(clock) = WallClock::new() else { return };
+    let Some(server) = RedisOptions::new().clock(&clock).start().await else { return };
+    let (ann, ben) = (client(&server).await, client(&server).await);
+    let mut short = request(Wait::No);
+    short.ttl = Ttl::new(Duration::from_millis(500)).expect("a TTL");
+    let Ok(Attempt::Granted(dead)) = ann.acquire(short).await else { panic!("a free lock") };
+    clock.step(-3600);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(dead.deadline() < SystemClock::new().now(), "its holder claims nothing any more");
+    assert!(
+        matches!(ben.acquire(request(Wait::No)).await, Ok(Attempt::Busy(_))),
+        "the server keeps it alive"
+    );
+    assert_eq!(ben.evict(&name(), dead.key.nonce).await.expect("an answer"), Eviction::Evicted);
+    assert!(hold(&ben).await.token.sequence() > dead.token.sequence());
 }
 
 #[tokio::test]

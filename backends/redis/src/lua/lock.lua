@@ -2,8 +2,9 @@
 -- locks; each of them stands for itself, and fails for itself.
 --
 -- KEYS: for each change the lock, and the prefix of what stands beside it, which is in the same slot.
--- ARGV: for each change the verb, the attempt's nonce in 16 hexadecimal digits and the TTL in milliseconds; for `acquire`, and
--- for `queue`, which waits where it cannot have the lock, the mode and the entry as well: session:mode:ttl:pid:text.
+-- ARGV: for each change the verb, the attempt's nonce in 16 hexadecimal digits and the TTL in milliseconds; for `acquire`, for
+-- `queue`, which joins the line where it cannot have the lock, and for `look`, by which those in line keep their place, the mode
+-- and the entry as well: session:mode:ttl:pid:text.
 --
 -- The lock is a plain string, so that a client that knows only `SET NX PX` is kept out and keeps us out:
 --   nonce:number:session:x:ttl:pid:text   held by one of us, exclusively; with `+` for the first `:` once somebody waits
@@ -36,7 +37,7 @@ local last
 
 -- The two ways that nearly every change goes. Nothing: it has to go the long way.
 local function short_way()
-  if mode == 'x' then
+  if mode == 'x' and verb ~= 'look' then
     if not now then
       look_at_clock()
     end
@@ -138,9 +139,9 @@ local function define_long_way()
 
   local function join_group(member, mode, number, entry, ms)
     if current == '' then
-      call('DEL', base .. 'h', base .. 's', base .. 'l')
       current = mode == 's' and SHARED or PERMIT
       call('SET', lock, current, 'PX', ms)
+      call('DEL', base .. 'h', base .. 's', base .. 'l')
     end
     call('HSET', base .. 'h', member, number .. ':' .. entry)
     if current == PERMIT then
@@ -235,7 +236,8 @@ local function define_long_way()
     end
     local entries = {}
     for _, member in ipairs(call('ZRANGE', base .. 's', 0, most - 1)) do
-      table.insert(entries, member .. ':' .. call('HGET', base .. 'h', member))
+      -- A server that evicts may have evicted what says who it is.
+      table.insert(entries, member .. ':' .. (call('HGET', base .. 'h', member) or ''))
     end
     return entries
   end
@@ -255,6 +257,9 @@ local function define_long_way()
       number = take()
       if number then
         return done(number)
+      end
+      if verb == 'look' and not call('ZSCORE', base .. 'q', nonce) then
+        return done({'gone'})
       end
       local line = call('ZCARD', base .. 'q')
       if line == 0 and admits(mode) then
@@ -277,6 +282,12 @@ local function define_long_way()
       -- A turn with this number, or an earlier one, is over: it was told before this answer.
       last = string.sub(last or call('GET', base .. 't') or '0', 1, 16)
       return done({'waits', line, last, unpack(holders(8))})
+    end
+
+    if verb ~= 'inspect' then
+      -- A server that is out of memory refuses a script's first write, if that could need some, and none after it. What keeps
+      -- a lease or gives it back must not fail for that, so it begins with a write that needs none.
+      call('HDEL', base .. 'w', '')
     end
 
     if verb == 'release' or verb == 'withdraw' then
@@ -362,7 +373,7 @@ local function define_long_way()
       if is_group() then
         local ends = call('ZRANGE', base .. 's', 0, -1, 'WITHSCORES')
         for index = 1, #ends, 2 do
-          table.insert(held, ends[index] .. ':' .. call('HGET', base .. 'h', ends[index]))
+          table.insert(held, ends[index] .. ':' .. (call('HGET', base .. 'h', ends[index]) or ''))
           table.insert(held, ends[index + 1] - now_ms())
         end
       elseif current ~= '' then
@@ -371,7 +382,7 @@ local function define_long_way()
         table.insert(held, call('PTTL', lock))
       end
       for _, member in ipairs(call('ZRANGE', base .. 'q', 0, -1)) do
-        table.insert(line, call('HGET', base .. 'w', member))
+        table.insert(line, call('HGET', base .. 'w', member) or '')
       end
       return {now, held, line}
     end
@@ -400,17 +411,19 @@ for index = 1, #KEYS, 2 do
   verb, nonce, ttl, last = ARGV[at], ARGV[at + 1], ARGV[at + 2], nil
   at = at + 3
   mode = nil
-  if verb == 'acquire' or verb == 'queue' then
+  if verb == 'acquire' or verb == 'queue' or verb == 'look' then
     mode, entry = ARGV[at], ARGV[at + 1]
     at = at + 2
   end
   local made, answer = pcall(change)
   if not made then
     -- What failed is one change's affair: the others are answered. The next one of this lock looks at everything.
-    answer = {err = type(answer) == 'table' and answer.err or 'ERR ' .. tostring(answer)}
+    local says = type(answer) == 'table' and answer.err or tostring(answer)
+    -- The server's own errors begin with a code, where nothing says before it in which line of this script they came.
+    answer = {err = string.match(says, '%u%u%u+ .*') or 'ERR ' .. says}
     last = last or redis.pcall('GET', base .. 't')
     if type(last) == 'string' then
-      call('SET', base .. 't', string.sub(last, 1, 16) .. '+', 'PX', KEEP_MS)
+      redis.pcall('SET', base .. 't', string.sub(last, 1, 16) .. '+', 'PX', KEEP_MS)
     end
   end
   answers[#answers + 1] = answer

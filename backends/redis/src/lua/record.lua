@@ -30,9 +30,9 @@ local held = call('GETRANGE', lock, 0, 63)
 local holder, held_number
 if held == 'ringfence:shared' or held == 'ringfence:permit' then
   local time = call('TIME')
-  local ends = call('ZSCORE', base .. 's', nonce)
-  if ends and tonumber(ends) > time[1] * 1000 + math.floor(time[2] / 1000) then
-    holder, held_number = nonce, string.match(call('HGET', base .. 'h', nonce), '^%d+')
+  local ends, entry = call('ZSCORE', base .. 's', nonce), call('HGET', base .. 'h', nonce)
+  if ends and entry and tonumber(ends) > time[1] * 1000 + math.floor(time[2] / 1000) then
+    holder, held_number = nonce, string.match(entry, '^%d+')
   end
 else
   holder, held_number = string.match(held, '^(%x+)[:+](%d+):')
