@@ -183,7 +183,7 @@ fn medians(runs: &[Figures]) -> Figures {
 fn short(value: f64) -> String {
     match value {
         1000.0.. => format!("{value:.0}"),
-        ..0.1 => format!("{value:.4}"),
+        0.000_01..0.1 => format!("{value:.4}"),
         _ => format!("{value:.2}"),
     }
 }
