@@ -57,9 +57,19 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "a_waiting_writer_is_not_starved",
             "readers_share_one_turn",
             "a_stopped_waiter_does_not_hold_up_the_line",
+            "waiters_that_are_killed_stopped_and_cut_off_cost_the_next_one_a_second_each",
+            "a_waiter_without_a_connection_is_passed_over_and_stands_at_the_end_of_the_line",
         ],
     ),
-    ("Wake-up", REDIS, &["waits_for_release", "nothing_is_published_when_nobody_waits"]),
+    (
+        "Wake-up",
+        REDIS,
+        &[
+            "waits_for_release",
+            "nothing_is_published_when_nobody_waits",
+            "a_hand_over_costs_as_many_commands_whether_ten_wait_or_a_thousand",
+        ],
+    ),
     (
         "Fencing tokens",
         REDIS,
@@ -74,6 +84,9 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
             "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
             "a_clock_set_forward_breaks_exclusion_and_the_record_refuses_every_stale_write",
+            "a_holder_that_slept_past_its_ttl_wakes_up_to_a_refusal_and_a_loss",
+            "a_waiter_that_sleeps_through_its_turns_believes_none_of_them",
+            "while_nobody_answers_a_guard_is_lost_at_its_deadline_and_never_before",
         ],
     ),
     (

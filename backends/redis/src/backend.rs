@@ -261,10 +261,7 @@ impl Client {
     }
 
     async fn answer(&self, change: Change) -> Result<Answered> {
-        self.changes.request(change).await.unwrap_or_else(|| {
-            let why = "the runtime was shut down, or a call panicked, before the server's answer was here";
-            Err(Error::new(ErrorKind::Bug, why).with_unknown_effect())
-        })
+        self.changes.request(change).await.unwrap_or_else(|| Err(cut_short()))
     }
 
     /// The same change of many leases, in one round trip of their own; whether each was made.
@@ -276,7 +273,7 @@ impl Client {
             |lease: &LeaseKey| Change::new(self.keys.of(&lease.name), verb, lease.nonce).lasting(lease.ttl);
         let replies = match leases {
             [lease] => vec![self.answer(change(lease)).await],
-            leases => Box::pin(send(&self.link, self.replicas, leases.iter().map(change).collect())).await,
+            leases => self.send_to_its_end(leases.iter().map(change).collect()).await?,
         };
         let is_made = |reply: Result<Answered>| {
             let Answered { value, unconfirmed } = reply?;
@@ -284,6 +281,14 @@ impl Client {
             unconfirmed.filter(|_| is_made && verb != "release").map_or(Ok(is_made), Err)
         };
         replies.into_iter().map(is_made).collect()
+    }
+
+    /// Makes changes in one round trip that ends even if its caller stops waiting: a connection that does not answer is
+    /// dropped by those who wait for its answer.
+    async fn send_to_its_end(&self, changes: Vec<Change>) -> Result<Vec<Result<Answered>>> {
+        let (link, replicas) = (Arc::clone(&self.link), self.replicas);
+        let round_trip = self.runtime.spawn(async move { send(&link, replicas, changes).await });
+        round_trip.await.map_err(|_| cut_short())
     }
 
     async fn release(&self, leases: &[LeaseKey]) -> Result<Vec<Release>> {
@@ -308,6 +313,11 @@ impl Client {
     pub(crate) fn now(&self) -> BootInstant {
         self.clock.now()
     }
+}
+
+fn cut_short() -> Error {
+    let why = "the runtime was shut down, or a call panicked, before the server's answer was here";
+    Error::new(ErrorKind::Bug, why).with_unknown_effect()
 }
 
 fn number_at(parts: &[Value], index: usize) -> Option<u64> {

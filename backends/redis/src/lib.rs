@@ -31,9 +31,21 @@
 //! - **Lost memory** (a restart without data, a failover, `FLUSHALL`) ends leases at once, and the count of grant numbers with
 //!   them. Numbers go on from the server's clock, so they rise as long as it does not go back.
 //! - **A lost reply.** An acquire whose answer is lost is withdrawn before its error is returned, and cannot come back: a
-//!   command that was still under way finds that it was withdrawn.
+//!   command that was still under way finds that it was withdrawn. While the server is away that is tried again, for the TTL
+//!   at most, so the error may come that late; a request that waits for less than that ends when its wait does. A release
+//!   whose answer is lost is not tried again: its error says that the effect is unknown, and the lease ends at its TTL at the
+//!   latest.
+//! - **A lost connection** costs nobody a place in line, nor a lease: a call that was under way fails, the next one opens a new
+//!   connection. One that answers nothing and does not end counts as lost after 3 s, so a lease outlives it if its TTL is 6 s
+//!   or more.
 //! - **A dead waiter** whose process was killed is passed over at once, because its connection is gone. One that is stopped
-//!   or cut off costs the next one at most a second: a turn given to a waiter stands for 750 ms until it is renewed.
+//!   or cut off costs the next one at most a second: a turn given to a waiter stands for 750 ms until it is renewed. A waiter
+//!   that was alive all the same, and without a connection in just the moment of its turn, cannot be told from a dead one: it
+//!   stands in line again, at the end.
+//! - **Full memory.** A server that may not evict refuses to grant, with [`Full`](ringfence_core::ErrorKind::Full), and lets
+//!   everybody renew, release and hand over. One that evicts loses locks, as if they were deleted: the holder learns of it at
+//!   its next renewal.
+//! - **An eviction** by an operator is told to the holder at once, where it is connected; else its next renewal says so.
 
 mod backend;
 mod error;

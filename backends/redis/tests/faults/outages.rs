@@ -259,6 +259,36 @@ async fn while_nobody_answers_a_guard_is_lost_at_its_deadline_and_never_before()
     assert!(again.is_held());
 }
 
+/// A connection that a firewall has forgotten takes everything and answers nothing, while a new one would. The keeper waits less
+/// long for a renewal than a connection for an answer: if whoever stops waiting stopped the connection's clock with it, it
+/// would be used until every lease is lost.
+#[tokio::test]
+async fn a_connection_that_swallows_renewals_is_given_up_before_the_leases_lapse() {
+    let Some(outage) = Outage::new(Fault::HalfOpen).await else { return };
+    let ann = outage.locks().await;
+    let ttl = Duration::from_secs(6);
+    let mut guards = Vec::new();
+    // One is renewed alone, two are renewed together.
+    for name in [NAME, "orders/43"] {
+        guards.push(ann.lock(name).ttl(ttl).acquire().await.expect("a free lock"));
+    }
+    let record = ann.record(NAME).expect("a name");
+    outage.proxy.delay(LONG);
+    // What comes after this on its connection waits for it. Nobody waits for its answer.
+    let read = tokio::time::timeout(Duration::from_millis(200), record.read()).await;
+    assert!(read.is_err(), "it must be under way: {read:?}");
+    outage.proxy.delay(Duration::ZERO);
+    let lost = async {
+        tokio::select! {
+            () = guards[0].lost() => NAME,
+            () = guards[1].lost() => "orders/43",
+        }
+    };
+    let lost = tokio::time::timeout(ttl + ttl / 2, lost).await;
+    assert!(lost.is_err(), "lost, where a new connection would have done: {lost:?}");
+    assert!(guards.iter().all(Guard::is_held));
+}
+
 /// Whoever is told late that there is no server cannot do anything else meanwhile. What was never sent needs no withdrawal.
 #[tokio::test]
 async fn a_server_that_is_not_there_is_said_at_once() {

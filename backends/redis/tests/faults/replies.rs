@@ -202,6 +202,28 @@ async fn a_withdrawal_whose_answer_is_lost_is_done_and_repeated() {
     assert_eq!(release(&lossy.ann, &lease).await.expect("an answer"), Release::Released);
 }
 
+/// A farewell that did not arrive, and was not said again, would leave a place in line that is served for nobody.
+#[tokio::test]
+async fn a_farewell_that_is_lost_is_said_again() {
+    let Some(lossy) = Lossy::new().await else { return };
+    let ben = lossy.stage.client().await;
+    let lease = granted(&ben, exclusive(Wait::No)).await;
+    let (wanted, abandoned) = abandonment();
+    let ann = Arc::clone(&lossy.ann);
+    let asked = tokio::spawn(async move { ann.acquire(exclusive(FOR_EVER).abandoned_by(abandoned)).await });
+    lossy.stage.sees_waiters(1).await;
+    lossy.proxy.accept_and_be_silent();
+    drop(wanted);
+    lossy.proxy.swallowed().await;
+    assert_eq!(lossy.stage.state().await.waiters.len(), 1, "the server knows of nothing");
+    lossy.proxy.mend();
+    let answer = within("the answer to who gave up", asked).await.expect("no panic");
+    assert!(matches!(answer, Ok(Attempt::Busy(_))), "{answer:?}");
+    lossy.stage.sees_waiters(0).await;
+    release(&ben, &lease).await.expect("an answer");
+    assert!(lossy.stage.state().await.is_free(), "nobody is given a turn");
+}
+
 /// Everything that was under way has been answered, and nobody stands in line.
 async fn stays_empty(lossy: &Lossy) {
     let busy = within("an answer", lossy.ann.acquire(exclusive(Wait::No))).await;
