@@ -1,13 +1,13 @@
 //! Which tests show a promise: what GUARANTEES.md says in its last column.
 
 /// The ways to one Redis server.
-const REDIS: &[&str] = &["redis", "redis+unix", "rediss"];
+const REDIS: &[&str] = &["redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// Where a killed holder's lease is free at its TTL.
-const IN_MEMORY: &[&str] = &["memory", "redis", "redis+unix", "rediss"];
+const IN_MEMORY: &[&str] = &["memory", "redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// Every backend.
-const ALL: &[&str] = &["memory", "local", "redis", "redis+unix", "rediss"];
+const ALL: &[&str] = &["memory", "local", "redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// What a promise is about, of which schemes, and tests that would fail without it. A promise may have several lines.
 ///
@@ -74,6 +74,20 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         "Fencing tokens",
         REDIS,
         &["sequences_rise_through_lost_memory", "sequences_rise_when_the_servers_clock_goes_back"],
+    ),
+    (
+        "Fencing tokens",
+        &["redis+sentinel"],
+        &[
+            "sequences_rise_through_a_failover_while_they_are_granted",
+            "two_hold_while_a_primary_is_cut_off_and_the_record_on_the_next_one_refuses_every_stale_write",
+        ],
+    ),
+    ("Order of waiters", &["redis+sentinel"], &["a_failover_is_followed_by_holders_waiters_and_newcomers"]),
+    (
+        "The records' fence",
+        &["redis+sentinel"],
+        &["two_hold_while_a_primary_is_cut_off_and_the_record_on_the_next_one_refuses_every_stale_write"],
     ),
     (
         "A paused holder",

@@ -20,6 +20,10 @@
 //! | downgrade, evict, inspect | 1 |
 //! | list | 1 for every 1,000 keys of the database, and 1 for each lock of the page |
 //! | open, write, read a record | 1 |
+//! | the first call, and the one after a connection broke | 4 more: TCP, the greeting, its check, the channel; TLS adds its own, Sentinels as many again |
+//!
+//! With `?replicas=N` a `WAIT` goes with each that gives or prolongs a lease, in the same round trip, which then takes as long as
+//! the slowest of N replicas; a turn costs one round trip more, to be confirmed.
 //!
 //! Calls of one process that come at the same time share round trips: one goes at once, what comes meanwhile goes together in
 //! the next, as one script. Two are under way at most.
@@ -30,6 +34,9 @@
 //! - **The server's wall clock** ends leases: a step forward ends them early, a step back late. Only the fence helps.
 //! - **Lost memory** (a restart without data, a failover, `FLUSHALL`) ends leases at once, and the count of grant numbers with
 //!   them. Numbers go on from the server's clock, so they rise as long as it does not go back.
+//! - **A failover** is followed: every connection asks the Sentinels and checks that the server is a primary. Leases that
+//!   were not replicated are lost; `?replicas=N` makes that less likely, not impossible. A primary that is cut off from its
+//!   Sentinels, and not from us, cannot be told from a whole one: it grants on beside the next one, and only the fence helps.
 //! - **A lost reply.** An acquire whose answer is lost is withdrawn before its error is returned, and cannot come back: a
 //!   command that was still under way finds that it was withdrawn. While the server is away that is tried again, for the TTL
 //!   at most, so the error may come that late; a request that waits for less than that ends when its wait does. A release

@@ -8,6 +8,7 @@ use ringfence_core::{
     Result, SystemClock, Ttl, Wait,
 };
 use ringfence_redis::RedisBackend;
+use ringfence_servers::{RedisServer, Sentinels};
 use ringfence_testkit::PATIENCE;
 
 mod replicas;
@@ -61,4 +62,23 @@ async fn until_one_waits(client: &RedisBackend) {
         }
     };
     tokio::time::timeout(PATIENCE, waits).await.expect("somebody waits");
+}
+
+/// Waits until the replicas have all that the primary has, and it knows that they follow.
+async fn replicated(sentinels: &Sentinels) {
+    let primary = sentinels.primary().await;
+    // A replica that has just come counts from its first word, which may take a second.
+    assert_eq!(primary.command(&["wait", "2", "0"]).await, "2");
+    let offset = async |server: &RedisServer| -> u64 {
+        server.info("master_repl_offset").await.expect("every server counts").parse().expect("a number")
+    };
+    let all = offset(primary).await;
+    let follow = async {
+        for server in sentinels.servers() {
+            while offset(server).await < all {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, follow).await.expect("replicas follow");
 }

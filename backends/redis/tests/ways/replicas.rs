@@ -7,9 +7,16 @@ use ringfence_core::{
 use ringfence_servers::{RedisServer, Sentinels};
 use ringfence_testkit::PATIENCE;
 
-use crate::{connect, granted, name, release, renew, request, until_one_waits};
+use crate::{connect, granted, name, release, renew, replicated, request, until_one_waits};
 
 const KEY: &str = "ringfence:{orders/42}";
+
+/// Servers whose replicas follow.
+async fn started() -> Option<Sentinels> {
+    let sentinels = Sentinels::start().await?;
+    replicated(&sentinels).await;
+    Some(sentinels)
+}
 
 fn is_unconfirmed(error: &Error) -> bool {
     let says = "of 2 replicas have confirmed the lease within 500ms";
@@ -32,7 +39,7 @@ async fn waits(server: &RedisServer) -> u64 {
 
 #[tokio::test]
 async fn every_grant_is_on_the_replicas_when_it_is_returned() {
-    let Some(sentinels) = Sentinels::start().await else { return };
+    let Some(sentinels) = started().await else { return };
     let url = format!("{}?replicas=2", sentinels.url());
     let (ann, ben) = (connect(&url).await.unwrap(), connect(&url).await.unwrap());
     let holds = async |lease: &ringfence_core::Lease| {
@@ -58,7 +65,7 @@ async fn every_grant_is_on_the_replicas_when_it_is_returned() {
 
 #[tokio::test]
 async fn a_grant_that_too_few_replicas_have_fails_in_time_and_leaves_nothing() {
-    let Some(sentinels) = Sentinels::start().await else { return };
+    let Some(sentinels) = started().await else { return };
     let url = format!("{}?replicas=2", sentinels.url());
     let (ann, plain) = (connect(&url).await.unwrap(), connect(&sentinels.url()).await.unwrap());
     let kept = granted(ann.acquire(request(Wait::No))).await;
@@ -96,7 +103,7 @@ async fn a_grant_that_too_few_replicas_have_fails_in_time_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_primary_that_is_cut_off_grants_and_renews_nothing() {
-    let Some(sentinels) = Sentinels::start().await else { return };
+    let Some(sentinels) = started().await else { return };
     let ann = connect(&format!("{}?replicas=1", sentinels.url())).await.unwrap();
     let held = granted(ann.acquire(request(Wait::No))).await;
     sentinels.cut_off_primary().await;
@@ -113,8 +120,9 @@ async fn a_primary_that_is_cut_off_grants_and_renews_nothing() {
 #[tokio::test]
 async fn grants_that_are_asked_for_together_wait_together() {
     const GRANTS: u64 = 50;
-    let Some(sentinels) = Sentinels::start().await else { return };
+    let Some(sentinels) = started().await else { return };
     let primary = &sentinels.servers()[0];
+    primary.command(&["config", "resetstat"]).await;
     let plain = connect(&sentinels.url()).await.unwrap();
     let lease = granted(plain.acquire(request(Wait::No))).await;
     assert_eq!(release(&plain, &lease).await, Release::Released);

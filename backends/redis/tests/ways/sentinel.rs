@@ -9,7 +9,9 @@ use ringfence_core::{
 use ringfence_redis::RedisBackend;
 use ringfence_servers::Sentinels;
 
-use crate::{FAILOVER_PATIENCE, connect, granted, name, refusal, release, renew, request, until_one_waits};
+use crate::{
+    FAILOVER_PATIENCE, connect, granted, name, refusal, release, renew, replicated, request, until_one_waits,
+};
 
 /// A lease, once the failover is over: an attempt may fail meanwhile, without effect, and may be made again.
 async fn hold(client: &RedisBackend) -> Lease {
@@ -40,11 +42,6 @@ async fn renewed(client: &RedisBackend, lease: &Lease) -> Renewal {
         }
     };
     tokio::time::timeout(FAILOVER_PATIENCE, renewed).await.expect("a failover in time")
-}
-
-/// Waits until the replicas have all that the primary has.
-async fn replicated(sentinels: &Sentinels) {
-    assert_eq!(sentinels.primary().await.command(&["wait", "2", "0"]).await, "2");
 }
 
 #[tokio::test]
