@@ -19,7 +19,7 @@ use crate::keys::{Keys, LockKeys};
 use crate::line::Line;
 use crate::link::Link;
 use crate::options::Options;
-use crate::scripts::{self, Change, LOCK, digits, number, text};
+use crate::scripts::{self, Change, LOCK, any_text, digits, number, text};
 use crate::view::{self, Seen};
 
 /// How often a waiter looks after its place. It keeps the place, and is the net under a message that was lost.
@@ -126,11 +126,11 @@ async fn send(link: &Link, replicas: Option<NonZeroU8>, changes: Vec<Change>) ->
     let error = match reply {
         Ok((Value::Array(answers), confirmed)) if answers.len() == changes.len() => {
             let unconfirmed = replicas.and_then(|replicas| too_few(confirmed, replicas, link.server()));
-            let answer = |answer| match answer {
-                Value::ServerError(error) => Err(error::of_call(error.into(), link.server())),
+            let answer = |(answer, change)| match answer {
+                Value::ServerError(error) => Err(error::of_change(error.into(), change, link.server())),
                 value => Ok(Answered { value, unconfirmed: unconfirmed.clone() }),
             };
-            return answers.into_iter().map(answer).collect();
+            return answers.into_iter().zip(&changes).map(answer).collect();
         }
         Ok((odd, _)) => error::odd_reply(&odd, link.server()),
         Err(error) => error,
@@ -188,17 +188,20 @@ impl Client {
         );
         let change = Change::new(keys.clone(), verb, request.nonce).lasting(request.ttl).asking(mode, entry);
         let Answered { value: reply, unconfirmed } = self.answer(change).await?;
+        let odd = || error::odd_reply(&reply, self.link.server());
         if let Some(number) = number(&reply) {
+            if FencingToken::of_grant(number, request.nonce).is_err() {
+                return Err(odd());
+            }
             return Ok(match unconfirmed {
                 None => Answer::Granted(number),
                 Some(error) => Answer::Unconfirmed(error),
             });
         }
-        let odd = || error::odd_reply(&reply, self.link.server());
         let Value::Array(parts) = &reply else { return Err(odd()) };
         let contention = |parts: &[Value]| {
             let waiters = usize::try_from(number_at(parts, 1)?).ok()?;
-            let holders = parts[3..].iter().filter_map(text).filter_map(Seen::holding);
+            let holders = parts.get(3..)?.iter().filter_map(any_text).filter_map(|seen| Seen::holding(&seen));
             Some(Contention::new(holders.map(|seen| seen.holder).collect(), waiters))
         };
         match parts.first().and_then(text) {

@@ -3,10 +3,14 @@
 use redis::{ErrorKind as Theirs, RedisError, ServerErrorKind};
 use ringfence_core::{Error, ErrorKind};
 
+use crate::scripts::Change;
 use crate::tls;
 
 /// What is wrong with a replica.
-pub(crate) const REPLICA: &str = "it is a replica: locks are taken on the primary";
+pub(crate) const REPLICA: &str = "it is a replica: locks are taken on the primary, name that one";
+const KEPT_OUT: &str = "its access rules keep us out: `ringfence doctor` prints the rule that we need";
+const DAMAGED: &str =
+    "what is kept there is not what Ringfence writes: see who else writes there, then delete the key";
 
 /// The error of a call that was on its way when this was said.
 pub(crate) fn of_call(error: RedisError, server: &str) -> Error {
@@ -17,6 +21,11 @@ pub(crate) fn of_call(error: RedisError, server: &str) -> Error {
 
 /// The error of a call that was not sent, because there is no connection.
 pub(crate) fn of_connecting(error: RedisError, server: &str) -> Error {
+    if error.is_connection_dropped() && !error.is_connection_refusal() && !error.is_timeout() {
+        let advice =
+            "it hangs up on us: it may be in protected mode, have no connection left, or speak TLS (rediss:)";
+        return Error::new(ErrorKind::Unavailable, advice).about(server).because(error);
+    }
     explain(error).about(server)
 }
 
@@ -28,6 +37,17 @@ pub(crate) fn of_sentinel(error: RedisError) -> Error {
         return Error::new(ErrorKind::Refused, advice).because(error);
     }
     explain(error)
+}
+
+/// The error of one change of a lock, among others that were made. A change that failed in its middle may be half done.
+pub(crate) fn of_change(error: RedisError, change: &Change, server: &str) -> Error {
+    let error = explain(error).about(server).about(format_args!("lock {:?}", change.lock()));
+    if error.kind() == ErrorKind::Corrupt && !change.asks() { error.with_unknown_effect() } else { error }
+}
+
+/// What is kept under a key is not what the scripts write there.
+pub(crate) fn damaged(server: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, DAMAGED).about(server)
 }
 
 /// A reply that no version of the scripts gives.
@@ -64,34 +84,42 @@ fn explain(error: RedisError) -> Error {
     let says = error.to_string();
     let (kind, advice) = match (error.kind(), code.as_str()) {
         _ if is_of_login(&error) => (ErrorKind::Refused, "it refuses our user or password: check the URL"),
-        (_, "NOPERM") => (
-            ErrorKind::Refused,
-            "its access rules keep us out: `ringfence doctor` prints the rule that we need",
-        ),
+        (_, "NOPERM") => (ErrorKind::Refused, KEPT_OUT),
+        // The same within a script.
+        _ if says.contains("The user executing the script can't") => (ErrorKind::Refused, KEPT_OUT),
         (Theirs::RESP3NotSupported, _) => {
             (ErrorKind::Unsupported, "it is older than Redis 6.2, which is the least we need")
         }
         _ if is_of_replica(&error) => (ErrorKind::Unavailable, REPLICA),
-        (_, "WRONGTYPE") => (
-            ErrorKind::Corrupt,
-            "a key of this lock holds something that is no lock; nothing was changed, look at who writes there",
-        ),
-        (_, "OOM") => (ErrorKind::Full, "it is out of memory"),
+        (_, "WRONGTYPE" | "DAMAGED") => (ErrorKind::Corrupt, DAMAGED),
+        // A script that stumbled over what it found.
+        (_, "ERR") if says.contains("user_script") => (ErrorKind::Corrupt, DAMAGED),
+        (Theirs::Server(ServerErrorKind::BusyLoading), _) => {
+            (ErrorKind::Unavailable, "it is reading its data: try again soon")
+        }
+        (_, "OOM") => (ErrorKind::Full, "it is out of memory: make room, or raise its maxmemory"),
         (_, "MISCONF") => (ErrorKind::Full, "it cannot write to its disk and takes no changes"),
-        (Theirs::Server(ServerErrorKind::ResponseError), _) if says.contains("WRONGTYPE") => (
-            ErrorKind::Corrupt,
-            "a key of this lock holds something that is no lock; nothing was changed, look at who writes there",
-        ),
+        _ if says.contains("DB index") => (ErrorKind::InvalidUrl, "it has no such database: check the URL"),
         (Theirs::Io, _) if error.is_timeout() => (
             ErrorKind::Unavailable,
             "it does not answer in time: it is overloaded or cut off, or the port is not that of a Redis server (by TLS, \
              where the URL says rediss:)",
         ),
-        (Theirs::Io | Theirs::Server(_), _) => (ErrorKind::Unavailable, "it cannot be used right now"),
+        (Theirs::Io, _) => (
+            ErrorKind::Unavailable,
+            "it cannot be reached: see whether it runs, and whether the URL names it",
+        ),
+        (Theirs::Server(_), _) => (ErrorKind::Unavailable, "it cannot be used right now"),
         (Theirs::Parse | Theirs::UnexpectedReturnType, _) => {
             (ErrorKind::Corrupt, "its answer makes no sense: is this a Redis server?")
         }
         _ => (ErrorKind::Unavailable, "it does not do what we ask"),
     };
-    Error::new(kind, advice).because(error)
+    let explained = Error::new(kind, advice);
+    // A message of ours is one line.
+    if says.contains('\n') {
+        explained.because(says.trim_end().replace('\n', ", "))
+    } else {
+        explained.because(error)
+    }
 }

@@ -103,8 +103,12 @@ impl Link {
         }
         Box::pin(async {
             let (_, mut connection) = self.connection().await?;
-            // Whatever is wrong with it, the next call says.
-            let _ = script.load_async(&mut connection).await;
+            if let Err(error) = script.load_async(&mut connection).await
+                && error::is_answer(&error)
+            {
+                return Err(error::of_call(error, &self.shown));
+            }
+            // Whatever else is wrong, the call says.
             self.send(command, then).await?.map_err(|error| error::of_call(error, &self.shown))
         })
         .await

@@ -199,7 +199,12 @@ fn split_port(host: &str, default: u16) -> Result<(String, u16)> {
         None => default,
         Some(port) => match port.parse() {
             Ok(port) if port != 0 => port,
-            _ => return Err(invalid(format!("{port:?} is no port: it is a number from 1 to 65535"))),
+            // It may be a password whose host was forgotten, and is not shown.
+            _ => {
+                return Err(invalid(
+                    "no port follows the colon of the host: it is a number from 1 to 65535".to_owned(),
+                ));
+            }
         },
     };
     let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use redis::Value;
 use ringfence_core::table::Refusal;
 use ringfence_core::{
-    BoxFuture, FencedStore, FencingToken, HANDOVER_BITS, Opened, RECORD_VALUE_MAX, Record, RecordKey, Result,
-    Version,
+    BoxFuture, Error, FencedStore, FencingToken, HANDOVER_BITS, Opened, RECORD_VALUE_MAX, Record, RecordKey,
+    Result, Version,
 };
 
 use crate::backend::RedisBackend;
@@ -13,42 +13,53 @@ use crate::error;
 use crate::scripts::{BYTES, RECORD, by_hash, digits, number, parse_nonce, text};
 
 impl RedisBackend {
-    async fn fenced(
-        &self,
-        verb: &str,
-        key: &RecordKey,
-        token: FencingToken,
-        value: Option<&[u8]>,
-    ) -> Result<Vec<Value>> {
+    /// Calls the record's script, and returns what follows its `ok`.
+    async fn call(&self, verb: &str, key: &RecordKey, fenced: Option<Fenced<'_>>) -> Result<Vec<Value>> {
         let client = &self.client;
         let keys = client.keys.of(key.lock());
+        let value = fenced.and_then(|fenced| fenced.value);
         let mut command = by_hash(&RECORD, 3, 8, BYTES + value.map_or(0, <[u8]>::len));
-        command.arg(keys.lock()).arg(keys.beside()).arg(client.keys.of_record(key));
-        command.arg(verb).arg(digits(token.nonce())).arg(token.grant()).arg(handover(token));
-        command.arg(value);
-        let reply = client.link.call(&RECORD, &command).await?;
+        command.arg(keys.lock()).arg(keys.beside()).arg(client.keys.of_record(key)).arg(verb);
+        if let Some(Fenced { token, .. }) = fenced {
+            command.arg(digits(token.nonce())).arg(token.grant()).arg(handover(token)).arg(value);
+        }
+        let reply = client.link.call(&RECORD, &command).await.map_err(|error| self.about(key, error))?;
         let odd = || error::odd_reply(&reply, client.link.server());
         let Value::Array(parts) = &reply else { return Err(odd()) };
         let other = || parts.get(1).and_then(text).and_then(parse_token);
-        let refusal = match parts.first().and_then(text) {
-            Some("ok") => return Ok(parts[1..].to_vec()),
-            Some("collision") => Refusal::Collision(other().ok_or_else(odd)?),
-            Some("below") => Refusal::BelowMark(other().ok_or_else(odd)?),
-            Some("over") => Refusal::LeaseOver(other()),
-            Some("unopened") => Refusal::NotOpened,
+        let refusal = match (parts.first().and_then(text), fenced) {
+            (Some("ok"), _) => return Ok(parts[1..].to_vec()),
+            (Some("damaged"), _) => return Err(self.damaged(key)),
+            (Some("collision"), Some(_)) => Refusal::Collision(other().ok_or_else(odd)?),
+            (Some("below"), Some(_)) => Refusal::BelowMark(other().ok_or_else(odd)?),
+            (Some("over"), Some(_)) => Refusal::LeaseOver(other()),
+            (Some("unopened"), Some(_)) => Refusal::NotOpened,
             _ => return Err(odd()),
         };
-        Err(refusal.into_error(key, token))
+        Err(refusal.into_error(key, fenced.ok_or_else(odd)?.token))
     }
+
+    fn damaged(&self, key: &RecordKey) -> Error {
+        self.about(key, error::damaged(self.client.link.server()))
+    }
+
+    fn about(&self, key: &RecordKey, error: Error) -> Error {
+        error.about(format_args!("record {:?}", self.client.keys.of_record(key)))
+    }
+}
+
+/// What goes behind the fence.
+#[derive(Clone, Copy)]
+struct Fenced<'a> {
+    token: FencingToken,
+    value: Option<&'a [u8]>,
 }
 
 impl FencedStore for RedisBackend {
     fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>> {
         Box::pin(async move {
-            let found = self.fenced("open", key, token, None).await?;
-            let record = parse_record(&found);
-            let odd = || error::odd_reply(&Value::Array(found.clone()), self.client.link.server());
-            record.ok_or_else(odd)
+            let found = self.call("open", key, Some(Fenced { token, value: None })).await?;
+            parse_record(&found).ok_or_else(|| self.damaged(key))
         })
     }
 
@@ -62,24 +73,15 @@ impl FencedStore for RedisBackend {
             if value.len() > RECORD_VALUE_MAX {
                 return Err(Refusal::ValueTooLarge(value.len()).into_error(key, token));
             }
-            let found = self.fenced("write", key, token, Some(&value)).await?;
-            let version = found.first().and_then(number);
-            let odd = || error::odd_reply(&Value::Array(found.clone()), self.client.link.server());
-            Ok(Version(version.ok_or_else(odd)?))
+            let found = self.call("write", key, Some(Fenced { token, value: Some(&value) })).await?;
+            found.first().and_then(number).map(Version).ok_or_else(|| self.damaged(key))
         })
     }
 
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
         Box::pin(async move {
-            let mut command = redis::cmd("HMGET");
-            command.arg(self.client.keys.of_record(key)).arg("value").arg("version").arg("by");
-            let reply = self.client.link.query(&command).await?;
-            let record = match &reply {
-                Value::Array(found) => parse_record(found),
-                _ => None,
-            };
-            let odd = || error::odd_reply(&reply, self.client.link.server());
-            Ok(record.ok_or_else(odd)?.record)
+            let found = self.call("read", key, None).await?;
+            Ok(parse_record(&found).ok_or_else(|| self.damaged(key))?.record)
         })
     }
 }
@@ -106,4 +108,29 @@ fn parse_token(text: &str) -> Option<FencingToken> {
     let nonce = parse_nonce(parts.next()?)?;
     let (number, handover): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     FencingToken::new(number.checked_mul(1 << HANDOVER_BITS)?.checked_add(handover)?, nonce).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use ringfence_core::Nonce;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_token_comes_back(grant in 0_u64..1 << 55, step in 0_u64..256, nonce in 1..=u64::MAX) {
+            let nonce = Nonce::from_u64(nonce).unwrap();
+            let token = FencingToken::new((grant << HANDOVER_BITS) + step, nonce).unwrap();
+            let text = format!("{}:{}:{}", digits(nonce), token.grant(), handover(token));
+            prop_assert_eq!(parse_token(&text), Some(token));
+        }
+
+        #[test]
+        fn what_is_no_token_is_none(text in "[0-9a-fx]{0,17}:?[0-9+-]{0,21}:?[0-9+-]{0,21}:?") {
+            if let Some(token) = parse_token(&text) {
+                prop_assert!(token.sequence() < 1 << 63);
+            }
+        }
+    }
 }

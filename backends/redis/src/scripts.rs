@@ -31,6 +31,16 @@ impl Change {
         Self { keys, verb, nonce, ttl_ms: 0, asks: None }
     }
 
+    /// The key of its lock.
+    pub(crate) fn lock(&self) -> &str {
+        self.keys.lock()
+    }
+
+    /// Whether it asks for the lock, and so has no effect until it is granted.
+    pub(crate) fn asks(&self) -> bool {
+        self.asks.is_some()
+    }
+
     pub(crate) fn lasting(self, ttl: Ttl) -> Self {
         Self { ttl_ms: ttl.as_millis(), ..self }
     }
@@ -103,6 +113,14 @@ pub(crate) fn text(value: &Value) -> Option<&str> {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
         Value::SimpleString(text) => Some(text),
         _ => None,
+    }
+}
+
+/// What anybody may have written, as text: other clients' values are bytes of any kind.
+pub(crate) fn any_text(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes)),
+        _ => text(value).map(Cow::Borrowed),
     }
 }
 

@@ -60,7 +60,10 @@ local function define_long_way()
   -- A number above every earlier one of this lock: the server's clock, or one more than the last where that went back.
   local function next_number()
     last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
-    last = last < now and now or string.format('%.0f', last + 1)
+    last = last < now and now or string.format('%.0f', (tonumber(last) or 0) + 1)
+    if #last ~= 16 then
+      error({err = 'DAMAGED ' .. base .. 't holds no grant number'})
+    end
     return last
   end
 
@@ -200,6 +203,9 @@ local function define_long_way()
       end
       local entry = string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
       local session, mode, ttl = string.match(entry or '', '^(%x+):([xsp]%d*):(%d+):')
+      if session and not (string.match(mode, '^[xs]$') or string.match(mode, '^p[1-9]')) then
+        session = nil
+      end
       if session and not admits(mode) then
         return
       end
@@ -377,7 +383,9 @@ local function define_long_way()
           table.insert(held, ends[index + 1] - now_ms())
         end
       elseif current ~= '' then
-        local ours = string.match(current, '^%x+[:+]%d+:%x+:x:%d+:')
+        -- What only looks like ours is somebody else's, and known by what it is.
+        local id = string.match(current, '^([%da-f]+)[:+]%d+:%x+:x:%d+:')
+        local ours = id and #id == 16 and string.find(id, '[^0]')
         table.insert(held, ours and current or string.sub(redis.sha1hex(current), 1, 16))
         table.insert(held, call('PTTL', lock))
       end
@@ -417,10 +425,18 @@ for index = 1, #KEYS, 2 do
   end
   local made, answer = pcall(change)
   if not made then
-    -- What failed is one change's affair: the others are answered. The next one of this lock looks at everything.
+    -- What failed is one change's affair: the others are answered.
     local says = type(answer) == 'table' and answer.err or tostring(answer)
     -- The server's own errors begin with a code, where nothing says before it in which line of this script they came.
-    answer = {err = string.match(says, '%u%u%u+ .*') or 'ERR ' .. says}
+    answer = {err = string.match(says, '%u%u%u+ .*') or 'DAMAGED ' .. says}
+    for key, kind in pairs({[''] = 'string', t = 'string', q = 'zset', w = 'hash', h = 'hash', s = 'zset', l = 'zset', x = 'set'}) do
+      key = key == '' and lock or base .. key
+      local found = redis.pcall('TYPE', key).ok
+      if found and found ~= 'none' and found ~= kind then
+        answer = {err = 'DAMAGED ' .. key .. ' is a ' .. found .. ' and no ' .. kind}
+      end
+    end
+    -- The next one of this lock looks at everything.
     last = last or redis.pcall('GET', base .. 't')
     if type(last) == 'string' then
       redis.pcall('SET', base .. 't', string.sub(last, 1, 16) .. '+', 'PX', KEEP_MS)

@@ -1,7 +1,7 @@
 -- A record behind a lock's fence.
 --
 -- KEYS: the lock, the prefix of what stands beside it, the record.
--- ARGV: open or write, then the token: its nonce, its grant number, its hand-over; then the value to write.
+-- ARGV: read; or open or write, then the token: its nonce, its grant number, its hand-over; then the value to write.
 --
 -- The record is a hash: number, handover and nonce are its mark; value, version and by (the token, as text) what was
 -- written.
@@ -14,9 +14,24 @@ local function token(of_nonce, of_number, of_handover)
   return of_nonce .. ':' .. of_number .. ':' .. (of_handover or 0)
 end
 
-local mark = call('HMGET', record, 'nonce', 'number', 'handover')
+-- Nothing, or a mark, or a mark and what was written behind it: anything else is somebody else's.
+local mark = call('HMGET', record, 'nonce', 'number', 'handover', 'version', 'by')
+local marked = mark[1] and tonumber(mark[3]) and tonumber(mark[2])
+local written = tonumber(mark[4] or '') and string.match(mark[5] or '', '^%x+:%d+:%d+$')
+local length = call('HSTRLEN', record, 'value')
+if length > 65536 or not written and (mark[4] or mark[5] or length > 0)
+  or not marked and call('EXISTS', record) == 1 then
+  return {'damaged'}
+end
+local function found()
+  return {'ok', unpack(call('HMGET', record, 'value', 'version', 'by'))}
+end
+if verb == 'read' then
+  return found()
+end
+
 if mark[1] then
-  local marked, step = tonumber(mark[2]), tonumber(mark[3])
+  local step = tonumber(mark[3])
   if marked == number and step == handover and mark[1] ~= nonce then
     return {'collision', token(mark[1], mark[2], mark[3])}
   end
@@ -45,10 +60,11 @@ end
 
 if verb == 'open' then
   call('HSET', record, 'nonce', nonce, 'number', ARGV[3], 'handover', ARGV[4])
-  return {'ok', unpack(call('HMGET', record, 'value', 'version', 'by'))}
+  return found()
 end
 if not mark[1] or tonumber(mark[2]) ~= number or tonumber(mark[3]) ~= handover then
   return {'unopened'}
 end
+local version = call('HINCRBY', record, 'version', 1)
 call('HSET', record, 'value', ARGV[5], 'by', token(nonce, ARGV[3], ARGV[4]))
-return {'ok', call('HINCRBY', record, 'version', 1)}
+return {'ok', version}
