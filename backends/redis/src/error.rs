@@ -56,6 +56,11 @@ fn is_of_login(error: &RedisError) -> bool {
     error.kind() == Theirs::AuthenticationFailed || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
 }
 
+/// What is said without the code of a refusal: by servers up to Redis 7.0 and by those since of a command in a script, and
+/// by the driver of the choice of a database.
+const REFUSALS: [&str; 3] =
+    ["The user executing the script can't", "ACL failure in script", "this user has no permissions to run"];
+
 fn explain(error: RedisError) -> Error {
     if let Some((kind, advice)) = tls::explain(&error) {
         return Error::new(kind, advice).because(error);
@@ -64,9 +69,9 @@ fn explain(error: RedisError) -> Error {
     let says = error.to_string();
     let (kind, advice) = match (error.kind(), code.as_str()) {
         _ if is_of_login(&error) => (ErrorKind::Refused, "it refuses our user or password: check the URL"),
-        (_, "NOPERM") => (
+        (_, code) if code == "NOPERM" || REFUSALS.iter().any(|words| says.contains(words)) => (
             ErrorKind::Refused,
-            "its access rules keep us out: `ringfence doctor` prints the rule that we need",
+            "its access rules keep us out; the rule that we need is in docs/redis.md, and `ringfence doctor` prints it",
         ),
         (Theirs::RESP3NotSupported, _) => {
             (ErrorKind::Unsupported, "it is older than Redis 6.2, which is the least we need")
