@@ -9,13 +9,14 @@ use std::time::Duration;
 use ringfence_core::table::{Answer, Entry, Op, WAITERS_MAX};
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore,
-    Guarantees, HolderDeath, Lease, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page,
-    Records, Release, Renewal, Result, Scope, Tokens, Wait,
+    Finding, Guarantees, HolderDeath, Lease, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce,
+    Page, Records, Release, Renewal, Result, Scope, Tokens, Wait,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::checks;
 use crate::directory::Directory;
 use crate::durable::Durable;
 use crate::log::{Log, News, Position};
@@ -303,6 +304,13 @@ impl Store {
             state.place_checked = now;
         }
         Ok(())
+    }
+
+    /// What would break the promises of this store.
+    fn examine(self: &Arc<Self>) -> Result<Vec<Finding>> {
+        let is_whole = self.durable.check().and_then(|()| self.with_log(|state| state.log.check_place()));
+        let segment = self.state().log.segment().clone();
+        checks::examine(&self.directory, &segment, is_whole)
     }
 
     pub(crate) fn now(&self) -> BootInstant {
@@ -659,6 +667,10 @@ impl Backend for LocalBackend {
             let answer = self.store.with_log(|state| Ok(only(state.log.commit(&[evict])?)))?;
             Ok(if answer == Answer::Held { Eviction::Evicted } else { Eviction::NotHeld })
         })
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(async { self.store.examine() })
     }
 
     fn records(&self) -> &dyn FencedStore {

@@ -35,7 +35,9 @@
 //! - **A dead waiter** whose process was killed is passed over at once, because its connection is gone. One that is stopped
 //!   or cut off costs the next one at most a second: a turn given to a waiter stands for 750 ms until it is renewed.
 
+mod access;
 mod backend;
+mod checks;
 mod error;
 mod keys;
 mod line;

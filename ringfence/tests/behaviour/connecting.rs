@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringfence::{ErrorKind, ListQuery, Locks, RecordKey, guarantees_of, schemes};
+use ringfence::{ErrorKind, ListQuery, Locks, RecordKey, Severity, guarantees_of, schemes};
 
 use crate::stage::{memory, millis, staged};
 
@@ -114,6 +114,15 @@ async fn locks_are_listed_by_prefix() {
     let next = page.next.unwrap();
     let page = locks.list(ListQuery::new("a/").after(next)).await.unwrap();
     assert_eq!(page.items.iter().map(|state| state.name.as_str()).collect::<Vec<_>>(), ["a/2"]);
+}
+
+#[tokio::test]
+async fn what_is_worst_is_said_first() {
+    let (locks, _stage) = staged();
+    let findings = locks.examine().await.unwrap();
+    let about: Vec<_> = findings.iter().map(|finding| finding.about).collect();
+    assert_eq!(about, ["trapdoor", "light", "scenery", "curtain"]);
+    assert_eq!(memory().await.examine().await.unwrap()[0].severity, Severity::Fine);
 }
 
 #[tokio::test]
