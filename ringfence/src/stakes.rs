@@ -22,9 +22,11 @@ impl Stakes {
         }
         let durable: Vec<String> = crate::schemes()
             .into_iter()
-            .filter_map(|scheme| Some((scheme, crate::guarantees_of(scheme).ok()?)))
-            .filter(|(_, other)| other.tokens_are_durable())
-            .map(|(scheme, other)| format!("{scheme}: ({})", other.scope))
+            .filter_map(|scheme| {
+                let url = format!("{scheme}:");
+                let other = crate::guarantees_of(&url).ok()?;
+                other.tokens_are_durable().then(|| format!("{url} ({})", other.scope))
+            })
             .collect();
         let mut instead = if durable.is_empty() {
             "use a backend whose tokens are durable; none is compiled in (the feature `local` is one)"
@@ -56,7 +58,7 @@ mod tests {
     #[test]
     fn a_refusal_says_why_and_what_to_use_instead() {
         for scheme in crate::schemes() {
-            let guarantees = crate::guarantees_of(scheme).unwrap();
+            let guarantees = crate::guarantees_of(&format!("{scheme}:")).unwrap();
             let checked = Stakes::Correctness.check(&format!("{scheme}:here"), &guarantees);
             assert_eq!(checked.is_ok(), guarantees.tokens_are_durable(), "{scheme}");
             let Err(error) = checked else { continue };

@@ -10,7 +10,7 @@ use ringfence_core::table::{Answer, Entry, Op, WAITERS_MAX};
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore,
     Finding, Guarantees, HolderDeath, Lease, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce,
-    Page, Records, Release, Renewal, Result, Scope, Tokens, Wait,
+    Page, RecordGuard, Records, Release, Renewal, Result, Scope, Tokens, Wait,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -49,7 +49,7 @@ pub fn guarantees() -> Guarantees {
 /// Dropping it ends its session: what it still holds is free at once for others, unless a lifeline was given out.
 pub struct LocalBackend {
     pub(crate) store: Arc<Store>,
-    guarantees: Guarantees,
+    pub(crate) guarantees: Guarantees,
 }
 
 impl LocalBackend {
@@ -60,6 +60,17 @@ impl LocalBackend {
     /// newer than this program, [`ErrorKind::Full`] for a full disk.
     pub fn open(directory: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
         Ok(Self { store: Store::open(directory, clock)?, guarantees: guarantees() })
+    }
+
+    /// The same store, which from here on opens records with this guard: with [`RecordGuard::HighWaterMark`] for locks that
+    /// live elsewhere, whose leases this store cannot know.
+    ///
+    /// Whoever opens a record first settles its guard for good, so that no process with another setting weakens it; opening
+    /// it with another one is an error.
+    #[must_use]
+    pub fn with_record_guard(mut self, guard: RecordGuard) -> Self {
+        self.guarantees.record_guard = guard;
+        self
     }
 }
 
@@ -703,6 +714,10 @@ impl fmt::Debug for LocalBackend {
 
 impl fmt::Display for LocalBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "local:{}", self.store.directory.path().display())
+        write!(f, "local:{}", self.store.directory.path().display())?;
+        match self.guarantees.record_guard {
+            RecordGuard::HighWaterMark => f.write_str("?fence=mark"),
+            _ => Ok(()),
+        }
     }
 }

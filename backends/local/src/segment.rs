@@ -14,7 +14,7 @@ use crate::directory::Directory;
 use crate::frame::{self, FRAME};
 
 /// The format of the store, raised with every change that an older program could not read.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// What the header begins with: people who look at the file should see what it is.
 const MAGIC: &str = "ringfence store ";
@@ -243,7 +243,11 @@ fn check_header(found: &[u8], number: u64) -> Result<(), String> {
         .and_then(|number| number.parse().ok());
     Err(match format {
         Some(format) if format > FORMAT => format!(
-            "it has format {format} and this program knows formats up to {FORMAT}; use the newer program that wrote it"
+            "it has format {format} and this program knows format {FORMAT} only; use the newer program that wrote it"
+        ),
+        Some(format) if format < FORMAT => format!(
+            "it has format {format}, and this program knows format {FORMAT} only; use the older program that wrote it, or \
+             another directory"
         ),
         Some(_) => "its header does not agree with its name".to_owned(),
         None => "it has no header of a store".to_owned(),

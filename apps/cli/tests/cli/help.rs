@@ -48,6 +48,8 @@ fn guarantees_are_printed_without_connecting() {
     let [local] = json.as_array().unwrap().as_slice() else { panic!("{json}") };
     assert_eq!((&local["scheme"], &local["guarantees"]["scope"]), (&"local".into(), &"machine".into()));
     assert!(local["claims"].as_array().unwrap().iter().any(|claim| claim["about"] == "Fencing tokens"));
+    let by_mark = store.ringfence(["guarantees", "local:?fence=mark"]).with_code(0).stdout;
+    assert!(by_mark.contains("below the record's mark") && !all.contains(&by_mark), "{by_mark}");
     store.ringfence(["guarantees", "locl:"]).with_code(64).saying("did you mean local:?");
     assert!(!store.path("store").exists());
 }
