@@ -1,13 +1,13 @@
 //! Which tests show a promise: what GUARANTEES.md says in its last column.
 
-/// The ways to one Redis server.
-const REDIS: &[&str] = &["redis", "redis+unix", "rediss"];
+/// The ways to a Redis server.
+const REDIS: &[&str] = &["redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// Where a killed holder's lease is free at its TTL.
-const IN_MEMORY: &[&str] = &["memory", "redis", "redis+unix", "rediss"];
+const IN_MEMORY: &[&str] = &["memory", "redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// Every backend.
-const ALL: &[&str] = &["memory", "local", "redis", "redis+unix", "rediss"];
+const ALL: &[&str] = &["memory", "local", "redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// What a promise is about, of which schemes (or of which URLs that ask for others), and tests that would fail without it. A
 /// promise may have several lines.
