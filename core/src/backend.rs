@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::fenced_store::FencedStore;
+use crate::finding::Finding;
 use crate::guarantees::Guarantees;
 use crate::lease::{Attempt, Eviction, LeaseKey, ListQuery, LockState, Page, Release, Renewal};
 use crate::name::LockName;
@@ -98,6 +99,16 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
     /// - The evicted holder's next renewal is `Lost`, and the next in line is granted. `[eviction_frees_the_name]`
     /// - Evicting somebody who does not hold the name says `NotHeld`. `[eviction_names_a_holder]`
     fn evict<'a>(&'a self, name: &'a LockName, holder: Nonce) -> BoxFuture<'a, Result<Eviction>>;
+
+    /// Looks for what would break the guarantees here: a setting of the server, its version, its clock, the place of a
+    /// store. For `ringfence doctor` and for alarms; it may take a few seconds. One finding for each thing it looked at,
+    /// at least one.
+    ///
+    /// What it is not allowed to look at is a finding. It errors only where the service cannot be asked at all.
+    ///
+    /// # Behaviour
+    /// - Leases, places in line and records stay as they are. `[examination_changes_nothing]`
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>>;
 
     /// The records that live beside the locks, each behind its lock's fence.
     fn records(&self) -> &dyn FencedStore;

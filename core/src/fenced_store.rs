@@ -16,7 +16,8 @@ const FIELD_MAX: usize = 64;
 
 /// Names a record: the lock that guards it, and a field.
 ///
-/// A record is guarded by that lock and by no other: a token of another lock is refused.
+/// A record is guarded by that lock and by no other. A store that keeps the lock as well refuses the tokens of others
+/// ([`RecordGuard::LiveLease`](crate::RecordGuard::LiveLease)); one that checks the mark alone takes the caller's word.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RecordKey {
     lock: LockName,
@@ -110,7 +111,8 @@ pub trait FencedStore: Send + Sync {
     /// - A lower token than the mark is refused with [`ErrorKind::Stale`]. `[records_refuse_a_stale_open]`
     /// - An equal sequence with another nonce is refused with [`ErrorKind::TokenCollision`].
     ///   `[records_refuse_a_collision]`
-    /// - A token of another lock is refused. `[records_refuse_a_token_of_another_lock]`
+    /// - Where `Guarantees::record_guard` says so, a token of another lock is refused.
+    ///   `[records_refuse_a_token_of_another_lock]`
     fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>>;
 
     /// Replaces the value, durably, and counts the write.

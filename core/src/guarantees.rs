@@ -1,6 +1,6 @@
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::request::Ttl;
 
@@ -324,13 +324,13 @@ impl fmt::Display for Records {
 }
 
 /// What a record's fence checks. May grow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RecordGuard {
     /// The high-water mark, and that the token's lease is alive: lock and record live in one store.
     LiveLease,
-    /// The high-water mark.
+    /// The high-water mark alone: the lock may live anywhere.
     HighWaterMark,
 }
 
@@ -341,7 +341,11 @@ impl fmt::Display for RecordGuard {
                 "refuses every token but those of leases that live at the moment of the write, and of these every \
                  one below the record's mark; holds under pauses, kills and expiry"
             }
-            Self::HighWaterMark => "refuses every token below the record's mark",
+            Self::HighWaterMark => {
+                "refuses every token below the record's mark, and another one with the mark's sequence: a stale holder's \
+                 writes from the moment at which the next holder has opened the record, not before; holds as long as \
+                 the lock's own tokens rise"
+            }
         })
     }
 }

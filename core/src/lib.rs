@@ -13,6 +13,7 @@ mod clock;
 mod coalescer;
 mod error;
 mod fenced_store;
+mod finding;
 mod guarantees;
 mod holder;
 mod lease;
@@ -28,6 +29,7 @@ pub use clock::{BootInstant, Clock, SystemClock};
 pub use coalescer::Coalescer;
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
 pub use fenced_store::{FencedStore, Opened, RECORD_VALUE_MAX, Record, RecordKey, Version};
+pub use finding::{Finding, Severity};
 pub use guarantees::{
     Claim, Guarantees, HolderDeath, LeaseClock, Queue, Quorum, RecordGuard, Records, Scope, Tokens, WakeUp,
 };

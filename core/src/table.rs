@@ -15,7 +15,8 @@
 //! - A lease that was not renewed ends when somebody looks at its name at or after its deadline.
 //! - A grant to one who waits is an *offer*: it must be claimed (renewed) within [`CLAIM_WINDOW`], so that a waiter that
 //!   is paused when its turn comes costs the next one a second and not a TTL.
-//! - A record takes a token only while the token's lease lives, and never one below its mark.
+//! - A record takes no token below its mark, and none but those of living leases unless it was first opened for a lock that
+//!   lives elsewhere.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -27,6 +28,7 @@ use slab::Slab;
 use crate::clock::BootInstant;
 use crate::error::{Error, ErrorKind};
 use crate::fenced_store::{RECORD_VALUE_MAX, Record, RecordKey, Version};
+use crate::guarantees::RecordGuard;
 use crate::holder::HolderInfo;
 use crate::lease::{Contention, HolderState, ListQuery, LockState, PAGE_MAX, Page, WaiterState};
 use crate::mode::Mode;
@@ -116,6 +118,8 @@ pub enum Op {
         key: RecordKey,
         /// By which right.
         token: FencingToken,
+        /// What its fence is expected to check; the first opening of a record decides.
+        guard: RecordGuard,
         /// When.
         at: BootInstant,
     },
@@ -193,6 +197,8 @@ pub enum Refusal {
     LeaseOver(Option<FencingToken>),
     /// Another holder has the same sequence.
     Collision(FencingToken),
+    /// The record was first opened with this guard, which is not the one that is asked for.
+    OtherGuard(RecordGuard),
     /// The token did not open the record.
     NotOpened,
     /// The value is too large.
@@ -238,6 +244,13 @@ impl Refusal {
                 format!(
                     "token {token} has the sequence of {other}: two holders were given one number, so a lock \
                      service has lost its memory; stop both holders and look at the service"
+                ),
+            ),
+            Self::OtherGuard(guard) => (
+                ErrorKind::InvalidRequest,
+                format!(
+                    "it {guard}; that is settled for good by whoever opens a record first: open it through a store with \
+                     this guard, or name another record"
                 ),
             ),
             Self::NotOpened => (
@@ -358,6 +371,7 @@ struct Line {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct StoredRecord {
+    guard: RecordGuard,
     mark: FencingToken,
     written: Option<(Bytes, Version, FencingToken)>,
 }
@@ -442,7 +456,7 @@ impl Table {
                 }
                 Answer::Done
             }
-            Op::Open { key, token, at } => self.open_record(key, token, at, &mut effects),
+            Op::Open { key, token, guard, at } => self.open_record(key, token, guard, at, &mut effects),
             Op::Write { key, token, value, at } => self.write_record(&key, token, value, at, &mut effects),
         };
         (answer, effects)
@@ -764,14 +778,20 @@ impl Table {
         &mut self,
         key: RecordKey,
         token: FencingToken,
+        guard: RecordGuard,
         at: BootInstant,
         effects: &mut Effects,
     ) -> Answer {
         self.settle_name(key.lock(), at, effects);
-        if let Err(refusal) = self.check_token(&key, token) {
+        if let Some(record) = self.records.get(&key)
+            && record.guard != guard
+        {
+            return Answer::Refused(Refusal::OtherGuard(record.guard));
+        }
+        if let Err(refusal) = self.check_token(&key, token, guard) {
             return Answer::Refused(refusal);
         }
-        self.records.entry(key).or_insert(StoredRecord { mark: token, written: None }).mark = token;
+        self.records.entry(key).or_insert(StoredRecord { guard, mark: token, written: None }).mark = token;
         Answer::Opened
     }
 
@@ -784,7 +804,10 @@ impl Table {
         effects: &mut Effects,
     ) -> Answer {
         self.settle_name(key.lock(), at, effects);
-        if let Err(refusal) = self.check_token(key, token) {
+        let Some(StoredRecord { guard, .. }) = self.records.get(key) else {
+            return Answer::Refused(Refusal::NotOpened);
+        };
+        if let Err(refusal) = self.check_token(key, token, *guard) {
             return Answer::Refused(refusal);
         }
         if value.len() > RECORD_VALUE_MAX {
@@ -805,8 +828,8 @@ impl Table {
         Answer::Written(version)
     }
 
-    /// The fence: first the mark, then the life of the lease.
-    fn check_token(&self, key: &RecordKey, token: FencingToken) -> Result<(), Refusal> {
+    /// The fence: first the mark, then the life of the lease, where it is a lease of this table.
+    fn check_token(&self, key: &RecordKey, token: FencingToken, guard: RecordGuard) -> Result<(), Refusal> {
         if let Some(record) = self.records.get(key) {
             if record.mark.sequence() == token.sequence() && record.mark.nonce() != token.nonce() {
                 return Err(Refusal::Collision(record.mark));
@@ -814,6 +837,9 @@ impl Table {
             if token.sequence() < record.mark.sequence() {
                 return Err(Refusal::BelowMark(record.mark));
             }
+        }
+        if guard == RecordGuard::HighWaterMark {
+            return Ok(());
         }
         let grants = self.line(key.lock()).map_or(&[][..], |line| &line.grants);
         if grants.iter().any(|grant| grant.number == token.grant() && grant.nonce == token.nonce()) {

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use ringfence_core::table::{Answer, CLAIM_WINDOW, Effects, Entry, Op, Refusal, Seat, Table};
-use ringfence_core::{BootInstant, FencingToken, HolderInfo, LockName, Mode, Nonce, RecordKey, Ttl};
+use ringfence_core::{
+    BootInstant, FencingToken, HolderInfo, LockName, Mode, Nonce, RecordGuard, RecordKey, Ttl, Version,
+};
 
 const TTL: Duration = Duration::from_secs(10);
 
@@ -158,7 +160,8 @@ proptest! {
                     let token = FencingToken::of_grant(number, pick(&attempt)).unwrap();
                     for lock in 0..2 {
                         let key = RecordKey::of(name(lock));
-                        let (opened, _) = table.apply(Op::Open { key: key.clone(), token, at });
+                        let guard = RecordGuard::LiveLease;
+                        let (opened, _) = table.apply(Op::Open { key: key.clone(), token, guard, at });
                         let value = Bytes::from_static(b"value");
                         let (written, _) = table.apply(Op::Write { key: key.clone(), token, value, at });
                         prop_assert_eq!(opened == Answer::Opened, matches!(written, Answer::Written(_)));
@@ -299,8 +302,50 @@ fn equal_sequences_of_two_holders_are_a_collision_in_both_directions() {
     let token = table.grant(nonce(0)).unwrap().token();
     let twin = FencingToken::new(token.sequence(), nonce(7)).unwrap();
     let key = RecordKey::of(name(0));
-    let open = |token| Op::Open { key: key.clone(), token, at: instant(0) };
+    let guard = RecordGuard::LiveLease;
+    let open = |token| Op::Open { key: key.clone(), token, guard, at: instant(0) };
     assert_eq!(table.apply(open(twin)).0, Answer::Refused(Refusal::Collision(token)));
     assert_eq!(table.apply(open(token)).0, Answer::Opened);
     assert_eq!(table.apply(open(twin)).0, Answer::Refused(Refusal::Collision(token)));
+}
+
+/// The record of a lock that lives elsewhere: no lease of this table has anything to do with it.
+#[test]
+fn a_record_for_a_lock_elsewhere_checks_its_mark_and_no_lease() {
+    const GUARDS: [RecordGuard; 2] = [RecordGuard::HighWaterMark, RecordGuard::LiveLease];
+    let mut table = table();
+    let at = instant(0);
+    let token = |sequence, holder| FencingToken::new(sequence, nonce(holder)).unwrap();
+    let (low, twin, mark, high) = (token(6, 1), token(7, 1), token(7, 2), token(8, 3));
+    let key = RecordKey::of(name(0));
+    let open =
+        |table: &mut Table, token, guard| table.apply(Op::Open { key: key.clone(), token, guard, at }).0;
+    let write = |table: &mut Table, token| {
+        table.apply(Op::Write { key: key.clone(), token, value: Bytes::from_static(b"value"), at }).0
+    };
+    let below = |mark| Answer::Refused(Refusal::BelowMark(mark));
+    let collides = |mark| Answer::Refused(Refusal::Collision(mark));
+
+    assert_eq!(write(&mut table, mark), Answer::Refused(Refusal::NotOpened));
+    assert_eq!(open(&mut table, mark, GUARDS[0]), Answer::Opened);
+    // What is settled stays so through a reopening, and nobody's setting weakens or strengthens it.
+    let mut table: Table = table.pieces().collect();
+    for (token, refused) in [(low, below(mark)), (twin, collides(mark))] {
+        assert_eq!(open(&mut table, token, GUARDS[0]), refused);
+        assert_eq!(write(&mut table, token), refused);
+    }
+    assert_eq!(write(&mut table, high), Answer::Refused(Refusal::NotOpened));
+    assert_eq!(open(&mut table, high, GUARDS[1]), Answer::Refused(Refusal::OtherGuard(GUARDS[0])));
+    assert_eq!(write(&mut table, mark), Answer::Written(Version(1)));
+    assert_eq!(open(&mut table, high, GUARDS[0]), Answer::Opened);
+    assert_eq!(write(&mut table, mark), below(high));
+    assert_eq!(write(&mut table, high), Answer::Written(Version(2)));
+
+    // The other way round.
+    table.apply(Op::Enter(entry(1, Mode::Exclusive, true, 0, 0, 0)));
+    let held = table.grant(nonce(0)).unwrap().token();
+    let key = RecordKey::of(name(1));
+    let mut open = |guard| table.apply(Op::Open { key: key.clone(), token: held, guard, at }).0;
+    assert_eq!(open(GUARDS[1]), Answer::Opened);
+    assert_eq!(open(GUARDS[0]), Answer::Refused(Refusal::OtherGuard(GUARDS[1])));
 }

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "local")]
+use ringfence_core::RecordGuard;
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Clock, Error, ErrorKind, Guarantees, Result, nearest};
 use ringfence_memory::MemoryBackend;
 
 /// One kind of backend that is compiled in.
 struct Scheme {
     name: &'static str,
-    guarantees: fn() -> Guarantees,
+    /// What is promised under a URL, which says what is asked for.
+    guarantees: fn(&BackendUrl) -> Result<Guarantees>,
     /// The backend's own parameters, beside those of the hall.
     params: &'static [&'static str],
     open: fn(BackendUrl, Arc<dyn Clock>) -> Opening,
@@ -21,13 +24,13 @@ const SCHEMES: &[Scheme] = &[
     #[cfg(feature = "local")]
     Scheme {
         name: "local",
-        guarantees: ringfence_local::guarantees,
-        params: &[],
+        guarantees: guarantees_of_local,
+        params: &["fence"],
         open: |url, clock| Box::pin(async move { open_local(&url, clock) }),
     },
     Scheme {
         name: "memory",
-        guarantees: ringfence_memory::guarantees,
+        guarantees: |_| Ok(ringfence_memory::guarantees()),
         params: &[],
         open: |url, clock| Box::pin(async move { open_memory(&url, clock) }),
     },
@@ -44,7 +47,7 @@ const SCHEMES: &[Scheme] = &[
 #[cfg(feature = "redis")]
 const REDIS: Scheme = Scheme {
     name: "",
-    guarantees: ringfence_redis::guarantees,
+    guarantees: |_| Ok(ringfence_redis::guarantees()),
     params: ringfence_redis::PARAMS,
     open: |url, clock| {
         Box::pin(async move { Ok(Arc::new(ringfence_redis::RedisBackend::connect(&url, clock).await?) as _) })
@@ -59,22 +62,29 @@ pub fn schemes() -> Vec<&'static str> {
     SCHEMES.iter().map(|scheme| scheme.name).collect()
 }
 
-/// What the backend of a scheme promises, without connecting to one. Errors with [`ErrorKind::InvalidUrl`] for a scheme that
-/// is not compiled in.
+/// What the backend of a URL promises, without connecting to one. Errors with [`ErrorKind::InvalidUrl`] for a scheme that is
+/// not compiled in and for parameters that it does not know.
 ///
 /// ```
-/// assert!(!ringfence::guarantees_of("memory")?.tokens_are_durable());
+/// assert!(!ringfence::guarantees_of("memory:")?.tokens_are_durable());
 /// # Ok::<(), ringfence::Error>(())
 /// ```
-pub fn guarantees_of(scheme: &str) -> Result<Guarantees> {
-    Ok((find(scheme)?.guarantees)())
+pub fn guarantees_of(url: &str) -> Result<Guarantees> {
+    let url = BackendUrl::parse(url)?;
+    (known(&url)?.guarantees)(&url)
 }
 
 /// Opens the backend of a URL, whose parameters have to be its own or the hall's.
 pub(crate) async fn open(url: BackendUrl, clock: Arc<dyn Clock>) -> Result<Arc<dyn Backend>> {
+    let scheme = known(&url)?;
+    (scheme.open)(url, clock).await
+}
+
+/// The scheme of a URL, which has to be one of ours, with parameters of its own or of the hall.
+fn known(url: &BackendUrl) -> Result<&'static Scheme> {
     let scheme = find(url.scheme())?;
     url.check_params(&[scheme.params, &HALL_PARAMS].concat())?;
-    (scheme.open)(url, clock).await
+    Ok(scheme)
 }
 
 fn find(name: &str) -> Result<&'static Scheme> {
@@ -113,7 +123,27 @@ fn open_local(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Arc<dyn Backend
             ));
         }
     };
-    Ok(Arc::new(ringfence_local::LocalBackend::open(&directory, clock)?))
+    let guard = guarantees_of_local(url)?.record_guard;
+    Ok(Arc::new(ringfence_local::LocalBackend::open(&directory, clock)?.with_record_guard(guard)))
+}
+
+#[cfg(feature = "local")]
+fn guarantees_of_local(url: &BackendUrl) -> Result<Guarantees> {
+    let mut guarantees = ringfence_local::guarantees();
+    guarantees.record_guard = match url.param("fence") {
+        None | Some("lease") => RecordGuard::LiveLease,
+        Some("mark") => RecordGuard::HighWaterMark,
+        Some(other) => {
+            let guess = nearest(other, &["lease", "mark"])
+                .map(|near| format!(", did you mean {near:?}?"))
+                .unwrap_or_default();
+            return Err(Error::new(
+                ErrorKind::InvalidUrl,
+                format!("fence={other:?} is neither \"lease\" nor \"mark\"{guess}"),
+            ));
+        }
+    };
+    Ok(guarantees)
 }
 
 fn refuse_host(url: &BackendUrl) -> Result<()> {

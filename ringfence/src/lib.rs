@@ -28,6 +28,7 @@
 //! - [`LockRequest::run`] runs a piece of work under a lock and cancels it before the lease can be lost.
 //! - [`Locks::all`] takes several locks at once; [`Locks::holder`] is for re-entry.
 //! - [`RecordHandle`] is a small value behind a fence.
+//! - [`Locks::examine`] looks for what would break these promises on the server at hand.
 //! - [`Guarantees`] is what a backend promises, under which faults; [`Stakes`] refuses a backend that promises too little.
 //!
 //! # What runs in the background
@@ -98,11 +99,12 @@ pub use crate::{
 #[doc(no_inline)]
 pub use ringfence_core::{
     Abandoned, Abandoner, AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Claim, Clock,
-    Contention, Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Guarantees, HolderDeath,
-    HolderInfo, HolderState, LABEL_MAX, Lease, LeaseClock, LeaseKey, ListQuery, LockName, LockState,
-    LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX, Page, Queue, Quorum,
-    RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release, Renewal, Result, Retry, Scope,
-    SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment, nearest, parse_duration,
+    Contention, Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees,
+    HolderDeath, HolderInfo, HolderState, LABEL_MAX, Lease, LeaseClock, LeaseKey, ListQuery, LockName,
+    LockState, LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX, Page, Queue,
+    Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release, Renewal, Result, Retry,
+    Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment, nearest,
+    parse_duration,
 };
 
 /// The README's example is a test.

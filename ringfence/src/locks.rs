@@ -1,12 +1,13 @@
+use std::cmp::Reverse;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    Backend, BackendUrl, Clock, Error, ErrorKind, Eviction, FencedStore, Guarantees, HolderInfo, LABEL_MAX,
-    LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page, RecordKey, Result, SystemClock, Ttl,
-    parse_duration,
+    Backend, BackendUrl, Clock, Error, ErrorKind, Eviction, FencedStore, Finding, Guarantees, HolderInfo,
+    LABEL_MAX, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page, RecordKey, Result,
+    SystemClock, Ttl, parse_duration,
 };
 use tokio::runtime::Handle;
 
@@ -143,6 +144,27 @@ impl Locks {
         nonce: Nonce,
     ) -> Result<Eviction> {
         self.hall.backend.evict(&name.try_into()?, nonce).await
+    }
+
+    /// Looks for what would break the promises of this backend here: a setting of its server, its clock, the place of a
+    /// store. The worst comes first; [`Severity::Problem`](crate::Severity::Problem) is what to alarm on. What
+    /// `ringfence doctor` prints; each backend's page says what it looks at.
+    ///
+    /// It changes nothing, takes several round trips and up to a few seconds, and errors only where the backend cannot
+    /// be asked at all.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> ringfence::Result<()> {
+    /// # let locks = ringfence::Locks::connect("memory:").await?;
+    /// for finding in locks.examine().await? {
+    ///     println!("{}: {}: {}", finding.severity, finding.about, finding.what);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn examine(&self) -> Result<Vec<Finding>> {
+        let mut findings = self.hall.backend.examine().await?;
+        findings.sort_by_key(|finding| Reverse(finding.severity));
+        Ok(findings)
     }
 
     /// A descriptor for a child process to inherit: while a process has it open, the leases of this one end with their TTL

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use ringfence_core::{Error, ErrorKind, Guarantees, Result};
+use ringfence_core::{Error, ErrorKind, Guarantees, RecordGuard, Result};
 
 /// What a double run costs: whether the lock is there for efficiency or for correctness.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -22,15 +22,24 @@ impl Stakes {
         }
         let durable: Vec<String> = crate::schemes()
             .into_iter()
-            .filter(|scheme| crate::guarantees_of(scheme).is_ok_and(|other| other.tokens_are_durable()))
-            .map(|scheme| format!("{scheme}:"))
+            .filter_map(|scheme| {
+                let url = format!("{scheme}:");
+                let other = crate::guarantees_of(&url).ok()?;
+                other.tokens_are_durable().then(|| format!("{url} ({})", other.scope))
+            })
             .collect();
-        let instead = if durable.is_empty() {
+        let mut instead = if durable.is_empty() {
             "use a backend whose tokens are durable; none is compiled in (the feature `local` is one)"
                 .to_owned()
         } else {
             format!("use a backend whose tokens are durable: {}", durable.join(", "))
         };
+        if guarantees.record_guard == RecordGuard::LiveLease {
+            instead.push_str(
+                "; or, with stakes of efficiency, keep what the lock guards in its record, which takes a write only while \
+                 the writer's lease lives",
+            );
+        }
         Err(Error::new(
             ErrorKind::Unsupported,
             format!(
@@ -39,5 +48,27 @@ impl Stakes {
                 guarantees.tokens
             ),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_why_and_what_to_use_instead() {
+        for scheme in crate::schemes() {
+            let guarantees = crate::guarantees_of(&format!("{scheme}:")).unwrap();
+            let checked = Stakes::Correctness.check(&format!("{scheme}:here"), &guarantees);
+            assert_eq!(checked.is_ok(), guarantees.tokens_are_durable(), "{scheme}");
+            let Err(error) = checked else { continue };
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            let said = error.to_string();
+            assert!(said.starts_with(&format!("{scheme}:here is not for stakes of correctness")), "{said}");
+            assert!(said.contains(&guarantees.tokens.to_string()), "{said}");
+            assert!(said.contains("while the writer's lease lives"), "{said}");
+            #[cfg(feature = "local")]
+            assert!(said.contains("local: (the processes of one machine)"), "{said}");
+        }
     }
 }

@@ -9,5 +9,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result {
-    run_command(cargo().args(["run", "--release", "-p", "ringfence-bench", "--features", "peers", "--"]).args(&args.arguments))
+    run_command(
+        cargo()
+            .args(["run", "--release", "-p", "ringfence-bench", "--features", "peers", "--"])
+            .args(&args.arguments),
+    )
 }

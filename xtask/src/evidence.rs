@@ -1,6 +1,6 @@
 //! Which tests show a promise: what GUARANTEES.md says in its last column.
 
-/// The ways to one Redis server.
+/// The ways to a Redis server.
 const REDIS: &[&str] = &["redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// Where a killed holder's lease is free at its TTL.
@@ -9,7 +9,8 @@ const IN_MEMORY: &[&str] = &["memory", "redis", "redis+sentinel", "redis+unix", 
 /// Every backend.
 const ALL: &[&str] = &["memory", "local", "redis", "redis+sentinel", "redis+unix", "rediss"];
 
-/// What a promise is about, of which schemes, and tests that would fail without it. A promise may have several lines.
+/// What a promise is about, of which schemes (or of which URLs that ask for others), and tests that would fail without it. A
+/// promise may have several lines.
 ///
 /// Of the conformance suite only those cases count that apply to the backend: `cargo xtask test` prints the others as *not
 /// applicable*.
@@ -146,6 +147,19 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "records_refuse_a_collision",
             "records_refuse_a_token_of_another_lock",
             "records_refuse_the_token_of_a_lease_that_ended",
+        ],
+    ),
+    (
+        "The records' fence",
+        &["local:?fence=mark"],
+        &[
+            "a_record_here_refuses_who_held_a_lock_elsewhere_once_the_next_holder_has_opened_it",
+            "a_record_for_a_lock_elsewhere_keeps_its_mark_and_its_guard",
+            "a_record_for_a_lock_elsewhere_checks_its_mark_and_no_lease",
+            "records_refuse_a_stale_open",
+            "records_refuse_a_stale_write",
+            "records_refuse_an_unopened_write",
+            "records_refuse_a_collision",
         ],
     ),
     ("The records' fence", &["local"], &["stops_at_random_stall_nobody_and_no_late_write_is_taken"]),

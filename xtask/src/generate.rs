@@ -1,7 +1,7 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use ringfence::Guarantees;
+use ringfence::{Claim, Guarantees};
 
 use crate::command::{Result, root};
 use crate::evidence::EVIDENCE;
@@ -16,6 +16,9 @@ pub(crate) struct Args {
 
 const BEGIN: &str = "<!-- guarantees:begin -->\n";
 const END: &str = "<!-- guarantees:end -->\n";
+
+/// URLs that ask for other promises than their scheme's.
+const VARIANTS: [(&str, &str); 1] = [("local", "local:?fence=mark")];
 
 /// What stands in the README's table: what decides which backend to take.
 const README_COLUMNS: [&str; 4] = ["Who can contend", "Fencing tokens", "A killed holder", "Records"];
@@ -43,7 +46,7 @@ pub(crate) fn run(args: Args) -> Result {
 /// Every backend that is compiled in, by scheme, with what it promises.
 fn backends() -> Result<Vec<(&'static str, Guarantees)>> {
     let schemes = ringfence::schemes().into_iter();
-    schemes.map(|scheme| Ok((scheme, ringfence::guarantees_of(scheme)?))).collect()
+    schemes.map(|scheme| Ok((scheme, ringfence::guarantees_of(&format!("{scheme}:"))?))).collect()
 }
 
 /// The README with this table between the two marks.
@@ -75,25 +78,36 @@ fn guarantees(backends: &[(&str, Guarantees)]) -> Result<String> {
     let mut text = PREFACE.to_owned();
     for (scheme, guarantees) in backends {
         writeln!(text, "\n## `{scheme}:`\n\n{}\n", stakes(guarantees))?;
-        writeln!(text, "| What | Promise | Shown by |\n|---|---|---|")?;
-        for claim in guarantees.claims() {
-            let tests = tests_of(scheme, claim.about);
-            if tests.is_empty() {
-                return Err(format!(
-                    "no test shows what {scheme}: promises about {:?}: name one in xtask/src/evidence.rs",
-                    claim.about
-                )
-                .into());
-            }
-            writeln!(text, "| {} | {} | `{}` |", claim.about, claim.promise, tests.join("`, `"))?;
+        write_claims(&mut text, scheme, &guarantees.claims())?;
+        for (_, url) in VARIANTS.iter().filter(|(of, _)| of == scheme) {
+            let mut claims = ringfence::guarantees_of(url)?.claims();
+            claims.retain(|claim| !guarantees.claims().contains(claim));
+            writeln!(text, "\n## `{url}`\n\nAs `{scheme}:`, but for:\n")?;
+            write_claims(&mut text, url, &claims)?;
         }
     }
     Ok(text)
 }
 
-/// The tests that show what a backend promises about something.
-fn tests_of(scheme: &str, about: &str) -> Vec<&'static str> {
-    let rows = EVIDENCE.iter().filter(|(what, schemes, _)| *what == about && schemes.contains(&scheme));
+/// One row for each promise of a scheme, or of a URL that asks for others.
+fn write_claims(text: &mut String, of: &str, claims: &[Claim]) -> Result {
+    writeln!(text, "| What | Promise | Shown by |\n|---|---|---|")?;
+    for Claim { about, promise, .. } in claims {
+        let tests = tests_of(of, about);
+        if tests.is_empty() {
+            return Err(format!(
+                "no test shows what {of} promises about {about:?}: name one in xtask/src/evidence.rs"
+            )
+            .into());
+        }
+        writeln!(text, "| {about} | {promise} | `{}` |", tests.join("`, `"))?;
+    }
+    Ok(())
+}
+
+/// The tests that show what a scheme, or a URL, promises about something.
+fn tests_of(of: &str, about: &str) -> Vec<&'static str> {
+    let rows = EVIDENCE.iter().filter(|(what, whose, _)| *what == about && whose.contains(&of));
     rows.flat_map(|(_, _, tests)| *tests).copied().collect()
 }
 
@@ -162,10 +176,11 @@ mod tests {
     fn every_line_of_evidence_is_about_a_promise() {
         let backends = backends().unwrap();
         for (about, schemes, _) in EVIDENCE {
-            for scheme in *schemes {
-                let backend = backends.iter().find(|(known, _)| known == scheme);
-                let (_, guarantees) = backend.unwrap_or_else(|| panic!("there is no backend {scheme}:"));
-                assert!(guarantees.claims().iter().any(|claim| claim.about == *about), "{scheme}: {about}");
+            for of in *schemes {
+                let scheme = VARIANTS.iter().find(|(_, url)| url == of).map_or(*of, |(scheme, _)| scheme);
+                let backend = backends.iter().find(|(known, _)| *known == scheme);
+                let (_, guarantees) = backend.unwrap_or_else(|| panic!("there is no backend {of}:"));
+                assert!(guarantees.claims().iter().any(|claim| claim.about == *about), "{of}: {about}");
             }
         }
     }

@@ -26,7 +26,7 @@ pub(crate) struct Cli {
 /// What every verb takes, before it and after it.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Which locks: local:, local:/some/dir, memory: …  [env: RINGFENCE_URL] [default: local:]
+    /// Which locks: local:, local:/some/dir, redis://host …  [env: RINGFENCE_URL] [default: local:]
     #[arg(long, global = true, value_name = "URL", display_order = 900)]
     pub(crate) url: Option<String>,
     /// Print JSON, error messages included
@@ -43,6 +43,7 @@ pub(crate) enum Verb {
     Evict(EvictArgs),
     #[command(subcommand)]
     Record(RecordVerb),
+    Doctor(DoctorArgs),
     Guarantees(GuaranteesArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
@@ -236,6 +237,18 @@ pub(crate) struct RecordKeyArgs {
     pub(crate) field: String,
     /// The lock that guards it
     pub(crate) name: String,
+}
+
+/// Look for what would break a backend's promises here
+///
+/// Prints what it looked at and what it found, the worst first, each with what to do about it: a server that evicts keys
+/// or forgets them in a restart, a clock that was set, rights that are missing, a disk that is full. It changes nothing.
+/// Exits with 78 if there is a problem; warnings leave it at 0.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// The backend of this URL, instead of --url and RINGFENCE_URL
+    #[arg(value_name = "URL", id = "of")]
+    pub(crate) of: Option<String>,
 }
 
 /// Print what each backend promises, and under which faults

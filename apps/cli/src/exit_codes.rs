@@ -18,6 +18,8 @@ pub(crate) const IO: u8 = 74;
 pub(crate) const BUSY: u8 = 75;
 /// A fence refused the token, and nothing was written.
 pub(crate) const STALE: u8 = 77;
+/// `doctor` found a problem.
+pub(crate) const PROBLEM: u8 = 78;
 /// The lease was lost while it was held.
 pub(crate) const LOST: u8 = 123;
 /// The wait ended before the lock was free.
@@ -40,6 +42,7 @@ Exit codes:
   74       standard input, standard output or the operating system failed
   75       somebody else has the lock (-n)
   77       a stale token was refused, nothing was written
+  78       `doctor`: there is a problem
   123      the lease was lost
   124      waited too long (-w)
   126 127  the command cannot be run, is not there

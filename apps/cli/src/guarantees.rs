@@ -7,27 +7,26 @@ use crate::failure::Failure;
 use crate::print;
 
 #[derive(Serialize)]
-struct Promises<'a> {
-    scheme: &'a str,
-    guarantees: &'a Guarantees,
+struct Promises {
+    scheme: String,
+    guarantees: Guarantees,
     claims: Vec<Claim>,
 }
 
 /// Prints what backends promise, without connecting to any.
 pub(crate) fn run(args: &GuaranteesArgs, global: &Global) -> Result<u8, Failure> {
-    let url = args.of.as_deref().or(global.url.as_deref()).map(BackendUrl::parse).transpose()?;
-    let schemes = match &url {
-        Some(url) => vec![url.scheme()],
-        None => schemes(),
+    let urls = match args.of.as_ref().or(global.url.as_ref()) {
+        Some(url) => vec![url.clone()],
+        None => schemes().iter().map(|scheme| format!("{scheme}:")).collect(),
     };
-    let guarantees = schemes
+    let promises = urls
         .iter()
-        .map(|scheme| Ok((*scheme, guarantees_of(scheme)?)))
+        .map(|url| {
+            let guarantees = guarantees_of(url)?;
+            let scheme = BackendUrl::parse(url)?.scheme().to_owned();
+            Ok(Promises { scheme, claims: guarantees.claims(), guarantees })
+        })
         .collect::<ringfence::Result<Vec<_>>>()?;
-    let promises: Vec<_> = guarantees
-        .iter()
-        .map(|(scheme, guarantees)| Promises { scheme, guarantees, claims: guarantees.claims() })
-        .collect();
     if global.json {
         print::json(&promises)?;
     } else {
@@ -37,7 +36,7 @@ pub(crate) fn run(args: &GuaranteesArgs, global: &Global) -> Result<u8, Failure>
     Ok(exit_codes::OK)
 }
 
-fn describe(promises: &Promises<'_>) -> String {
+fn describe(promises: &Promises) -> String {
     let claims = promises.claims.iter().map(|claim| [format!("  {}", claim.about), claim.promise.clone()]);
     format!("{}:\n{}", promises.scheme, print::table(&claims.collect::<Vec<_>>()))
 }

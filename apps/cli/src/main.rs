@@ -5,6 +5,7 @@
 mod child;
 mod cli;
 mod completions;
+mod doctor;
 mod evict;
 mod exit_codes;
 mod failure;
@@ -71,6 +72,7 @@ async fn dispatch(Cli { global, verb }: Cli) -> Result<u8, Failure> {
         Verb::Show(args) => show::run(args, &global).await,
         Verb::Evict(args) => evict::run(args, &global).await,
         Verb::Record(verb) => record::run(verb, &global).await,
+        Verb::Doctor(args) => doctor::run(args, global).await,
         Verb::Guarantees(args) => guarantees::run(&args, &global),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),

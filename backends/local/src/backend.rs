@@ -9,13 +9,14 @@ use std::time::Duration;
 use ringfence_core::table::{Answer, Entry, Op, WAITERS_MAX};
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore,
-    Guarantees, HolderDeath, Lease, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page,
-    Records, Release, Renewal, Result, Scope, Tokens, Wait,
+    Finding, Guarantees, HolderDeath, Lease, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce,
+    Page, RecordGuard, Records, Release, Renewal, Result, Scope, Tokens, Wait,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::checks;
 use crate::directory::Directory;
 use crate::durable::Durable;
 use crate::log::{Log, News, Position};
@@ -48,7 +49,7 @@ pub fn guarantees() -> Guarantees {
 /// Dropping it ends its session: what it still holds is free at once for others, unless a lifeline was given out.
 pub struct LocalBackend {
     pub(crate) store: Arc<Store>,
-    guarantees: Guarantees,
+    pub(crate) guarantees: Guarantees,
 }
 
 impl LocalBackend {
@@ -59,6 +60,17 @@ impl LocalBackend {
     /// newer than this program, [`ErrorKind::Full`] for a full disk.
     pub fn open(directory: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
         Ok(Self { store: Store::open(directory, clock)?, guarantees: guarantees() })
+    }
+
+    /// The same store, which from here on opens records with this guard: with [`RecordGuard::HighWaterMark`] for locks that
+    /// live elsewhere, whose leases this store cannot know.
+    ///
+    /// Whoever opens a record first settles its guard for good, so that no process with another setting weakens it; opening
+    /// it with another one is an error.
+    #[must_use]
+    pub fn with_record_guard(mut self, guard: RecordGuard) -> Self {
+        self.guarantees.record_guard = guard;
+        self
     }
 }
 
@@ -303,6 +315,13 @@ impl Store {
             state.place_checked = now;
         }
         Ok(())
+    }
+
+    /// What would break the promises of this store.
+    fn examine(self: &Arc<Self>) -> Result<Vec<Finding>> {
+        let is_whole = self.durable.check().and_then(|()| self.with_log(|state| state.log.check_place()));
+        let segment = self.state().log.segment().clone();
+        checks::examine(&self.directory, &segment, is_whole)
     }
 
     pub(crate) fn now(&self) -> BootInstant {
@@ -661,6 +680,10 @@ impl Backend for LocalBackend {
         })
     }
 
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(async { self.store.examine() })
+    }
+
     fn records(&self) -> &dyn FencedStore {
         self
     }
@@ -691,6 +714,10 @@ impl fmt::Debug for LocalBackend {
 
 impl fmt::Display for LocalBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "local:{}", self.store.directory.path().display())
+        write!(f, "local:{}", self.store.directory.path().display())?;
+        match self.guarantees.record_guard {
+            RecordGuard::HighWaterMark => f.write_str("?fence=mark"),
+            _ => Ok(()),
+        }
     }
 }

@@ -4,11 +4,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use ringfence_core::{Error, ErrorKind, Result};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 /// Who may enter the store's directory: its owner.
 const DIRECTORY_MODE: Mode = Mode::RWXU;
+
+const CANNOT_LOOK: &str = "cannot look at the store's directory";
 
 /// Network and user-space file systems by their magic number: there an append by one machine is not an append for all,
 /// and the kernel cannot tell us of a death on another one.
@@ -74,8 +76,68 @@ impl Directory {
             Errno::NOTDIR => refused(path, "it is not a directory; name one for the store".to_owned()),
             _ => io_error(errno, path, "cannot open the store's directory"),
         })?;
-        check(&fd, path)?;
-        Ok(Self { fd, path: path.to_owned() })
+        let directory = Self { fd, path: path.to_owned() };
+        directory.check()?;
+        Ok(directory)
+    }
+
+    /// Errors unless it is its owner's alone and on a disk of this machine.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (stat, path) = (self.stat()?, &self.path);
+        let user = rustix::process::geteuid();
+        if stat.st_uid != user.as_raw() {
+            return Err(refused(
+                path,
+                format!(
+                    "it belongs to user {}, not to user {}, who runs this; a store has one owner",
+                    stat.st_uid,
+                    user.as_raw()
+                ),
+            ));
+        }
+        if Mode::from_raw_mode(stat.st_mode).intersects(Mode::WGRP | Mode::WOTH) {
+            return Err(refused(
+                path,
+                format!(
+                    "others can write to it (mode {:o}), so anyone could forge a lock; chmod 700 it or name another one",
+                    stat.st_mode & 0o7777
+                ),
+            ));
+        }
+        let kind = self.file_system()?;
+        match FOREIGN_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == kind) {
+            None => Ok(()),
+            Some((_, name)) => Err(refused(
+                path,
+                format!(
+                    "it is on a network or user-space file system ({name}), where a local store cannot keep its \
+                     promises; name a directory on a disk of this machine"
+                ),
+            )),
+        }
+    }
+
+    /// Whose it is, and who may enter.
+    pub(crate) fn stat(&self) -> Result<Stat> {
+        rustix::fs::fstat(&self.fd).map_err(|errno| self.error(errno, CANNOT_LOOK))
+    }
+
+    /// The magic number of its file system.
+    pub(crate) fn file_system(&self) -> Result<u32> {
+        let system = rustix::fs::fstatfs(&self.fd).map_err(|errno| self.error(errno, CANNOT_LOOK))?;
+        // The field has another type on every architecture, and 32 bits of content.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the magic numbers have 32 bits"
+        )]
+        Ok(system.f_type as u32)
+    }
+
+    /// The bytes that are left on its disk for us.
+    pub(crate) fn free_space(&self) -> Result<u64> {
+        let disk = rustix::fs::fstatvfs(&self.fd).map_err(|errno| self.error(errno, CANNOT_LOOK))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     pub(crate) fn fd(&self) -> &OwnedFd {
@@ -120,43 +182,6 @@ fn create(path: &Path) -> Result<()> {
     match rustix::fs::mkdirat(CWD, path, DIRECTORY_MODE) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(io_error(errno, path, "cannot create the store's directory")),
-    }
-}
-
-fn check(fd: &OwnedFd, path: &Path) -> Result<()> {
-    let failed = |errno| io_error(errno, path, "cannot look at the store's directory");
-    let stat = rustix::fs::fstat(fd).map_err(failed)?;
-    let user = rustix::process::geteuid();
-    if stat.st_uid != user.as_raw() {
-        return Err(refused(
-            path,
-            format!(
-                "it belongs to user {}, not to user {}, who runs this; a store has one owner",
-                stat.st_uid,
-                user.as_raw()
-            ),
-        ));
-    }
-    if Mode::from_raw_mode(stat.st_mode).intersects(Mode::WGRP | Mode::WOTH) {
-        return Err(refused(
-            path,
-            format!(
-                "others can write to it (mode {:o}), so anyone could forge a lock; chmod 700 it or name another one",
-                stat.st_mode & 0o7777
-            ),
-        ));
-    }
-    let kind = rustix::fs::fstatfs(fd).map_err(failed)?.f_type;
-    let foreign = FOREIGN_FILE_SYSTEMS.iter().find(|(magic, _)| i64::from(*magic) == kind as i64);
-    match foreign {
-        None => Ok(()),
-        Some((_, name)) => Err(refused(
-            path,
-            format!(
-                "it is on a network or user-space file system ({name}), where a local store cannot keep its \
-                 promises; name a directory on a disk of this machine"
-            ),
-        )),
     }
 }
 

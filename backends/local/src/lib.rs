@@ -32,6 +32,7 @@
 //! Linux only: it uses named pipes opened for reading and writing, `CLOCK_BOOTTIME` and `fallocate`.
 
 mod backend;
+mod checks;
 mod directory;
 mod durable;
 mod frame;

@@ -99,6 +99,11 @@ impl Log {
         &self.table
     }
 
+    /// The file that is appended to.
+    pub(crate) fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
     /// Where the log was read to.
     pub(crate) fn position(&self) -> Position {
         Position { file: self.segment.file.clone(), segment: self.segment.number, offset: self.read_to }

@@ -15,7 +15,8 @@ impl FencedStore for LocalBackend {
             self.store.check_disk()?;
             let (record, position) = self.store.with_log(|state| {
                 self.store.check_place(state)?;
-                let open = Op::Open { key: key.clone(), token, at: self.store.now() };
+                let guard = self.guarantees.record_guard;
+                let open = Op::Open { key: key.clone(), token, guard, at: self.store.now() };
                 match only(state.log.commit(&[open])?) {
                     Answer::Opened => Ok((state.log.table().record(key), state.log.position())),
                     answer => Err(answer.into_record_error(key, token)),

@@ -14,7 +14,7 @@ use crate::directory::Directory;
 use crate::frame::{self, FRAME};
 
 /// The format of the store, raised with every change that an older program could not read.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// What the header begins with: people who look at the file should see what it is.
 const MAGIC: &str = "ringfence store ";
@@ -24,6 +24,9 @@ const PREFIX: &str = "log-";
 
 /// The names of segments that are not ready: this, the session that writes it, and a number.
 const UNFINISHED: &str = "new-";
+
+/// The names of segments whose end was lost with the power: this, and their number in 16 hexadecimal digits.
+pub(crate) const DAMAGED: &str = "damaged-";
 
 /// How many bytes of operations a segment takes before the next one begins, at least.
 const SIZE: u64 = 2 * 1024 * 1024;
@@ -132,7 +135,7 @@ impl Segment {
 
     /// Keeps a damaged segment under a second name, for a person to look at when the log has gone on without it.
     pub(crate) fn keep_damaged(&self, directory: &Directory) -> Result<()> {
-        let aside = format!("damaged-{:016x}", self.number);
+        let aside = format!("{DAMAGED}{:016x}", self.number);
         match rustix::fs::linkat(directory.fd(), name(self.number), directory.fd(), aside, AtFlags::empty()) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(errno) => Err(directory.error(errno, "cannot keep the damaged end of the log")),
@@ -146,8 +149,7 @@ impl Segment {
 
     /// Whether the disk has room for a segment after this one.
     pub(crate) fn has_room_for_next(&self, directory: &Directory) -> bool {
-        rustix::fs::fstatvfs(directory.fd())
-            .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) > 2 * self.full_at)
+        directory.free_space().is_ok_and(|free| free > 2 * self.full_at)
     }
 
     /// Whether its name was taken from it.
@@ -241,7 +243,11 @@ fn check_header(found: &[u8], number: u64) -> Result<(), String> {
         .and_then(|number| number.parse().ok());
     Err(match format {
         Some(format) if format > FORMAT => format!(
-            "it has format {format} and this program knows formats up to {FORMAT}; use the newer program that wrote it"
+            "it has format {format} and this program knows format {FORMAT} only; use the newer program that wrote it"
+        ),
+        Some(format) if format < FORMAT => format!(
+            "it has format {format}, and this program knows format {FORMAT} only; use the older program that wrote it, or \
+             another directory"
         ),
         Some(_) => "its header does not agree with its name".to_owned(),
         None => "it has no header of a store".to_owned(),

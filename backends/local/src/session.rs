@@ -163,6 +163,12 @@ pub(crate) fn dead(directory: &Directory) -> Result<Vec<Nonce>> {
     Ok(dead)
 }
 
+/// How many sessions live, and how many are dead and left their names behind.
+pub(crate) fn count(directory: &Directory) -> Result<(usize, usize)> {
+    let (all, dead) = (named(directory, PREFIX)?.len(), dead(directory)?.len());
+    Ok((all.saturating_sub(dead), dead))
+}
+
 /// Takes a session's name away.
 pub(crate) fn remove(directory: &Directory, session: Nonce) {
     // Somebody else may have been faster.

@@ -1,20 +1,33 @@
-//! The local store keeps the contract, with clients in one process and in processes of their own.
+//! The local store keeps the contract, with clients in one process and in processes of their own; and with records for locks
+//! that live elsewhere.
 
 use std::sync::Arc;
 
-use ringfence_core::{Backend, BoxFuture, LockName, Result, SystemClock, Ttl};
+use ringfence_core::{Backend, BoxFuture, LockName, RecordGuard, Result, SystemClock, Ttl};
 use ringfence_local::LocalBackend;
 use ringfence_servers::Taker;
 use ringfence_testkit::{Harness, OtherProcess};
 use tempfile::TempDir;
 
-struct Local(TempDir);
+struct Local {
+    directory: TempDir,
+    guard: RecordGuard,
+}
+
+impl Local {
+    fn new(guard: RecordGuard) -> Self {
+        Self { directory: TempDir::new().expect("a temporary directory"), guard }
+    }
+
+    fn open(&self) -> Result<LocalBackend> {
+        let store = LocalBackend::open(self.directory.path(), Arc::new(SystemClock::new()))?;
+        Ok(store.with_record_guard(self.guard))
+    }
+}
 
 impl Harness for Local {
     fn connect(&self) -> BoxFuture<'_, Result<Arc<dyn Backend>>> {
-        Box::pin(async {
-            Ok(Arc::new(LocalBackend::open(self.0.path(), Arc::new(SystemClock::new()))?) as _)
-        })
+        Box::pin(async { Ok(Arc::new(self.open()?) as _) })
     }
 
     fn start_process<'a>(
@@ -23,7 +36,7 @@ impl Harness for Local {
         ttl: Ttl,
     ) -> Option<BoxFuture<'a, Box<dyn OtherProcess>>> {
         Some(Box::pin(async move {
-            let url = format!("local:{}", self.0.path().display());
+            let url = self.open().expect("the store").to_string();
             let mut taker = Taker::start(&url, name.as_str(), &["--ttl", &ttl.to_string()]);
             taker.asks().await;
             Box::new(taker) as Box<dyn OtherProcess>
@@ -31,4 +44,10 @@ impl Harness for Local {
     }
 }
 
-ringfence_testkit::conformance!(Some(Local(TempDir::new().expect("a temporary directory"))));
+ringfence_testkit::conformance!(Some(Local::new(RecordGuard::LiveLease)));
+
+mod for_locks_elsewhere {
+    use ringfence_core::RecordGuard;
+
+    ringfence_testkit::conformance!(Some(super::Local::new(RecordGuard::HighWaterMark)));
+}

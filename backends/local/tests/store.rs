@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BootInstant, Error, ErrorKind, FencingToken, HolderInfo, Lease,
-    LockName, Mode, RecordKey, Release, SystemClock, Ttl, Wait,
+    LockName, Mode, Nonce, RecordGuard, RecordKey, Release, SystemClock, Ttl, Wait,
 };
 use ringfence_local::LocalBackend;
 use ringfence_servers::skip;
@@ -137,18 +137,21 @@ async fn a_link_in_place_of_the_log_is_not_followed() {
 }
 
 #[tokio::test]
-async fn a_store_of_a_newer_format_is_refused_and_kept() {
+async fn a_store_of_another_format_is_refused_and_kept() {
     let directory = TempDir::new().unwrap();
     drop(open(directory.path()).unwrap());
     let log = log_file(directory.path());
-    let newer = String::from_utf8_lossy(&fs::read(&log).unwrap()[..64])
-        .replace("store 1\n", "store 2\n")
-        .into_bytes();
-    fs::write(&log, &newer).unwrap();
-    let error = refusal(directory.path());
-    assert_eq!(error.kind(), ErrorKind::Corrupt);
-    assert!(error.to_string().contains("format 2"), "{error}");
-    assert_eq!(fs::read(&log).unwrap(), newer);
+    let ours = String::from_utf8_lossy(&fs::read(&log).unwrap()[..64]).into_owned();
+    for (format, program) in [(1, "older"), (3, "newer")] {
+        let theirs = ours.replace("store 2\n", &format!("store {format}\n")).into_bytes();
+        fs::write(&log, &theirs).unwrap();
+        let error = refusal(directory.path());
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        for part in [format!("format {format}"), format!("the {program} program")] {
+            assert!(error.to_string().contains(&part), "{part}: {error}");
+        }
+        assert_eq!(fs::read(&log).unwrap(), theirs);
+    }
 }
 
 #[tokio::test]
@@ -340,4 +343,32 @@ async fn a_lifeline_keeps_the_lease_of_a_dropped_client_until_its_ttl() {
     assert!(matches!(two.acquire(request("a")).await.unwrap(), Attempt::Busy(_)));
     drop(lifeline);
     let _lease = take(&two, "a").await;
+}
+
+#[tokio::test]
+async fn a_record_for_a_lock_elsewhere_keeps_its_mark_and_its_guard() {
+    let directory = TempDir::new().unwrap();
+    let open = |guard| open(directory.path()).unwrap().with_record_guard(guard);
+    let key = RecordKey::of(LockName::new("a").unwrap());
+    let token = |sequence| FencingToken::new(sequence, Nonce::random()).unwrap();
+    let (low, mark) = (token(6), token(7));
+    let refusal = async |store: &LocalBackend, token| store.records().open(&key, token).await.unwrap_err();
+
+    let store = open(RecordGuard::HighWaterMark);
+    assert_eq!(store.guarantees().record_guard, RecordGuard::HighWaterMark);
+    assert!(store.to_string().ends_with("?fence=mark"), "{store}");
+    store.records().open(&key, mark).await.unwrap();
+    drop(store);
+    let store = open(RecordGuard::HighWaterMark);
+    assert_eq!(refusal(&store, low).await.kind(), ErrorKind::Stale);
+    assert_eq!(refusal(&store, token(7)).await.kind(), ErrorKind::TokenCollision);
+    store.records().write(&key, mark, Bytes::from("kept")).await.unwrap();
+
+    // A process with another setting is told, and changes nothing.
+    let other = open(RecordGuard::LiveLease);
+    let error = refusal(&other, token(8)).await;
+    assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+    assert!(error.to_string().contains("below the record's mark"), "{error}");
+    assert_eq!(other.records().read(&key).await.unwrap().unwrap().value, "kept");
+    store.records().write(&key, mark, Bytes::from("kept on")).await.unwrap();
 }

@@ -1,15 +1,20 @@
 use bytes::Bytes;
 use ringfence_core::table::{Answer, Op};
-use ringfence_core::{BoxFuture, FencedStore, FencingToken, Opened, Record, RecordKey, Result, Version};
+use ringfence_core::{
+    BoxFuture, FencedStore, FencingToken, Opened, Record, RecordGuard, RecordKey, Result, Version,
+};
 
 use crate::MemoryBackend;
 
 impl FencedStore for MemoryBackend {
     fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>> {
         Box::pin(async move {
-            self.at_once(|world, at| match world.apply(Op::Open { key: key.clone(), token, at }) {
-                Answer::Opened => Ok(Opened::new(world.table.record(key))),
-                answer => Err(answer.into_record_error(key, token)),
+            self.at_once(|world, at| {
+                let guard = RecordGuard::LiveLease;
+                match world.apply(Op::Open { key: key.clone(), token, guard, at }) {
+                    Answer::Opened => Ok(Opened::new(world.table.record(key))),
+                    answer => Err(answer.into_record_error(key, token)),
+                }
             })
         })
     }

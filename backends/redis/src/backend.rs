@@ -8,12 +8,13 @@ use std::time::Duration;
 use redis::Value;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Coalescer, Contention,
-    Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Guarantees, Lease, LeaseClock, LeaseKey,
-    ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result,
-    Retry, Scope, Tokens, Ttl, Wait,
+    Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock,
+    LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal,
+    Result, Retry, Scope, Tokens, Ttl, Wait,
 };
 use tokio::runtime::Handle;
 
+use crate::checks::{self, Checks};
 use crate::error;
 use crate::keys::{Keys, LockKeys};
 use crate::line::Line;
@@ -63,6 +64,7 @@ pub fn guarantees() -> Guarantees {
 pub struct RedisBackend {
     pub(crate) client: Arc<Client>,
     guarantees: Guarantees,
+    checks: Checks,
 }
 
 /// What the calls of one process share.
@@ -71,7 +73,7 @@ pub(crate) struct Client {
     pub(crate) link: Arc<Link>,
     changes: Coalescer<Change, Result<Answered>>,
     /// How many replicas have to confirm a lease.
-    replicas: Option<NonZeroU8>,
+    pub(crate) replicas: Option<NonZeroU8>,
     pub(crate) keys: Keys,
     /// Where others find this process.
     session: String,
@@ -102,7 +104,10 @@ impl RedisBackend {
         let adopt = move |round_trip| drop(adopter.spawn(round_trip));
         let changes = Coalescer::new(FLIGHTS_MAX, BATCH_MAX, send, adopt);
         let client = Client { link, changes, replicas, keys, session, line: waiting, clock, runtime };
-        Ok(Self { client: Arc::new(client), guarantees: guarantees() })
+        let client = Arc::new(client);
+        let looked_at = Arc::clone(&client);
+        client.runtime.spawn(async move { checks::log_what_is_wrong(&looked_at).await });
+        Ok(Self { client, guarantees: guarantees(), checks: Checks::default() })
     }
 }
 
@@ -482,6 +487,10 @@ impl Backend for RedisBackend {
             let reply = self.client.change(change).await?;
             Ok(if self.client.is_yes(&reply)? { Eviction::Evicted } else { Eviction::NotHeld })
         })
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(self.checks.examine(&self.client))
     }
 
     fn records(&self) -> &dyn FencedStore {

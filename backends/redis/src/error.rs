@@ -8,7 +8,6 @@ use crate::tls;
 
 /// What is wrong with a replica.
 pub(crate) const REPLICA: &str = "it is a replica: locks are taken on the primary, name that one";
-const KEPT_OUT: &str = "its access rules keep us out: `ringfence doctor` prints the rule that we need";
 const DAMAGED: &str =
     "what is kept there is not what Ringfence writes: see who else writes there, then delete the key";
 
@@ -76,6 +75,11 @@ fn is_of_login(error: &RedisError) -> bool {
     error.kind() == Theirs::AuthenticationFailed || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
 }
 
+/// What is said without the code of a refusal: by servers up to Redis 7.0 and by those since of a command in a script, and
+/// by the driver of the choice of a database.
+const REFUSALS: [&str; 3] =
+    ["The user executing the script can't", "ACL failure in script", "this user has no permissions to run"];
+
 fn explain(error: RedisError) -> Error {
     if let Some((kind, advice)) = tls::explain(&error) {
         return Error::new(kind, advice).because(error);
@@ -84,9 +88,10 @@ fn explain(error: RedisError) -> Error {
     let says = error.to_string();
     let (kind, advice) = match (error.kind(), code.as_str()) {
         _ if is_of_login(&error) => (ErrorKind::Refused, "it refuses our user or password: check the URL"),
-        (_, "NOPERM") => (ErrorKind::Refused, KEPT_OUT),
-        // The same within a script.
-        _ if says.contains("The user executing the script can't") => (ErrorKind::Refused, KEPT_OUT),
+        (_, code) if code == "NOPERM" || REFUSALS.iter().any(|words| says.contains(words)) => (
+            ErrorKind::Refused,
+            "its access rules keep us out; the rule that we need is in docs/redis.md, and `ringfence doctor` prints it",
+        ),
         (Theirs::RESP3NotSupported, _) => {
             (ErrorKind::Unsupported, "it is older than Redis 6.2, which is the least we need")
         }

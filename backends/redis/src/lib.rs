@@ -54,7 +54,9 @@
 //!   its next renewal.
 //! - **An eviction** by an operator is told to the holder at once, where it is connected; else its next renewal says so.
 
+mod access;
 mod backend;
+mod checks;
 mod error;
 mod keys;
 mod line;

@@ -103,19 +103,20 @@ impl Link {
         }
         Box::pin(async {
             let (_, mut connection) = self.connection().await?;
+            // Whatever else is wrong with it, the next call says.
             if let Err(error) = script.load_async(&mut connection).await
                 && error::is_answer(&error)
             {
-                return Err(error::of_call(error, &self.shown));
+                return Err(error::of_connecting(error, &self.shown));
             }
-            // Whatever else is wrong, the call says.
             self.send(command, then).await?.map_err(|error| error::of_call(error, &self.shown))
         })
         .await
     }
 
-    /// The outer error says that nothing was sent.
-    async fn send(
+    /// Sends commands and waits for their answers, or for what the server has against the first one. The outer error says that
+    /// nothing was sent.
+    pub(crate) async fn send(
         &self,
         command: &Cmd,
         then: Option<&Cmd>,

@@ -14,9 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BootInstant, BoxFuture, Clock, Contention, Error, ErrorKind, Eviction,
-    FencedStore, FencingToken, Guarantees, Lease, LeaseKey, ListQuery, LockName, LockState, LossListener,
-    Mode, Nonce, Opened, Page, RECORD_VALUE_MAX, Record, RecordKey, Release, Renewal, Result, Ttl, Version,
-    Wait, abandonment,
+    FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseKey, ListQuery, LockName, LockState,
+    LossListener, Mode, Nonce, Opened, Page, RECORD_VALUE_MAX, Record, RecordKey, Release, Renewal, Result,
+    Ttl, Version, Wait, abandonment,
 };
 use ringfence_memory::MemoryBackend;
 use ringfence_testkit::cases::{CONTRACT, Case, FAULTS};
@@ -50,6 +50,7 @@ enum Flaw {
     ShowsNobody,
     ListsByPattern,
     EvictsNothing,
+    ExaminesByTidying,
     OpensForAnyone,
     WritesNothing,
     OpensByWriting,
@@ -280,6 +281,20 @@ impl Backend for Flawed {
         })
     }
 
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(async move {
+            self.pass()?;
+            if self.flaw == Flaw::ExaminesByTidying {
+                for state in self.inner.list(ListQuery::new("")).await?.items {
+                    for holder in state.holders {
+                        self.inner.evict(&state.name, holder.token.nonce()).await?;
+                    }
+                }
+            }
+            self.inner.examine().await
+        })
+    }
+
     fn records(&self) -> &dyn FencedStore {
         self
     }
@@ -456,6 +471,7 @@ detects! {
     listing: list_pages_by_prefix finds ListsByPattern saying "begin with";
     evicting: eviction_frees_the_name finds EvictsNothing saying "waited 10s in vain";
     evicting_nobody: eviction_names_a_holder finds EvictsNothing saying "nobody holds a free name";
+    examining: examination_changes_nothing finds ExaminesByTidying saying "nobody lost anything";
     stale_open: records_refuse_a_stale_open finds OpensForAnyone saying "must be refused";
     collision: records_refuse_a_collision finds OpensForAnyone saying "must be refused";
     stranger: records_refuse_a_token_of_another_lock finds OpensForAnyone saying "must be refused";

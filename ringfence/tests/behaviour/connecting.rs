@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringfence::{ErrorKind, ListQuery, Locks, RecordKey, guarantees_of, schemes};
+use ringfence::{ErrorKind, ListQuery, Locks, RecordGuard, RecordKey, Severity, guarantees_of, schemes};
 
 use crate::stage::{memory, millis, staged};
 
@@ -90,11 +90,11 @@ async fn holders_carry_the_label_of_the_locks() {
 async fn locks_say_what_they_stand_on() {
     let locks = memory().await;
     assert_eq!(locks.backend_url(), "memory:");
-    assert_eq!(locks.guarantees(), &guarantees_of("memory").unwrap());
+    assert_eq!(locks.guarantees(), &guarantees_of("memory:").unwrap());
     assert!(format!("{locks:?}").contains("memory:"));
     assert!(locks.lifeline().unwrap().is_none());
     assert!(schemes().contains(&"memory") && schemes().is_sorted());
-    assert_eq!(guarantees_of("memroy").unwrap_err().kind(), ErrorKind::InvalidUrl);
+    assert_eq!(guarantees_of("memroy:").unwrap_err().kind(), ErrorKind::InvalidUrl);
 }
 
 #[tokio::test]
@@ -114,6 +114,15 @@ async fn locks_are_listed_by_prefix() {
     let next = page.next.unwrap();
     let page = locks.list(ListQuery::new("a/").after(next)).await.unwrap();
     assert_eq!(page.items.iter().map(|state| state.name.as_str()).collect::<Vec<_>>(), ["a/2"]);
+}
+
+#[tokio::test]
+async fn what_is_worst_is_said_first() {
+    let (locks, _stage) = staged();
+    let findings = locks.examine().await.unwrap();
+    let about: Vec<_> = findings.iter().map(|finding| finding.about).collect();
+    assert_eq!(about, ["trapdoor", "light", "scenery", "curtain"]);
+    assert_eq!(memory().await.examine().await.unwrap()[0].severity, Severity::Fine);
 }
 
 #[tokio::test]
@@ -170,4 +179,26 @@ async fn local_is_an_embedded_store_with_the_same_face() {
     two.close().await.unwrap();
     assert!(Locks::connect("local://var/lib").await.unwrap_err().to_string().contains("takes no host"));
     assert!(Locks::connect("local:var/lib").await.unwrap_err().to_string().contains("absolute"));
+}
+
+#[cfg(feature = "local")]
+#[tokio::test]
+async fn the_fence_of_local_records_is_chosen_in_the_url() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = |fence: &str| format!("local:{}/locks{fence}", directory.path().to_str().unwrap());
+    for (fence, guard) in [
+        ("", RecordGuard::LiveLease),
+        ("?fence=lease", RecordGuard::LiveLease),
+        ("?fence=mark", RecordGuard::HighWaterMark),
+    ] {
+        let locks = Locks::connect(&url(fence)).await.unwrap();
+        assert_eq!(locks.guarantees().record_guard, guard, "{fence}");
+        assert_eq!(locks.guarantees(), &guarantees_of(&url(fence)).unwrap());
+        let again = Locks::connect(&locks.backend_url()).await.unwrap();
+        assert_eq!(again.guarantees().record_guard, guard, "it says what it is: {}", locks.backend_url());
+    }
+    let error = Locks::connect(&url("?fence=mrak")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUrl);
+    assert!(error.to_string().contains("did you mean \"mark\"?"), "{error}");
+    assert!(guarantees_of("memory:?fence=mark").is_err());
 }

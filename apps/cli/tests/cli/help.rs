@@ -17,6 +17,7 @@ fn every_verb_has_its_help() {
         &["record"],
         &["record", "get"],
         &["record", "put"],
+        &["doctor"],
         &["guarantees"],
         &["completions"],
         &["man"],
@@ -30,7 +31,9 @@ fn every_verb_has_its_help() {
 fn the_exit_codes_that_are_documented_are_those_there_are() {
     let store = Store::new();
     let help = store.ringfence(["--help"]).with_code(0).stdout;
-    for code in ["0 ", "1 ", "64 ", "69 ", "70 ", "74 ", "75 ", "77 ", "123 ", "124 ", "126 127 ", "128+n "] {
+    for code in
+        ["0 ", "1 ", "64 ", "69 ", "70 ", "74 ", "75 ", "77 ", "78 ", "123 ", "124 ", "126 127 ", "128+n "]
+    {
         assert!(help.lines().any(|line| line.trim_start().starts_with(code)), "{code}");
     }
 }
@@ -45,6 +48,8 @@ fn guarantees_are_printed_without_connecting() {
     let [local] = json.as_array().unwrap().as_slice() else { panic!("{json}") };
     assert_eq!((&local["scheme"], &local["guarantees"]["scope"]), (&"local".into(), &"machine".into()));
     assert!(local["claims"].as_array().unwrap().iter().any(|claim| claim["about"] == "Fencing tokens"));
+    let by_mark = store.ringfence(["guarantees", "local:?fence=mark"]).with_code(0).stdout;
+    assert!(by_mark.contains("below the record's mark") && !all.contains(&by_mark), "{by_mark}");
     store.ringfence(["guarantees", "locl:"]).with_code(64).saying("did you mean local:?");
     assert!(!store.path("store").exists());
 }

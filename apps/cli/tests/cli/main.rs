@@ -2,6 +2,7 @@
 
 mod child;
 mod death;
+mod doctor;
 mod exit_codes;
 mod help;
 mod hold;

@@ -1,6 +1,12 @@
 //! `record`: a value behind its lock's fence, from the shell.
 
-use crate::support::{RINGFENCE, Store, with_input};
+use std::io::Write;
+
+use nix::sys::signal::Signal;
+use ringfence_servers::RedisServer;
+use serde_json::Value;
+
+use crate::support::{RINGFENCE, Running, Store, with_input};
 
 /// Puts standard input into the record of the lock that is held.
 const PUT: &str = "\"$0\" record put \"$RINGFENCE_LOCK\"";
@@ -72,4 +78,34 @@ fn the_tokens_flag_wins_over_the_environment() {
     let store = Store::new();
     let put = "\"$0\" record put a --token 256.1 </dev/null";
     store.ringfence(["run", "a", "--", "sh", "-c", put, RINGFENCE]).with_code(77);
+}
+
+/// The lock is in Redis, the record here, and the first holder's keeper is stopped while its command works on.
+#[tokio::test]
+async fn a_record_here_refuses_who_held_a_lock_elsewhere_once_the_next_holder_has_opened_it() {
+    let Some(server) = RedisServer::start().await else { return };
+    let store = Store::new();
+    let records = format!("{}?fence=mark", store.url());
+    let writes = "while read -r line; do echo $line | \"$0\" --url \"$1\" record put job; echo $?; done";
+    let run = ["run", "--url", &server.url(), "--ttl", "1s", "--on-lost", "warn", "job", "--", "sh", "-c"];
+    let mut command = store.command(run);
+    let (first, mut input) = Running::start_with_input(command.args([writes, RINGFENCE, &records]));
+    let mut write = |line: &str| {
+        writeln!(input, "{line}").unwrap();
+        first.line().unwrap()
+    };
+    let read = || store.ringfence(["record", "get", "job"]).with_code(0).stdout;
+    assert_eq!(write("first"), "0");
+
+    first.signal(Signal::SIGSTOP);
+    let (second, _until_the_end) =
+        Running::start_with_input(&mut store.command(["hold", "--url", &server.url(), "job"]));
+    let held: Value = serde_json::from_str(&second.line().unwrap()).unwrap();
+    // The lock is the second one's, but that one has not come near the record: no fence can tell.
+    assert_eq!((write("late"), read()), ("0".to_owned(), "late\n".to_owned()));
+    let token = held["token"].as_str().unwrap();
+    let put = ["record", "put", "--url", &records, "--token", token, "job"];
+    with_input(&mut store.command(put), b"second").with_code(0);
+    assert_eq!((write("too late"), read()), ("77".to_owned(), "second".to_owned()));
+    first.signal(Signal::SIGCONT);
 }

@@ -1,6 +1,6 @@
 use ringfence_core::{
     ErrorKind, Eviction, ListQuery, LockName, LockState, Mode, Nonce, Page, RecordGuard, RecordKey, Release,
-    Renewal,
+    Renewal, Severity,
 };
 
 use crate::client::{Client, LONG, clients, expect_refused, fresh, within};
@@ -155,5 +155,41 @@ pub async fn eviction_names_a_holder(harness: &dyn Harness) -> Verdict {
     ann.gives_back(&other_lease).await;
     let lease = waiting.granted().await;
     bob.gives_back(&lease).await;
+    Ok(())
+}
+
+/// An examination says something about what it looked at, with advice where something is wrong; whoever holds, waits or
+/// wrote does not notice.
+pub async fn examination_changes_nothing(harness: &dyn Harness) -> Verdict {
+    let [ann, bob, eve] = clients(harness).await;
+    let name = fresh("examination_changes_nothing");
+    let key = RecordKey::of(name.clone());
+    let lease = ann.hold(&name, Mode::Exclusive, LONG).await;
+    ann.opens(&key, &lease).await;
+    let version = ann.writes(&key, &lease, "before").await;
+    let waiting = bob.wait(&name, Mode::Exclusive);
+    eve.sees_in_line(&name, 1).await;
+
+    for client in [&ann, &eve] {
+        let findings = within("an examination", client.backend.examine()).await.expect("an examination");
+        assert!(!findings.is_empty(), "an examination that looks at nothing finds nothing");
+        for finding in &findings {
+            let texts = [finding.about, &finding.what, finding.advice.as_deref().unwrap_or("none")];
+            let is_text = |text: &&str| !text.is_empty() && !text.contains(char::is_control);
+            assert!(texts.iter().all(is_text), "a finding is made of lines of text: {finding:?}");
+            assert!(
+                finding.severity == Severity::Fine || finding.advice.is_some(),
+                "what is wrong comes with advice: {finding:?}"
+            );
+        }
+    }
+
+    assert_eq!(ann.renew(&lease).await, Renewal::Renewed, "nobody lost anything");
+    eve.sees_in_line(&name, 1).await;
+    waiting.still_waits();
+    assert_eq!(ann.read(&key).await.map(|record| record.version), Some(version), "nothing was written");
+    ann.gives_back(&lease).await;
+    let next = waiting.granted().await;
+    bob.gives_back(&next).await;
     Ok(())
 }

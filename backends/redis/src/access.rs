@@ -1,0 +1,184 @@
+//! Which rights we need on a server, as a rule for its operator, and whether we have them.
+
+use redis::Value;
+use ringfence_core::{Finding, Result};
+
+use crate::backend::Client;
+use crate::checks::ask;
+use crate::error;
+use crate::keys::Keys;
+use crate::scripts::text;
+
+const ABOUT: &str = "access";
+
+/// The commands that we send, or that a script of ours calls, and whose only or first argument is a key.
+const ON_A_KEY: &[&str] = &[
+    "del",
+    "exists",
+    "get",
+    "getrange",
+    "hdel",
+    "hget",
+    "hincrby",
+    "hmget",
+    "hset",
+    "pexpire",
+    "pttl",
+    "sadd",
+    "set",
+    "setrange",
+    "sismember",
+    "zadd",
+    "zcard",
+    "zrange",
+    "zrangebyscore",
+    "zrem",
+    "zscore",
+];
+
+/// The others, as a rule names them, with a call of each to ask about.
+const OTHERS: &[(&str, &str)] = &[
+    ("evalsha", "evalsha script 1 KEY"),
+    ("publish", "publish CHANNEL message"),
+    ("scan", "scan 0"),
+    ("script|load", "script load script"),
+    ("select", "select 0"),
+    ("subscribe", "subscribe CHANNEL"),
+    ("time", "time"),
+];
+
+/// As [`OTHERS`], where replicas have to confirm a lease.
+const FOR_REPLICAS: (&str, &str) = ("wait", "wait 0 0");
+
+/// What an examination looks at besides. Without these it says that it was not allowed to.
+const TO_EXAMINE: [&str; 3] = ["acl|whoami", "config|get", "info"];
+
+/// Asks the server which of these it would refuse.
+const SCRIPT: &str = include_str!("lua/access.lua");
+
+/// The rule of a user who can do what we need and nothing else, for `ACL SETUSER`.
+fn rule(keys: Keys, has_replicas: bool) -> String {
+    let keys = match keys {
+        Keys::Encoded => "~ringfence:*",
+        Keys::Verbatim => "~ringfence@* ~YOUR_LOCK_NAMES",
+    };
+    let others = others(has_replicas).map(|(name, _)| name);
+    let commands: Vec<_> = ON_A_KEY.iter().copied().chain(others).map(|name| format!("+{name}")).collect();
+    format!("{keys} resetchannels &ringfence:* {}", commands.join(" "))
+}
+
+fn others(has_replicas: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
+    OTHERS.iter().copied().chain(has_replicas.then_some(FOR_REPLICAS))
+}
+
+fn advice(rule: &str) -> String {
+    format!(
+        "a user who can do what is needed and nothing else: ACL SETUSER NAME reset on >PASSWORD {rule}; for `ringfence \
+         doctor` as well: {}",
+        TO_EXAMINE.map(|name| format!("+{name}")).join(" ")
+    )
+}
+
+/// Whether our user may do all that we need. The server itself is asked, and nothing is done.
+pub(crate) async fn examine(client: &Client) -> Result<Finding> {
+    let user = match ask(client, redis::cmd("ACL").arg("WHOAMI")).await? {
+        Some(user) => format!("user {:?}", text(&user).unwrap_or_default()),
+        None => "our user".to_owned(),
+    };
+    let has_replicas = client.replicas.is_some();
+    let advice = advice(&rule(client.keys, has_replicas));
+    let reply = match ask(client, redis::cmd("SCRIPT").arg("LOAD").arg(SCRIPT)).await? {
+        Some(hash) => {
+            let mut command = redis::cmd("EVALSHA");
+            command.arg(text(&hash).unwrap_or_default()).arg(0);
+            for call in calls(client.keys, has_replicas) {
+                command.arg(call);
+            }
+            ask(client, &command).await?
+        }
+        None => None,
+    };
+    Ok(match &reply {
+        None => Finding::problem(ABOUT, format!("{user} may not load and call scripts"), advice),
+        Some(Value::Nil) => {
+            let what = format!("{user}; a server before version 7 cannot say what it may do");
+            Finding::fine(ABOUT, what).advising(advice)
+        }
+        Some(Value::Array(refused)) if refused.is_empty() => {
+            Finding::fine(ABOUT, format!("{user} may do all that is needed")).advising(advice)
+        }
+        Some(Value::Array(refused)) => {
+            let refused: Vec<_> = refused.iter().filter_map(text).collect();
+            Finding::problem(ABOUT, format!("{user} may not {}", refused.join(", ")), advice)
+        }
+        Some(odd) => return Err(error::odd_reply(odd, client.link.server())),
+    })
+}
+
+/// A call of every command that we need, on keys and a channel as ours are.
+fn calls(keys: Keys, has_replicas: bool) -> impl Iterator<Item = String> {
+    let beside = match keys {
+        Keys::Encoded => "ringfence:{doctor}:t",
+        Keys::Verbatim => "ringfence@{doctor}:t",
+    };
+    let others = others(has_replicas).map(|(_, call)| call.to_owned());
+    let calls = ON_A_KEY.iter().map(|name| format!("{name} KEY")).chain(others);
+    calls.map(move |call| call.replace("KEY", beside).replace("CHANNEL", "ringfence:doctor"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn package() -> &'static Path {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+    }
+
+    /// All that this crate is made of, but for what an examination needs besides and what Sentinels are asked.
+    fn sources() -> String {
+        let files =
+            [package().join("src"), package().join("src/lua")].map(|folder| fs::read_dir(folder).unwrap());
+        let files =
+            files.into_iter().flatten().map(|file| file.unwrap().path()).filter(|path| path.is_file());
+        let others = ["access.rs", "access.lua", "checks.rs", "sentinel.rs"];
+        let needed = files.filter(|path| !others.iter().any(|name| path.ends_with(name)));
+        needed.map(|path| fs::read_to_string(path).unwrap()).collect()
+    }
+
+    /// Every command that the sources name.
+    fn used() -> BTreeSet<String> {
+        let sources = sources();
+        let named = |opening, closing| {
+            let rests = sources.split(opening).skip(1);
+            rests.filter_map(move |rest: &str| rest.split(closing).next()).map(str::to_lowercase)
+        };
+        // The driver has names of its own for three of these, and a call of a script is put together by hand.
+        let otherwise = ["evalsha", "script|load", "select", "subscribe"].map(str::to_owned);
+        let named = named("call('", '\'').chain(named("cmd(\"", '"')).chain(otherwise);
+        // The greeting needs no right.
+        named.filter(|name| name != "hello").collect()
+    }
+
+    #[test]
+    fn the_rule_names_every_command_that_is_used_and_no_other() {
+        let others = others(true).map(|(name, _)| name);
+        let named: BTreeSet<_> = ON_A_KEY.iter().copied().chain(others).map(str::to_owned).collect();
+        assert_eq!(named, used());
+    }
+
+    #[test]
+    fn the_rule_is_in_the_documentation() {
+        let page = fs::read_to_string(package().join("../../docs/redis.md")).unwrap();
+        let words: Vec<_> = page.split_whitespace().filter(|word| *word != "\\").collect();
+        let for_replicas = format!("With `replicas=N` also `+{}`", FOR_REPLICAS.0);
+        for rule in
+            [rule(Keys::Encoded, false), for_replicas, TO_EXAMINE.map(|name| format!("+{name}")).join(" ")]
+        {
+            assert!(words.join(" ").contains(&rule), "docs/redis.md should say: {rule}");
+        }
+    }
+}
