@@ -41,7 +41,7 @@ pub(crate) fn answers(answer: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + '
             let word = |index: usize| words.get(index).map(redis::from_redis_value_ref::<String>);
             let command = word(0).and_then(Result::ok).unwrap_or_default();
             let reply = match command.as_str() {
-                "HELLO" => Some(b"%1\r\n$5\r\nproto\r\n:3\r\n".to_vec()),
+                "HELLO" => Some(b"%2\r\n$5\r\nproto\r\n:3\r\n$4\r\nrole\r\n$6\r\nmaster\r\n".to_vec()),
                 "CLIENT" => Some(b"+OK\r\n".to_vec()),
                 "SUBSCRIBE" => {
                     let channel = word(1).and_then(Result::ok).unwrap_or_default();

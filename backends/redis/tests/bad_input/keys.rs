@@ -216,7 +216,7 @@ fn imitations() -> Vec<Vec<u8>> {
 
 /// Sets a key to bytes of any kind, which `redis-cli` takes from nobody but a script.
 async fn set(server: &RedisServer, key: &str, value: &[u8]) {
-    let value: String = value.iter().map(|byte| format!("\\{byte:03}")).collect();
+    let value = value.iter().fold(String::new(), |text, byte| text + &format!("\\{byte:03}"));
     let mut script = "return redis.call('SET', KEYS[1], ARGV[1])".to_owned();
     if value.len() > 100_000 {
         // Too long for an argument of a program: all imitations that long repeat one letter.
@@ -283,7 +283,7 @@ async fn malformed_entries_of_the_line_are_passed_over() {
         assert_eq!(released, [Release::Released], "{strange:?}");
         match next {
             Ok(Attempt::Granted(next)) => {
-                drop(client.release(slice::from_ref(&next.key)).await.expect("an answer"))
+                drop(client.release(slice::from_ref(&next.key)).await.expect("an answer"));
             }
             other => panic!("{strange:?} must not be in anybody's way: {other:?}"),
         }
@@ -334,6 +334,9 @@ async fn malformed_holders_of_a_group_are_no_panic() {
     }
 }
 
+/// Makes a huge value of a record out of a huge string.
+const GROW: &str = "return redis.call('HSET', KEYS[1], 'value', redis.call('GET', 'huge'))";
+
 #[tokio::test]
 async fn a_huge_value_is_not_carried_over_the_network() {
     let Some((server, client)) = stage().await else { return };
@@ -367,7 +370,6 @@ async fn a_huge_value_is_not_carried_over_the_network() {
     client.records().open(&key, held.token).await.expect("an open record");
     client.records().write(&key, held.token, Bytes::from_static(b"ours")).await.expect("a write");
     huge("huge".to_owned()).await;
-    const GROW: &str = "return redis.call('HSET', KEYS[1], 'value', redis.call('GET', 'huge'))";
     server.command(&["EVAL", GROW, "1", &format!("{LOCK}:r:value")]).await;
     let read = client.records().read(&key).await;
     expect(&read.expect_err("no record is as long"), ErrorKind::Corrupt, Retry::Never, Effect::None);
@@ -392,7 +394,8 @@ async fn a_record_that_is_none_is_named_and_left_alone() {
     let Some((server, client)) = stage().await else { return };
     let held = hold(&client, &lock(), Mode::Exclusive).await;
     let (key, stored) = (RecordKey::of(lock()), format!("{LOCK}:r:value"));
-    let strange: [&[&str]; 5] = [
+    let strange: [&[&str]; 6] = [
+        &["HSET", &stored, "of", "theirs"],
         &["SET", &stored, "theirs"],
         &["HSET", &stored, "nonce", "ff", "number", "rubbish", "handover", "0"],
         &["HSET", &stored, "nonce", "ff"],

@@ -10,8 +10,8 @@ use std::time::Duration;
 use common::{ask, connect, hold, request};
 use peer::{Kind, Peer};
 use ringfence_core::{
-    Attempt, Backend, BootInstant, Clock, Contention, Eviction, Lease, LockName, LockState, Mode, Release,
-    Renewal, SystemClock, Wait,
+    Attempt, Backend, BootInstant, Clock, Contention, Eviction, HolderInfo, Lease, LockName, LockState, Mode,
+    Release, Renewal, SystemClock, Wait,
 };
 use ringfence_redis::RedisBackend;
 use ringfence_servers::RedisServer;
@@ -129,7 +129,7 @@ async fn their_lock_keeps_ours_out_in_every_mode(mut stage: Stage) {
     assert!(stage.they_acquire().await, "a free name is theirs");
     for mode in every_mode() {
         let contention = meets_busy(&stage.ours, mode).await;
-        let holders: Vec<_> = contention.holders.iter().map(|holder| holder.label()).collect();
+        let holders: Vec<_> = contention.holders.iter().map(HolderInfo::label).collect();
         assert_eq!(holders, ["another client"], "{mode}");
     }
     assert!(stage.theirs.extend(&stage.server).await, "none of it has touched their lock");
@@ -194,8 +194,8 @@ async fn what_we_do_too_late_does_not_touch_theirs(mut stage: Stage) {
 
 async fn an_operator_sees_their_lock_and_can_evict_it(mut stage: Stage) {
     assert!(stage.they_acquire().await);
-    let state = inspect(&stage.ours).await;
-    let [holder] = &state.holders[..] else { panic!("one holder: {state:?}") };
+    let seen = inspect(&stage.ours).await;
+    let [holder] = &seen.holders[..] else { panic!("one holder: {seen:?}") };
     assert_eq!((holder.holder.label(), holder.mode), ("another client", Mode::Exclusive));
     assert_eq!((holder.token.sequence(), holder.age), (0, Duration::ZERO), "nothing of it is known");
     let left = holder.remaining;
@@ -222,7 +222,7 @@ async fn a_lock_without_a_ttl_is_respected_for_ever() {
         }
         let state = inspect(&ours).await;
         let [holder] = &state.holders[..] else { panic!("one holder: {state:?}") };
-        assert!(holder.remaining > Duration::from_secs(60 * 60 * 24 * 365), "{:?}", holder.remaining);
+        assert!(holder.remaining > Duration::from_hours(24 * 365), "{:?}", holder.remaining);
         assert_eq!(server.command(&["PTTL", KEY]).await, "-1", "nothing of ours gave it an end");
         let evicted = ours.evict(&key(), holder.token.nonce()).await.expect("an answer");
         assert_eq!(evicted, Eviction::Evicted, "{value:?}");
@@ -230,15 +230,15 @@ async fn a_lock_without_a_ttl_is_respected_for_ever() {
     hold(&ours, &key(), Mode::Exclusive).await;
 }
 
+/// A release and another client's lock, as close together as can be: between the two no waiter of ours has looked.
+const JUMP: &str = "redis.call('DEL', KEYS[1]) return redis.call('SET', KEYS[1], 'next', 'NX', 'PX', 60000)";
+
 #[tokio::test]
 async fn other_clients_may_jump_the_line_which_goes_on_behind_them() {
     let Some(server) = RedisServer::start().await else { return };
     let ours = ours(&server).await;
     server.command(&["SET", KEY, "first", "NX", "PX", "60000"]).await;
     let waiter = waits(&ours).await;
-    // As fast as another client can be: between the two no waiter of ours has looked.
-    const JUMP: &str =
-        "redis.call('DEL', KEYS[1]) return redis.call('SET', KEYS[1], 'next', 'NX', 'PX', 60000)";
     assert_eq!(server.command(&["EVAL", JUMP, "1", KEY]).await, "OK");
     let state = inspect(&ours).await;
     assert_eq!((state.holders.len(), state.waiters.len()), (1, 1), "it still stands in line: {state:?}");
