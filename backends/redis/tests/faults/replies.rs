@@ -199,9 +199,10 @@ async fn a_withdrawal_whose_answer_is_lost_is_done_and_repeated() {
         } else {
             asked.abort();
         }
+        // The answer to the farewell, or to a question that was under way: then the farewell was lost as well.
         lossy.proxy.swallowed().await;
-        lossy.stage.sees_waiters(0).await;
         lossy.proxy.mend();
+        lossy.stage.sees_waiters(0).await;
         if abandons {
             let answer = within("the answer to who gave up", asked).await.expect("no panic");
             assert!(matches!(answer, Ok(Attempt::Busy(_))), "{answer:?}");
