@@ -10,7 +10,7 @@ use ringfence_redis::RedisBackend;
 use ringfence_servers::{Proxy, RedisOptions};
 use tokio::task::JoinHandle;
 
-use crate::stage::{FOR_EVER, Stage, client, exclusive, granted, refused, release, renew, within};
+use crate::stage::{FOR_EVER, LONG, Stage, client, exclusive, granted, refused, release, renew, within};
 
 /// A server, and a client whose answers can be lost.
 struct Lossy {
@@ -62,21 +62,31 @@ async fn a_grant_whose_answer_is_lost_is_undone_before_its_error_is_returned() {
     }
 }
 
-/// A withdrawal that was tried once would leave the lock to nobody where the server is away for a moment.
+/// A withdrawal that was tried once, or that ended with who waits for it, would leave the lock to nobody where the server is
+/// away for a moment.
 #[tokio::test]
 async fn a_lost_grant_is_undone_when_the_server_is_back() {
-    let Some(mut lossy) = Lossy::with(RedisOptions::new().durable()).await else { return };
-    lossy.proxy.swallow_replies();
-    let mut asked = lossy.ask(Wait::No);
-    lossy.proxy.swallowed().await;
-    lossy.stage.server.kill();
-    lossy.proxy.mend();
-    let early = tokio::time::timeout(Duration::from_millis(300), &mut asked).await;
-    assert!(early.is_err(), "its lease may live, and it says {early:?}");
-    lossy.stage.server.restart().await;
-    let answer = within("the error", asked).await.expect("no panic");
-    assert_unavailable(&refused("a lost grant", answer), Effect::None);
-    assert!(lossy.stage.state().await.is_free(), "{:?}", lossy.stage.state().await);
+    for drops in [false, true] {
+        let Some(mut lossy) = Lossy::with(RedisOptions::new().durable()).await else { return };
+        lossy.proxy.swallow_replies();
+        let mut asked = lossy.ask(Wait::No);
+        lossy.proxy.swallowed().await;
+        lossy.stage.server.kill();
+        lossy.proxy.mend();
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut asked).await;
+        assert!(early.is_err(), "its lease may live, and it says {early:?}");
+        if drops {
+            asked.abort();
+        }
+        lossy.stage.server.restart().await;
+        if drops {
+            lossy.stage.sees_it_free().await;
+        } else {
+            let answer = within("the error", asked).await.expect("no panic");
+            assert_unavailable(&refused("a lost grant", answer), Effect::None);
+            assert!(lossy.stage.state().await.is_free(), "{:?}", lossy.stage.state().await);
+        }
+    }
 }
 
 /// Without the withdrawal a place would stay in line for nobody, and cost the next one a turn.
@@ -114,6 +124,8 @@ async fn a_turn_of_which_nobody_was_told_is_found_when_it_is_asked_for() {
     let Ok(Attempt::Granted(found)) = answer else { panic!("it must be granted: {answer:?}") };
     assert_eq!(found.token, given, "the grant that the server made, and no second one");
     assert!(!found.is_offer(), "it was asked for, so it lives for its TTL");
+    let remaining = lossy.stage.state().await.holders[0].remaining;
+    assert!(remaining > LONG / 2, "and at the server as well: {remaining:?}");
     assert_eq!(release(&lossy.ann, &found).await.expect("an answer"), Release::Released);
     assert!(lossy.stage.state().await.is_free());
 }
@@ -187,9 +199,10 @@ async fn a_withdrawal_whose_answer_is_lost_is_done_and_repeated() {
         } else {
             asked.abort();
         }
+        // The answer to the farewell, or to a question that was under way: then the farewell was lost as well.
         lossy.proxy.swallowed().await;
-        lossy.stage.sees_waiters(0).await;
         lossy.proxy.mend();
+        lossy.stage.sees_waiters(0).await;
         if abandons {
             let answer = within("the answer to who gave up", asked).await.expect("no panic");
             assert!(matches!(answer, Ok(Attempt::Busy(_))), "{answer:?}");
