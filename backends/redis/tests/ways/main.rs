@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, Error, HolderInfo, Lease, LockName, Mode, Release, Renewal,
-    Result, SystemClock, Ttl, Wait,
+    AcquireRequest, Attempt, Backend, BackendUrl, Effect, Error, ErrorKind, HolderInfo, Lease, LockName,
+    Mode, RecordKey, Release, Renewal, Result, SystemClock, Ttl, Wait,
 };
 use ringfence_redis::RedisBackend;
-use ringfence_servers::{RedisServer, Sentinels};
+use ringfence_servers::{Proxy, RedisServer, Sentinels};
 use ringfence_testkit::PATIENCE;
 
 mod replicas;
@@ -81,4 +81,27 @@ async fn replicated(sentinels: &Sentinels) {
         }
     };
     tokio::time::timeout(PATIENCE, follow).await.expect("replicas follow");
+}
+
+#[tokio::test]
+async fn those_who_wait_for_one_connection_are_told_together() {
+    let Some(server) = RedisServer::start().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let ann = Arc::new(connect(&format!("redis://127.0.0.1:{}", proxy.port())).await.unwrap());
+    proxy.accept_and_be_silent();
+    proxy.cut_connections();
+    ann.records().read(&RecordKey::of(name())).await.expect_err("the connection was reset");
+    let mut reads = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let ann = Arc::clone(&ann);
+        reads.spawn(async move { ann.records().read(&RecordKey::of(name())).await });
+    }
+    // A try takes three seconds; one after the other they would take twelve.
+    let reads = tokio::time::timeout(Duration::from_secs(9), reads.join_all()).await.expect("told together");
+    for read in reads {
+        let error = read.expect_err("nobody answers");
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error}");
+    }
+    proxy.mend();
+    assert_eq!(ann.records().read(&RecordKey::of(name())).await.expect("an answer"), None);
 }
