@@ -67,15 +67,18 @@ async fn until_one_waits(client: &RedisBackend) {
 /// Waits until the replicas have all that the primary has, and it knows that they follow.
 async fn replicated(sentinels: &Sentinels) {
     let primary = sentinels.primary().await;
-    // A replica that has just come counts from its first word, which may take a second.
-    assert_eq!(primary.command(&["wait", "2", "0"]).await, "2");
-    let offset = async |server: &RedisServer| -> u64 {
-        server.info("master_repl_offset").await.expect("every server counts").parse().expect("a number")
-    };
-    let all = offset(primary).await;
+    // A replica that has just come hears of nothing new before its first word, which may take a second.
+    primary.command(&["set", "follow", "me", "px", "1000"]).await;
+    let all = primary.info("master_repl_offset").await.expect("every server counts");
+    let all: u64 = all.parse().expect("a number");
     let follow = async {
-        for server in sentinels.servers() {
-            while offset(server).await < all {
+        for replica in ["slave0", "slave1"] {
+            while primary
+                .info(replica)
+                .await
+                .and_then(|line| line.split_once("offset=")?.1.split(',').next()?.parse::<u64>().ok())
+                .is_none_or(|confirmed| confirmed < all)
+            {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
