@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, Error, HolderInfo, Lease, LockName, Mode, Release, Renewal,
-    Result, SystemClock, Ttl, Wait,
+    AcquireRequest, Attempt, Backend, BackendUrl, Effect, Error, ErrorKind, HolderInfo, Lease, LockName,
+    Mode, RecordKey, Release, Renewal, Result, SystemClock, Ttl, Wait,
 };
 use ringfence_redis::RedisBackend;
-use ringfence_servers::{RedisServer, Sentinels};
+use ringfence_servers::{Proxy, RedisServer, Sentinels};
 use ringfence_testkit::PATIENCE;
 
 mod replicas;
@@ -67,18 +67,44 @@ async fn until_one_waits(client: &RedisBackend) {
 /// Waits until the replicas have all that the primary has, and it knows that they follow.
 async fn replicated(sentinels: &Sentinels) {
     let primary = sentinels.primary().await;
-    // A replica that has just come counts from its first word, which may take a second.
-    assert_eq!(primary.command(&["wait", "2", "0"]).await, "2");
-    let offset = async |server: &RedisServer| -> u64 {
-        server.info("master_repl_offset").await.expect("every server counts").parse().expect("a number")
-    };
-    let all = offset(primary).await;
+    // A replica that has just come hears of nothing new before its first word, which may take a second.
+    primary.command(&["set", "follow", "me", "px", "1000"]).await;
+    let all = primary.info("master_repl_offset").await.expect("every server counts");
+    let all: u64 = all.parse().expect("a number");
     let follow = async {
-        for server in sentinels.servers() {
-            while offset(server).await < all {
+        for replica in ["slave0", "slave1"] {
+            while primary
+                .info(replica)
+                .await
+                .and_then(|line| line.split_once("offset=")?.1.split(',').next()?.parse::<u64>().ok())
+                .is_none_or(|confirmed| confirmed < all)
+            {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
     };
     tokio::time::timeout(PATIENCE, follow).await.expect("replicas follow");
+}
+
+#[tokio::test]
+async fn those_who_wait_for_one_connection_are_told_together() {
+    let Some(server) = RedisServer::start().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let ann = Arc::new(connect(&format!("redis://127.0.0.1:{}", proxy.port())).await.unwrap());
+    proxy.accept_and_be_silent();
+    proxy.cut_connections();
+    ann.records().read(&RecordKey::of(name())).await.expect_err("the connection was reset");
+    let mut reads = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let ann = Arc::clone(&ann);
+        reads.spawn(async move { ann.records().read(&RecordKey::of(name())).await });
+    }
+    // A try takes three seconds; one after the other they would take twelve.
+    let reads = tokio::time::timeout(Duration::from_secs(9), reads.join_all()).await.expect("told together");
+    for read in reads {
+        let error = read.expect_err("nobody answers");
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error}");
+    }
+    proxy.mend();
+    assert_eq!(ann.records().read(&RecordKey::of(name())).await.expect("an answer"), None);
 }

@@ -237,6 +237,25 @@ async fn one_sentinel_is_enough_and_none_is_said() {
 }
 
 #[tokio::test]
+async fn the_newest_configuration_is_believed() {
+    let Some(stale) = Sentinels::start().await else { return };
+    let Some(mut sentinels) = Sentinels::start().await else { return };
+    let old = sentinels.kill_primary().await;
+    let new = sentinels.wait_for_failover(old).await;
+    // The other one knows of no failover, and answers as fast.
+    for ports in [
+        [stale.sentinel_ports()[0], sentinels.sentinel_ports()[0]],
+        [sentinels.sentinel_ports()[0], stale.sentinel_ports()[0]],
+    ] {
+        let url = format!("redis+sentinel://127.0.0.1:{},127.0.0.1:{}/ringfence", ports[0], ports[1]);
+        let ann = connect(&url).await.unwrap();
+        let lease = granted(ann.acquire(request(Wait::No))).await;
+        assert_eq!(new.command(&["exists", "ringfence:{orders/42}"]).await, "1");
+        assert_eq!(release(&ann, &lease).await, Release::Released);
+    }
+}
+
+#[tokio::test]
 async fn sentinels_and_servers_have_passwords_of_their_own() {
     let Some(mut sentinels) = Sentinels::start_with_passwords("one", "two").await else { return };
     let with = |login: &str, params: &str| {
