@@ -62,17 +62,16 @@ pub(crate) async fn open(
 }
 
 impl Opened {
-    /// The connection, where it is one to a primary.
+    /// The connection, unless the server says that it is no primary.
     pub(crate) fn into_primary(self) -> Result<MultiplexedConnection> {
         match &*self.role {
-            "master" => Ok(self.connection),
             "replica" | "slave" => Err(Error::new(ErrorKind::Unavailable, error::REPLICA)),
-            role => Err(Error::new(
+            "sentinel" => Err(Error::new(
                 ErrorKind::InvalidUrl,
-                format!(
-                    "it is no server to keep locks on, it calls itself {role:?}: a Sentinel is reached by redis+sentinel://"
-                ),
+                "it is a Sentinel, which keeps no locks: a Sentinel is reached by redis+sentinel://host/service",
             )),
+            // A server of another make may call itself otherwise, or not at all.
+            _ => Ok(self.connection),
         }
     }
 
