@@ -142,7 +142,7 @@ async fn rights_that_are_missing_are_named() {
     let client = connect(&as_ann(&server)).await.expect("it may connect");
     let error =
         ask(&client, &name("orders/42"), Mode::Exclusive).await.expect_err("it has no right to that key");
-    assert_snapshot!(message(&error, server.port()), @r#"redis://ann:***@127.0.0.1:PORT: its access rules keep us out: `ringfence doctor` prints the rule that we need"#);
+    assert_snapshot!(message(&error, server.port()), @r#"redis://ann:***@127.0.0.1:PORT: its access rules keep us out; the rule that we need is in docs/redis.md, and `ringfence doctor` prints it"#);
 }
 
 #[tokio::test]
