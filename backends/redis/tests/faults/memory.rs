@@ -143,7 +143,7 @@ async fn a_part_is_evicted(part: &str, mode: Mode) {
     let Some(stage) = Stage::new().await else { return };
     let case = format!("{mode}, without {part:?}");
     let (ann, ben, cat) = (stage.client().await, stage.client().await, stage.client().await);
-    let ttl = Duration::from_secs(2);
+    let ttl = Duration::from_secs(4);
     let held = granted(&ann, request(mode, ttl, Wait::No)).await;
     let waits = async { (granted(&ben, exclusive(FOR_EVER)).await, now()) };
     let ((next, granted_at), (renewed_at, renewal)) = tokio::join!(waits, async {

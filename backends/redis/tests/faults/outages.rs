@@ -50,7 +50,7 @@ impl Outage {
     /// The fault, from its beginning to its end, with what is done while it lasts.
     async fn befalls<T>(&mut self, meanwhile: impl Future<Output = T>) -> T {
         let server = &mut self.stage.server;
-        match self.fault {
+        let done = match self.fault {
             Fault::ScriptsForgotten => {
                 server.command(&["SCRIPT", "FLUSH"]).await;
                 meanwhile.await
@@ -94,7 +94,10 @@ impl Outage {
                 let (done, ()) = tokio::join!(meanwhile, server.restart_empty());
                 done
             }
-        }
+        };
+        // The end of a connection is known by the time at which a new one has an answer.
+        self.stage.state().await;
+        done
     }
 }
 
