@@ -134,10 +134,7 @@ impl fmt::Display for Tokens {
                     f,
                     "rise through pauses, clock steps, and messages lost, late or repeated, as long as {} of the {} \
                      nodes lose their counters between two grants ({quorum})",
-                    match quorum.may_forget() {
-                        0 => "none".to_owned(),
-                        some => format!("at most {some}"),
-                    },
+                    quorum.may_forget_in_words(),
                     quorum.nodes
                 );
             }
@@ -158,8 +155,8 @@ pub struct Quorum {
 
 impl Quorum {
     /// So many of so many nodes, or `None` where that is no majority of them, or more than there are.
-    pub fn new(needed: u8, nodes: u8) -> Option<Self> {
-        (nodes / 2 < needed && needed <= nodes).then_some(Self { needed, nodes })
+    pub const fn new(needed: u8, nodes: u8) -> Option<Self> {
+        if nodes / 2 < needed && needed <= nodes { Some(Self { needed, nodes }) } else { None }
     }
 
     /// How many nodes have to agree.
@@ -177,6 +174,13 @@ impl Quorum {
     /// holders with one number where one node more forgets.
     pub fn may_forget(self) -> u8 {
         self.needed - (self.nodes - self.needed) - 1
+    }
+
+    fn may_forget_in_words(self) -> String {
+        match self.may_forget() {
+            0 => "none".to_owned(),
+            some => format!("at most {some}"),
+        }
     }
 }
 
@@ -304,6 +308,8 @@ pub enum Records {
     WhileItRuns,
     /// What the server's own persistence survives.
     AsTheServer,
+    /// What a quorum of several independent nodes keeps.
+    Quorum(Quorum),
     /// Kills and power cuts, from the moment its write is confirmed.
     Durable,
 }
@@ -314,6 +320,16 @@ impl fmt::Display for Records {
             Self::WhileItRuns => "live and end with the process",
             Self::AsTheServer => {
                 "survive what the server's own persistence and replication survive: without them, nothing"
+            }
+            Self::Quorum(quorum) => {
+                return write!(
+                    f,
+                    "are on {} of the {} nodes before a write is confirmed, and survive as long as {} of them lose what \
+                     they kept",
+                    quorum.needed,
+                    quorum.nodes,
+                    quorum.may_forget_in_words()
+                );
             }
             Self::Durable => {
                 "survive kills and power cuts from the moment a write is confirmed, as long as the disk keeps what \

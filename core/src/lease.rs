@@ -40,13 +40,43 @@ pub struct Lease {
     pub counted_from: BootInstant,
     /// For how long it lives until its first renewal, which makes it live for its TTL.
     pub lasts: Duration,
+    /// What it took to get it, where several independent nodes had to agree.
+    pub agreement: Option<Agreement>,
+}
+
+/// What it took until so many of several independent nodes agreed to a lease as had to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Agreement {
+    /// How many nodes had answered when they were enough, whatever they said.
+    pub answered: usize,
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// From the first request of the attempt that succeeded to the answer that was enough.
+    pub took: Duration,
+    /// How many attempts it took, the successful one included.
+    pub attempts: u32,
+}
+
+impl Agreement {
+    /// An agreement, as a backend reports it.
+    pub fn new(answered: usize, nodes: usize, took: Duration, attempts: u32) -> Self {
+        Self { answered, nodes, took, attempts }
+    }
 }
 
 impl Lease {
     /// A lease that lives for its TTL, as a backend reports it.
     pub fn new(key: LeaseKey, token: FencingToken, counted_from: BootInstant) -> Self {
         let lasts = key.ttl.as_duration();
-        Self { key, token, counted_from, lasts }
+        Self { key, token, counted_from, lasts, agreement: None }
+    }
+
+    /// The same lease, with what it took to get it.
+    #[must_use]
+    pub fn agreed(mut self, agreement: Agreement) -> Self {
+        self.agreement = Some(agreement);
+        self
     }
 
     /// The same lease as an *offer*: a turn that was given to a waiter for less than its TTL, so that a waiter that died in

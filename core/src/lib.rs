@@ -9,6 +9,7 @@
 //! depend on this crate and on `ringfence-testkit`.
 
 mod backend;
+mod backoff;
 mod clock;
 mod coalescer;
 mod error;
@@ -25,6 +26,7 @@ mod token;
 mod url;
 
 pub use backend::{Backend, BoxFuture, LossListener};
+pub use backoff::Backoff;
 pub use clock::{BootInstant, Clock, SystemClock};
 pub use coalescer::Coalescer;
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
@@ -35,8 +37,8 @@ pub use guarantees::{
 };
 pub use holder::{HolderInfo, LABEL_MAX, METADATA_MAX};
 pub use lease::{
-    Attempt, Contention, Eviction, HolderState, Lease, LeaseKey, ListQuery, LockState, PAGE_MAX, Page,
-    Release, Renewal, WaiterState,
+    Agreement, Attempt, Contention, Eviction, HolderState, Lease, LeaseKey, ListQuery, LockState, PAGE_MAX,
+    Page, Release, Renewal, WaiterState,
 };
 pub use mode::{Mode, PERMITS_MAX};
 pub use name::{LockName, NAME_MAX};

@@ -42,6 +42,17 @@ const SCHEMES: &[Scheme] = &[
     Scheme { name: "redis+unix", ..REDIS },
     #[cfg(feature = "redis")]
     Scheme { name: "rediss", ..REDIS },
+    #[cfg(feature = "redis")]
+    Scheme {
+        name: "redlock",
+        guarantees: ringfence_redis::redlock_guarantees,
+        params: ringfence_redis::REDLOCK_PARAMS,
+        open: |url, clock| {
+            Box::pin(async move {
+                Ok(Arc::new(ringfence_redis::RedlockBackend::connect(&url, clock).await?) as _)
+            })
+        },
+    },
 ];
 
 #[cfg(feature = "redis")]

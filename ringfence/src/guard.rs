@@ -4,7 +4,9 @@ use std::future::{Future, pending};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_core::{BootInstant, Error, ErrorKind, FencingToken, LockName, Mode, Renewal, Result, Ttl};
+use ringfence_core::{
+    Agreement, BootInstant, Error, ErrorKind, FencingToken, LockName, Mode, Renewal, Result, Ttl,
+};
 
 use crate::holder::Enrolment;
 use crate::turn::Turn;
@@ -66,6 +68,11 @@ impl Guard {
     /// The fencing token, for the guarded resource to check. It never changes.
     pub fn token(&self) -> FencingToken {
         self.hold.turn.token
+    }
+
+    /// What it took to get the lease, where several independent nodes had to agree to it; `None` elsewhere.
+    pub fn agreement(&self) -> Option<Agreement> {
+        self.hold.turn.lease.agreement
     }
 
     /// Whether holding can be proven right now: the lease is not known to be lost, and its deadline has not come.

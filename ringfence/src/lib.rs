@@ -98,13 +98,13 @@ pub use crate::{
 };
 #[doc(no_inline)]
 pub use ringfence_core::{
-    Abandoned, Abandoner, AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Claim, Clock,
-    Contention, Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees,
-    HolderDeath, HolderInfo, HolderState, LABEL_MAX, Lease, LeaseClock, LeaseKey, ListQuery, LockName,
-    LockState, LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX, Page, Queue,
-    Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release, Renewal, Result, Retry,
-    Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment, nearest,
-    parse_duration,
+    Abandoned, Abandoner, AcquireRequest, Agreement, Attempt, Backend, BackendUrl, BootInstant, BoxFuture,
+    Claim, Clock, Contention, Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding,
+    Guarantees, HolderDeath, HolderInfo, HolderState, LABEL_MAX, Lease, LeaseClock, LeaseKey, ListQuery,
+    LockName, LockState, LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX,
+    Page, Queue, Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release, Renewal, Result,
+    Retry, Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment,
+    nearest, parse_duration,
 };
 
 /// The README's example is a test.

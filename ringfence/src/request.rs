@@ -5,7 +5,8 @@ use ringfence_core::{
     BootInstant, Clock, Contention, Error, ErrorKind, HolderInfo, LockName, Mode, Nonce, Result, Ttl,
 };
 use tokio::sync::oneshot;
-use tracing::Instrument;
+use tracing::field::{self, Empty};
+use tracing::{Instrument, Span};
 
 use crate::guard::{Guard, sleep_until, upgrade_error};
 use crate::hall::{Hall, Outcome, RoomKey};
@@ -232,7 +233,14 @@ impl Ask {
     async fn outcome(&self) -> Result<Outcome<Guard>> {
         let Self { hall, room, .. } = self;
         let span = tracing::debug_span!(
-            "ringfence.acquire", name = %room.name, mode = %room.mode, backend = %hall.backend
+            "ringfence.acquire",
+            name = %room.name,
+            mode = %room.mode,
+            backend = %hall.backend,
+            answered = Empty,
+            nodes = Empty,
+            quorum_time = Empty,
+            attempts = Empty,
         );
         async {
             let asked = hall.clock.now();
@@ -370,6 +378,13 @@ impl Ask {
             Ok(Outcome::Granted(guard)) => {
                 meters.granted.increment(1);
                 meters.wait.record(guard.hold().turn.since().saturating_since(asked));
+                if let Some(agreement) = guard.agreement() {
+                    Span::current()
+                        .record("answered", agreement.answered)
+                        .record("nodes", agreement.nodes)
+                        .record("quorum_time", field::debug(agreement.took))
+                        .record("attempts", agreement.attempts);
+                }
                 tracing::debug!(token = %guard.token(), "granted");
             }
             Ok(Outcome::Busy(_)) if self.patience == Patience::None => {

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ringfence_core::{
-    BootInstant, Error, ErrorKind, FencingToken, HANDOVER_BITS, LeaseKey, LockName, Mode, Release, Result,
+    Agreement, BootInstant, Error, ErrorKind, FencingToken, HANDOVER_BITS, LeaseKey, LockName, Mode, Release,
+    Result,
 };
 use tokio::sync::Notify;
 
@@ -27,6 +28,8 @@ pub(crate) struct Lease {
     /// Wakes those who watch for loss.
     pub(crate) gone: Notify,
     pub(crate) room: Arc<RoomKey>,
+    /// What it took to get it, where several nodes had to agree.
+    pub(crate) agreement: Option<Agreement>,
     granted_at: BootInstant,
     /// For how long it lived at first: for less than its TTL where it was an offer.
     lasted: Duration,
@@ -43,6 +46,7 @@ impl Lease {
             state: LeaseState::live_until(granted.deadline()),
             gone: Notify::new(),
             room,
+            agreement: granted.agreement,
             granted_at,
             lasted: granted.lasts,
             confirmed: AtomicBool::new(!granted.is_offer()),

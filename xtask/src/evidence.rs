@@ -1,13 +1,13 @@
 //! Which tests show a promise: what GUARANTEES.md says in its last column.
 
-/// The ways to a Redis server.
+/// The ways to one Redis server.
 const REDIS: &[&str] = &["redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// Where a killed holder's lease is free at its TTL.
-const IN_MEMORY: &[&str] = &["memory", "redis", "redis+sentinel", "redis+unix", "rediss"];
+const IN_MEMORY: &[&str] = &["memory", "redis", "redis+sentinel", "redis+unix", "rediss", "redlock"];
 
 /// Every backend.
-const ALL: &[&str] = &["memory", "local", "redis", "redis+sentinel", "redis+unix", "rediss"];
+const ALL: &[&str] = &["memory", "local", "redis", "redis+sentinel", "redis+unix", "rediss", "redlock"];
 
 /// What a promise is about, of which schemes (or of which URLs that ask for others), and tests that would fail without it. A
 /// promise may have several lines.
@@ -18,6 +18,36 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
     ("Who can contend", ALL, &["busy_is_a_value", "names_do_not_collide"]),
     ("Who can contend", &["local"], &["kills_at_random_lose_nothing_and_stall_nobody"]),
     ("Fencing tokens", ALL, &["sequences_rise"]),
+    (
+        "Fencing tokens",
+        &["redlock"],
+        &[
+            "numbers_rise_for_as_long_as_one_node_of_the_quorum_remembers",
+            "a_number_that_somebody_else_may_have_is_not_granted",
+            "a_clock_that_jumps_breaks_exclusion_and_no_stale_write_is_accepted",
+            "tokens_of_five_nodes_rise_while_a_quorum_bears_what_is_forgotten",
+        ],
+    ),
+    ("Order of waiters", &["redlock"], &["waiters_that_split_the_votes_all_get_their_turn"]),
+    ("Wake-up", &["redlock"], &["waits_for_release"]),
+    (
+        "A paused holder",
+        &["redlock"],
+        &[
+            "a_lease_lapses_after_its_ttl",
+            "renewal_tells_of_loss",
+            "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_clock_that_jumps_breaks_exclusion_and_no_stale_write_is_accepted",
+            "answers_that_are_read_after_the_ttl_are_no_grant",
+            "a_process_that_is_stopped_over_its_grant_does_not_hold",
+        ],
+    ),
+    (
+        "Records",
+        &["redlock"],
+        &["a_record_lives_on_any_majority", "a_write_that_an_opening_did_not_see_never_comes_back"],
+    ),
     (
         "Fencing tokens",
         &["local"],

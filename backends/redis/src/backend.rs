@@ -79,7 +79,7 @@ pub(crate) struct Client {
     session: String,
     line: Arc<Line>,
     clock: Arc<dyn Clock>,
-    runtime: Handle,
+    pub(crate) runtime: Handle,
 }
 
 impl RedisBackend {
@@ -88,23 +88,8 @@ impl RedisBackend {
     /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`], [`ErrorKind::Unavailable`] for a server that
     /// cannot be reached, [`ErrorKind::Refused`] for a wrong password or access rules that keep us out.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
-        let Options { route, keys, replicas, shown } = Options::parse(url)?;
-        let session = digits(Nonce::random());
-        let waiting = Arc::<Line>::default();
-        let told = Arc::clone(&waiting);
-        let pushed = move |push| told.pushed(&push);
-        let way = Arc::new(Link::new(route, format!("ringfence:{session}"), shown, pushed));
-        way.connect().await?;
-        let link = Arc::clone(&way);
-        let send = move |changes| -> BoxFuture<'static, _> {
-            let way = Arc::clone(&way);
-            Box::pin(async move { send(&way, replicas, changes).await })
-        };
-        let (runtime, adopter) = (Handle::current(), Handle::current());
-        let adopt = move |round_trip| drop(adopter.spawn(round_trip));
-        let changes = Coalescer::new(FLIGHTS_MAX, BATCH_MAX, send, adopt);
-        let client = Client { link, changes, replicas, keys, session, line: waiting, clock, runtime };
-        let client = Arc::new(client);
+        let client = Arc::new(Client::new(Options::parse(url)?, clock));
+        client.link.connect().await?;
         let looked_at = Arc::clone(&client);
         client.runtime.spawn(async move { checks::log_what_is_wrong(&looked_at).await });
         Ok(Self { client, guarantees: guarantees(), checks: Checks::default() })
@@ -162,7 +147,7 @@ fn too_few(confirmed: Option<Value>, replicas: NonZeroU8, server: &str) -> Optio
 }
 
 /// What the server answered to an attempt.
-enum Answer {
+pub(crate) enum Answer {
     Granted(u64),
     /// It stands in line. No turn with this number or a lower one is its own any more.
     Waits(u64, Contention),
@@ -173,10 +158,42 @@ enum Answer {
     Unconfirmed(Error),
 }
 
+/// What a server says of a mark.
+pub(crate) enum Mark {
+    Made,
+    /// It is made, but somebody else may have this number, because the server knows this one.
+    TooLow(u64),
+    NotTaken,
+}
+
 impl Client {
+    /// A client of a server. It connects when it is first used.
+    pub(crate) fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
+        let Options { route, keys, replicas, shown } = options;
+        let session = digits(Nonce::random());
+        let waiting = Arc::<Line>::default();
+        let told = Arc::clone(&waiting);
+        let pushed = move |push| told.pushed(&push);
+        let way = Arc::new(Link::new(route, format!("ringfence:{session}"), shown, pushed));
+        let link = Arc::clone(&way);
+        let send = move |changes| -> BoxFuture<'static, _> {
+            let way = Arc::clone(&way);
+            Box::pin(async move { send(&way, replicas, changes).await })
+        };
+        let (runtime, adopter) = (Handle::current(), Handle::current());
+        let adopt = move |round_trip| drop(adopter.spawn(round_trip));
+        let changes = Coalescer::new(FLIGHTS_MAX, BATCH_MAX, send, adopt);
+        Self { link, changes, replicas, keys, session, line: waiting, clock, runtime }
+    }
+
     /// Asks for the lease: `acquire` for one that does not wait, `queue` to join the line, `look` to keep the place there.
     /// Idempotent by nonce.
-    async fn enter(&self, request: &AcquireRequest, keys: &LockKeys, verb: &'static str) -> Result<Answer> {
+    pub(crate) async fn enter(
+        &self,
+        request: &AcquireRequest,
+        keys: &LockKeys,
+        verb: &'static str,
+    ) -> Result<Answer> {
         let (holder, mode) = (&request.holder, scripts::mode(request.mode));
         let said = holder.label().len() + holder.host().len() + holder.metadata().len();
         let mut entry = String::with_capacity(ENTRY_BYTES + said);
@@ -246,7 +263,7 @@ impl Client {
 
     /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for as long as the
     /// attempt's lease could live. Says whether nothing is left of it.
-    async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Ttl) -> bool {
+    pub(crate) async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Ttl) -> bool {
         let ends = self.now().saturating_add(ttl.as_duration());
         let mut pause = WITHDRAW_PAUSE;
         while let Err(error) = self.change(Change::new(keys.clone(), "withdraw", nonce).lasting(ttl)).await {
@@ -272,8 +289,8 @@ impl Client {
         self.changes.request(change).await.unwrap_or_else(|| Err(cut_short()))
     }
 
-    /// The same change of many leases, in one round trip of their own; whether each was made.
-    async fn change_all(&self, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<bool>> {
+    /// The same change of many leases, in one round trip of their own; for each, zero if it was not made.
+    pub(crate) async fn change_all(&self, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<u64>> {
         if leases.is_empty() {
             return Ok(Vec::new());
         }
@@ -283,12 +300,12 @@ impl Client {
             [lease] => vec![self.answer(change(lease)).await],
             leases => self.send_to_its_end(leases.iter().map(change).collect()).await?,
         };
-        let is_made = |reply: Result<Answered>| {
+        let made = |reply: Result<Answered>| {
             let Answered { value, unconfirmed } = reply?;
-            let is_made = self.is_yes(&value)?;
-            unconfirmed.filter(|_| is_made && verb != "release").map_or(Ok(is_made), Err)
+            let made = number(&value).ok_or_else(|| error::odd_reply(&value, self.link.server()))?;
+            unconfirmed.filter(|_| made > 0 && verb != "release").map_or(Ok(made), Err)
         };
-        replies.into_iter().map(is_made).collect()
+        replies.into_iter().map(made).collect()
     }
 
     /// Makes changes in one round trip that ends even if its caller stops waiting: a connection that does not answer is
@@ -301,12 +318,36 @@ impl Client {
 
     async fn release(&self, leases: &[LeaseKey]) -> Result<Vec<Release>> {
         let made = self.change_all("release", leases).await?;
-        Ok(made.into_iter().map(|made| if made { Release::Released } else { Release::NotHeld }).collect())
+        Ok(made.into_iter().map(|made| if made > 0 { Release::Released } else { Release::NotHeld }).collect())
     }
 
     async fn renew(&self, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
         let made = self.change_all(verb, leases).await?;
-        Ok(made.into_iter().map(|made| if made { Renewal::Renewed } else { Renewal::Lost }).collect())
+        Ok(made.into_iter().map(|made| if made > 0 { Renewal::Renewed } else { Renewal::Lost }).collect())
+    }
+
+    /// Gives back what an attempt took.
+    pub(crate) async fn give_back(&self, keys: &LockKeys, nonce: Nonce) -> Result<bool> {
+        Ok(self.change(Change::new(keys.clone(), "release", nonce)).await? != Value::Int(0))
+    }
+
+    /// The second step of a lock of several servers: what was taken under a nonce is another's from now on, with this number.
+    pub(crate) async fn mark(
+        &self,
+        keys: &LockKeys,
+        taken: Nonce,
+        lasting: Nonce,
+        number: u64,
+    ) -> Result<Mark> {
+        let change =
+            Change::new(keys.clone(), "mark", taken).asking(digits(lasting).into(), number.to_string());
+        let reply = self.change(change).await?;
+        match scripts::number(&reply) {
+            Some(0) => Ok(Mark::NotTaken),
+            Some(1) => Ok(Mark::Made),
+            Some(known) => Ok(Mark::TooLow(known)),
+            None => Err(error::odd_reply(&reply, self.link.server())),
+        }
     }
 
     /// An answer that is yes or no.
@@ -478,7 +519,13 @@ impl Backend for RedisBackend {
     }
 
     fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<LockState>>> {
-        Box::pin(view::list(&self.client, query))
+        Box::pin(async move {
+            let names = view::names(&self.client, &query).await?;
+            view::page(&query, names, |name| {
+                Box::pin(async move { view::inspect(&self.client, &name).await })
+            })
+            .await
+        })
     }
 
     fn evict<'a>(&'a self, name: &'a LockName, holder: Nonce) -> BoxFuture<'a, Result<Eviction>> {

@@ -74,6 +74,11 @@ impl Keys {
         format!("{}r:{}", self.of(key.lock()).beside(), key.field())
     }
 
+    /// The key of one node's part of a record on several nodes. It is not that of a record, because it is no record.
+    pub(crate) fn of_part(self, key: &RecordKey) -> String {
+        format!("{}n:{}", self.of(key.lock()).beside(), key.field())
+    }
+
     /// A pattern that every key of a name with this prefix matches.
     pub(crate) fn pattern(self, prefix: &str) -> String {
         match self {
@@ -140,8 +145,8 @@ mod tests {
 
     /// Everything that a lock ever uses.
     fn all(keys: &LockKeys) -> Vec<String> {
-        let beside =
-            ["t", "q", "w", "h", "s", "l", "x", "r:value"].map(|key| format!("{}{key}", keys.beside()));
+        let beside = ["t", "q", "w", "h", "s", "l", "x", "r:value", "n:value"]
+            .map(|key| format!("{}{key}", keys.beside()));
         beside.into_iter().chain([keys.lock().to_owned()]).collect()
     }
 
@@ -153,7 +158,7 @@ mod tests {
             prop_assert!(of(&a).is_disjoint(&of(&b)), "{:?} {:?}", of(&a), of(&b));
             // Verbatim names are the user's, so the keys beside one may be named like another lock; but not like what
             // stands beside it.
-            let beside = |name: &LockName| all(&Keys::Verbatim.of(name)).into_iter().take(8).collect::<HashSet<_>>();
+            let beside = |name: &LockName| all(&Keys::Verbatim.of(name)).into_iter().take(9).collect::<HashSet<_>>();
             prop_assert!(beside(&a).is_disjoint(&beside(&b)), "{:?} {:?}", beside(&a), beside(&b));
             prop_assert!(beside(&a).is_disjoint(&of(&b)));
         }

@@ -30,6 +30,16 @@
 //!
 //! A waiter looks after its place every quarter of a second, in one change of a script, whatever happens.
 //!
+//! Redlock, on several servers of which a quorum has to agree, makes the same changes on each of them, all at once:
+//!
+//! | call | round trips, each to all nodes at once |
+//! |---|---|
+//! | acquire, free | 2 |
+//! | acquire, refused | 1, and 1 more to undo what was taken; whoever waits asks again, every 250 ms in the end |
+//! | renew, downgrade, release, evict, inspect | 1 |
+//! | open, write a record | 2 |
+//! | read a record | 1, and 1 more where not all of a quorum have it yet |
+//!
 //! # Faults
 //! - **The server's wall clock** ends leases: a step forward ends them early, a step back late. Only the fence helps.
 //! - **Lost memory** (a restart without data, a failover, `FLUSHALL`) ends leases at once, and the count of grant numbers with
@@ -63,6 +73,7 @@ mod line;
 mod link;
 mod options;
 mod records;
+mod redlock;
 mod route;
 mod scripts;
 mod sentinel;
@@ -70,4 +81,5 @@ mod tls;
 mod view;
 
 pub use backend::{RedisBackend, guarantees};
-pub use options::PARAMS;
+pub use options::{PARAMS, REDLOCK_PARAMS};
+pub use redlock::{RedlockBackend, redlock_guarantees};

@@ -1,12 +1,13 @@
 //! From a URL to a server.
 
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU8;
 
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
     TlsCertificates,
 };
-use ringfence_core::{BackendUrl, Error, ErrorKind, Result, nearest};
+use ringfence_core::{BackendUrl, Error, ErrorKind, Quorum, Result, nearest};
 
 use crate::keys::Keys;
 use crate::route::Route;
@@ -16,6 +17,12 @@ use crate::tls::{self, TLS_PARAMS};
 /// The parameters of a Redis URL, beside those of the hall.
 pub const PARAMS: &[&str] =
     &["keys", "db", "replicas", "ca", "cert", "key", "sentinel_user", "sentinel_password"];
+
+/// The parameters of a `redlock:` URL.
+pub const REDLOCK_PARAMS: &[&str] = &["keys", "db", "quorum"];
+
+/// With fewer nodes none may fail.
+const NODES_MIN: usize = 3;
 
 /// Parameters that only some schemes know.
 const SENTINEL_PARAMS: [&str; 2] = ["sentinel_user", "sentinel_password"];
@@ -37,18 +44,7 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn parse(url: &BackendUrl) -> Result<Self> {
-        let keys = match url.param("keys") {
-            None | Some("encoded") => Keys::Encoded,
-            Some("verbatim") => Keys::Verbatim,
-            Some(other) => {
-                let guess = nearest(other, &["verbatim", "encoded"])
-                    .map(|near| format!(", did you mean {near:?}?"))
-                    .unwrap_or_default();
-                return Err(invalid(format!(
-                    "keys={other:?} is neither \"encoded\" nor \"verbatim\"{guess}"
-                )));
-            }
-        };
+        let keys = parse_keys(url)?;
         let replicas = url.param("replicas").map(|count| {
             count.parse().map_err(|_| {
                 invalid(format!("replicas={count:?} is no number of replicas: it is from 1 to 255"))
@@ -88,6 +84,66 @@ impl Options {
         };
         Ok(Self { route, keys, replicas, shown: url.to_string() })
     }
+
+    /// The nodes of a `redlock:` URL, each with the other options of the URL; and how many of them have to agree.
+    pub(crate) fn parse_nodes(url: &BackendUrl) -> Result<(Vec<Self>, Quorum)> {
+        let keys = parse_keys(url)?;
+        let access = Access::parse(url, url.path().strip_prefix('/').unwrap_or_default())?;
+        let mut nodes: Vec<Self> = Vec::new();
+        for written in url.hosts() {
+            let (host, port) = split_port(written, SERVER_PORT)?;
+            let shown = format!("redis://{}", canonical(&host, port));
+            if nodes.iter().any(|node| node.shown == shown) {
+                return Err(invalid(format!(
+                    "{written:?} stands among the nodes twice: it would vote twice; name {} servers that have nothing in \
+                     common",
+                    url.hosts().len()
+                )));
+            }
+            nodes.push(Self { route: Route::At(access.at(host, port)?), keys, replicas: None, shown });
+        }
+        let count = nodes.len();
+        let (Ok(nodes_of_quorum), true) = (u8::try_from(count), count >= NODES_MIN) else {
+            return Err(invalid(format!(
+                "redlock: takes {NODES_MIN} to {} nodes, this one has {count}: write redlock://one,two,three; for one server \
+                 it is redis:",
+                u8::MAX
+            )));
+        };
+        if count.is_multiple_of(2) {
+            return Err(invalid(format!(
+                "redlock: takes an odd number of nodes, this one has {count}: they bear no more failures than {} do",
+                count - 1
+            )));
+        }
+        let majority = nodes_of_quorum / 2 + 1;
+        let needed = match url.param("quorum") {
+            None => majority,
+            Some(written) => written.parse().map_err(|_| out_of_range(written, majority, count))?,
+        };
+        let quorum = Quorum::new(needed, nodes_of_quorum)
+            .ok_or_else(|| out_of_range(&needed.to_string(), majority, count))?;
+        Ok((nodes, quorum))
+    }
+}
+
+fn parse_keys(url: &BackendUrl) -> Result<Keys> {
+    match url.param("keys") {
+        None | Some("encoded") => Ok(Keys::Encoded),
+        Some("verbatim") => Ok(Keys::Verbatim),
+        Some(other) => {
+            let guess = nearest(other, &["verbatim", "encoded"])
+                .map(|near| format!(", did you mean {near:?}?"))
+                .unwrap_or_default();
+            Err(invalid(format!("keys={other:?} is neither \"encoded\" nor \"verbatim\"{guess}")))
+        }
+    }
+}
+
+fn out_of_range(written: &str, majority: u8, count: usize) -> Error {
+    invalid(format!(
+        "quorum={written:?} is out of range: of {count} nodes it is {majority}, the majority, to {count}, all of them"
+    ))
 }
 
 fn sentinels(url: &BackendUrl, path: &str) -> Result<Sentinels> {
@@ -214,6 +270,14 @@ fn split_port(host: &str, default: u16) -> Result<(String, u16)> {
     Ok((name.to_owned(), port))
 }
 
+/// The one way to write an address, of the many that there are.
+fn canonical(host: &str, port: u16) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, port).to_string(),
+        Err(_) => format!("{}:{port}", host.to_ascii_lowercase()),
+    }
+}
+
 fn invalid(why: String) -> Error {
     Error::new(ErrorKind::InvalidUrl, why)
 }
@@ -266,6 +330,53 @@ mod tests {
             assert_eq!((ours.username(), ours.password(), ours.db()), (Some("ann"), Some("secret"), 3));
             let shown = format!("{} {options:?}", options.shown);
             assert!(!shown.contains("secret") && !shown.contains("hidden"), "{shown}");
+        }
+    }
+
+    fn servers(nodes: &[Options]) -> impl Iterator<Item = &ConnectionInfo> {
+        nodes.iter().map(|node| match &node.route {
+            Route::At(server) => server,
+            other @ Route::BySentinels(_) => panic!("a node is one server: {other:?}"),
+        })
+    }
+
+    #[test]
+    fn every_node_has_the_options_of_the_url() {
+        let url = "redlock://ann:secret@One,two:7000,[::1],four,five/3?keys=verbatim&quorum=4";
+        let (nodes, quorum) = Options::parse_nodes(&BackendUrl::parse(url).unwrap()).unwrap();
+        let addresses: Vec<String> = servers(&nodes).map(|server| server.addr().to_string()).collect();
+        assert_eq!(addresses, ["One:6379", "two:7000", "::1:6379", "four:6379", "five:6379"]);
+        assert_eq!((quorum.needed(), quorum.nodes()), (4, 5));
+        for (node, server) in nodes.iter().zip(servers(&nodes)) {
+            let settings = server.redis_settings();
+            assert_eq!((settings.username(), settings.password()), (Some("ann"), Some("secret")));
+            assert_eq!((settings.db(), node.keys), (3, Keys::Verbatim));
+            assert!(!node.shown.contains("secret"), "{}", node.shown);
+        }
+        let (_, quorum) = Options::parse_nodes(&BackendUrl::parse("redlock://a,b,c").unwrap()).unwrap();
+        assert_eq!(quorum.needed(), 2, "the majority, where nothing else is said");
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_nodes_is_said() {
+        for (url, hint) in [
+            ("redlock:", "this one has 0"),
+            ("redlock://one", "for one server it is redis:"),
+            ("redlock://one,two", "3 to 255 nodes, this one has 2"),
+            ("redlock://a,b,c,d", "no more failures than 3 do"),
+            ("redlock://one,two,one", "\"one\" stands among the nodes twice"),
+            ("redlock://one,two,ONE:6379", "\"ONE:6379\" stands among the nodes twice"),
+            ("redlock://[::1],two,[0:0:0:0:0:0:0:1]:6379", "twice"),
+            ("redlock://a,b,c?quorum=1", "2, the majority, to 3, all of them"),
+            ("redlock://a,b,c?quorum=4", "2, the majority, to 3, all of them"),
+            ("redlock://a,b,c?quorum=most", "2, the majority, to 3, all of them"),
+            ("redlock://a,b,c:0", "no port"),
+            ("redlock://a,b,c/orders", "no database"),
+            ("redlock://a,b,c?keys=verbatin", "did you mean \"verbatim\"?"),
+        ] {
+            let error = Options::parse_nodes(&BackendUrl::parse(url).unwrap()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidUrl, "{url}");
+            assert!(error.to_string().contains(hint), "{url}: {error}");
         }
     }
 

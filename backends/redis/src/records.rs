@@ -8,28 +8,35 @@ use ringfence_core::{
     Result, Version,
 };
 
-use crate::backend::RedisBackend;
+use crate::backend::{Client, RedisBackend};
 use crate::error;
 use crate::scripts::{BYTES, RECORD, by_hash, digits, number, parse_nonce, text};
 
-impl RedisBackend {
-    /// Calls the record's script, and returns what follows its `ok`.
-    async fn call(&self, verb: &str, key: &RecordKey, fenced: Option<Fenced<'_>>) -> Result<Vec<Value>> {
-        let client = &self.client;
-        let keys = client.keys.of(key.lock());
-        let value = fenced.and_then(|fenced| fenced.value);
-        let mut command = by_hash(&RECORD, 3, 8, BYTES + value.map_or(0, <[u8]>::len));
-        command.arg(keys.lock()).arg(keys.beside()).arg(client.keys.of_record(key)).arg(verb);
+impl Client {
+    /// Calls the script of a record that is kept in this key, and returns what follows its `ok`. Errors where the record's fence
+    /// refuses the token.
+    pub(crate) async fn call_record(
+        &self,
+        verb: &str,
+        key: &RecordKey,
+        kept_in: &str,
+        fenced: Option<Fenced<'_>>,
+    ) -> Result<Vec<Value>> {
+        let keys = self.keys.of(key.lock());
+        let writes = fenced.map_or(&[][..], |fenced| fenced.writes);
+        let bytes = writes.iter().map(|written| written.len()).sum::<usize>();
+        let mut command = by_hash(&RECORD, 3, 7 + writes.len(), BYTES + bytes);
+        command.arg(keys.lock()).arg(keys.beside()).arg(kept_in).arg(verb);
         if let Some(Fenced { token, .. }) = fenced {
-            command.arg(digits(token.nonce())).arg(token.grant()).arg(handover(token)).arg(value);
+            command.arg(digits(token.nonce())).arg(token.grant()).arg(handover(token)).arg(writes);
         }
-        let reply = client.link.call(&RECORD, &command).await.map_err(|error| self.about(key, error))?;
-        let odd = || error::odd_reply(&reply, client.link.server());
+        let reply = self.link.call(&RECORD, &command).await.map_err(|error| about(kept_in, error))?;
+        let odd = || error::odd_reply(&reply, self.link.server());
         let Value::Array(parts) = &reply else { return Err(odd()) };
         let other = || parts.get(1).and_then(text).and_then(parse_token);
         let refusal = match (parts.first().and_then(text), fenced) {
             (Some("ok"), _) => return Ok(parts[1..].to_vec()),
-            (Some("damaged"), _) => return Err(self.damaged(key)),
+            (Some("damaged"), _) => return Err(self.damaged(kept_in)),
             (Some("collision"), Some(_)) => Refusal::Collision(other().ok_or_else(odd)?),
             (Some("below"), Some(_)) => Refusal::BelowMark(other().ok_or_else(odd)?),
             (Some("over"), Some(_)) => Refusal::LeaseOver(other()),
@@ -39,26 +46,37 @@ impl RedisBackend {
         Err(refusal.into_error(key, fenced.ok_or_else(odd)?.token))
     }
 
-    fn damaged(&self, key: &RecordKey) -> Error {
-        self.about(key, error::damaged(self.client.link.server()))
+    /// The error of a record that is none.
+    pub(crate) fn damaged(&self, kept_in: &str) -> Error {
+        about(kept_in, error::damaged(self.link.server()))
     }
+}
 
-    fn about(&self, key: &RecordKey, error: Error) -> Error {
-        error.about(format_args!("record {:?}", self.client.keys.of_record(key)))
-    }
+fn about(kept_in: &str, error: Error) -> Error {
+    error.about(format_args!("record {kept_in:?}"))
 }
 
 /// What goes behind the fence.
 #[derive(Clone, Copy)]
-struct Fenced<'a> {
-    token: FencingToken,
-    value: Option<&'a [u8]>,
+pub(crate) struct Fenced<'a> {
+    pub(crate) token: FencingToken,
+    pub(crate) writes: &'a [&'a [u8]],
+}
+
+impl RedisBackend {
+    async fn call(&self, verb: &str, key: &RecordKey, fenced: Option<Fenced<'_>>) -> Result<Vec<Value>> {
+        self.client.call_record(verb, key, &self.client.keys.of_record(key), fenced).await
+    }
+
+    fn damaged(&self, key: &RecordKey) -> Error {
+        self.client.damaged(&self.client.keys.of_record(key))
+    }
 }
 
 impl FencedStore for RedisBackend {
     fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>> {
         Box::pin(async move {
-            let found = self.call("open", key, Some(Fenced { token, value: None })).await?;
+            let found = self.call("open", key, Some(Fenced { token, writes: &[] })).await?;
             parse_record(&found).ok_or_else(|| self.damaged(key))
         })
     }
@@ -73,7 +91,7 @@ impl FencedStore for RedisBackend {
             if value.len() > RECORD_VALUE_MAX {
                 return Err(Refusal::ValueTooLarge(value.len()).into_error(key, token));
             }
-            let found = self.call("write", key, Some(Fenced { token, value: Some(&value) })).await?;
+            let found = self.call("write", key, Some(Fenced { token, writes: &[&value] })).await?;
             found.first().and_then(number).map(Version).ok_or_else(|| self.damaged(key))
         })
     }
@@ -87,10 +105,10 @@ impl FencedStore for RedisBackend {
 }
 
 /// `None`: that is no record.
-fn parse_record(found: &[Value]) -> Option<Opened> {
+pub(crate) fn parse_record(found: &[Value]) -> Option<Opened> {
     match found {
-        [] | [Value::Nil, Value::Nil, Value::Nil] => Some(Opened::new(None)),
-        [Value::BulkString(value), version, by] => {
+        [] | [Value::Nil, Value::Nil, Value::Nil, ..] => Some(Opened::new(None)),
+        [Value::BulkString(value), version, by, ..] => {
             let (version, by) = (Version(number(version)?), parse_token(text(by)?)?);
             Some(Opened::new(Some(Record::new(Bytes::copy_from_slice(value), version, by))))
         }
@@ -98,12 +116,12 @@ fn parse_record(found: &[Value]) -> Option<Opened> {
     }
 }
 
-fn handover(token: FencingToken) -> u64 {
+pub(crate) fn handover(token: FencingToken) -> u64 {
     token.sequence() - (token.grant() << HANDOVER_BITS)
 }
 
 /// From `nonce:number:handover`.
-fn parse_token(text: &str) -> Option<FencingToken> {
+pub(crate) fn parse_token(text: &str) -> Option<FencingToken> {
     let mut parts = text.split(':');
     let nonce = parse_nonce(parts.next()?)?;
     let (number, handover): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use redis::Value;
 use ringfence_core::{
-    ErrorKind, FencingToken, HolderInfo, HolderState, ListQuery, LockName, LockState, Mode, Nonce, PAGE_MAX,
-    Page, Result, WaiterState,
+    BoxFuture, ErrorKind, FencingToken, HolderInfo, HolderState, ListQuery, LockName, LockState, Mode, Nonce,
+    PAGE_MAX, Page, Result, WaiterState,
 };
 
 use crate::backend::Client;
@@ -100,9 +100,9 @@ fn parse_state(name: &LockName, reply: &Value) -> Option<LockState> {
     Some(LockState::new(name.clone(), holders, waiters.collect()))
 }
 
-/// The names are gathered from all keys of the database, because Redis keeps no order of them.
-pub(crate) async fn list(client: &Client, query: ListQuery) -> Result<Page<LockState>> {
-    let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+/// The names that a listing goes through. They are gathered from all keys of the database, because Redis keeps no order of
+/// them.
+pub(crate) async fn names(client: &Client, query: &ListQuery) -> Result<BTreeSet<LockName>> {
     let mut names = BTreeSet::new();
     let mut cursor = "0".to_owned();
     loop {
@@ -120,15 +120,24 @@ pub(crate) async fn list(client: &Client, query: ListQuery) -> Result<Page<LockS
         }));
         text(next).ok_or_else(odd)?.clone_into(&mut cursor);
         if cursor == "0" {
-            break;
+            return Ok(names);
         }
     }
+}
+
+/// The page that a listing asks for, of these names.
+pub(crate) async fn page<'a>(
+    query: &ListQuery,
+    names: BTreeSet<LockName>,
+    inspect: impl Fn(LockName) -> BoxFuture<'a, Result<LockState>>,
+) -> Result<Page<LockState>> {
+    let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
     let mut page = Vec::new();
     let mut names = names.into_iter().peekable();
     while page.len() < limit
         && let Some(name) = names.next()
     {
-        let state = match inspect(client, &name).await {
+        let state = match inspect(name).await {
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 tracing::warn!(%error, "a lock that cannot be read is left out of a listing");
                 continue;

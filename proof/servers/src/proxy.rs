@@ -74,6 +74,11 @@ impl Proxy {
         self.set(Flow::Pass, Flow::Pass);
     }
 
+    /// Requests arrive, and the replies to them wait on their way until [`Self::mend`].
+    pub fn hold_replies(&self) {
+        self.set(Flow::Pass, Flow::Hold);
+    }
+
     /// Requests arrive, and no reply ever does: the server does what it is told, and nobody learns of it.
     /// [`Self::swallowed`] says when it has happened.
     pub fn swallow_replies(&self) {
@@ -367,6 +372,18 @@ mod tests {
                 assert_eq!(within(server.read(&mut [0])).await.unwrap(), 0);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn replies_that_are_held_arrive_when_it_is_mended() {
+        let Ends { proxy, mut client, mut server, .. } = ends().await;
+        proxy.hold_replies();
+        says(&mut client, "ask").await;
+        hears(&mut server, "ask").await;
+        says(&mut server, "answer").await;
+        hears_nothing(&mut client).await;
+        proxy.mend();
+        hears(&mut client, "answer").await;
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringfence::{Backend, Effect, ErrorKind, Locks, Mode};
+use ringfence::{Agreement, Backend, Effect, ErrorKind, Locks, Mode};
 
 use crate::stage::{
     Call, Fate, Gate, JumpingClock, Stage, eventually, free, in_line, is_ready, memory, millis, soon, staged,
@@ -270,4 +270,16 @@ async fn when_the_last_clone_and_guard_are_gone_everything_is() {
     drop(guard);
     let metrics = tokio::runtime::Handle::current().metrics();
     eventually(async || Arc::strong_count(&stage) == 1 && metrics.num_alive_tasks() == 0).await;
+}
+
+#[tokio::test]
+async fn a_guard_says_what_it_took_for_several_nodes_to_agree() {
+    let (locks, stage) = staged();
+    let alone = locks.lock("a").acquire().await.unwrap();
+    assert_eq!(alone.agreement(), None);
+    let agreement = Agreement::new(4, 5, millis(12), 3);
+    stage.agree(agreement);
+    let agreed = locks.lock("b").acquire().await.unwrap();
+    assert_eq!(agreed.agreement(), Some(agreement));
+    assert_eq!(agreed.nested().agreement(), Some(agreement), "it is the lease's");
 }

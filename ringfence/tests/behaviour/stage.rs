@@ -11,9 +11,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ringfence::{
-    AcquireRequest, Attempt, Backend, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore,
-    Finding, Guarantees, LeaseKey, ListQuery, LockName, LockState, Locks, LossListener, Nonce, Page, Release,
-    Renewal, Result, SystemClock,
+    AcquireRequest, Agreement, Attempt, Backend, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction,
+    FencedStore, Finding, Guarantees, LeaseKey, ListQuery, LockName, LockState, Locks, LossListener, Nonce,
+    Page, Release, Renewal, Result, SystemClock,
 };
 use ringfence_memory::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -96,6 +96,8 @@ pub(crate) struct Stage {
     tells: Arc<AtomicBool>,
     /// For how long what it grants lives at first, where that is not its TTL.
     offers: Mutex<Option<Duration>>,
+    /// What it took to get what it grants, where several nodes had to agree.
+    agreement: Mutex<Option<Agreement>>,
 }
 
 impl Stage {
@@ -112,12 +114,18 @@ impl Stage {
             batches: Mutex::default(),
             tells: Arc::new(AtomicBool::new(true)),
             offers: Mutex::default(),
+            agreement: Mutex::default(),
         })
     }
 
     /// From now on what it grants lives for so long until it is renewed.
     pub(crate) fn offer_for(&self, lasts: Duration) {
         *self.offers.lock().unwrap() = Some(lasts);
+    }
+
+    /// From now on several nodes agree to what it grants.
+    pub(crate) fn agree(&self, agreement: Agreement) {
+        *self.agreement.lock().unwrap() = Some(agreement);
     }
 
     /// From now on it tells of a loss only when a renewal asks.
@@ -193,10 +201,15 @@ impl Backend for Stage {
 
     fn acquire(&self, request: AcquireRequest) -> BoxFuture<'_, Result<Attempt>> {
         let acquired = async {
-            Ok(match (self.memory.acquire(request).await?, *self.offers.lock().unwrap()) {
-                (Attempt::Granted(lease), Some(lasts)) => Attempt::Granted(lease.offered_for(lasts)),
-                (attempt, _) => attempt,
-            })
+            let mut lease = match self.memory.acquire(request).await? {
+                Attempt::Granted(lease) => lease,
+                busy @ Attempt::Busy(_) => return Ok(busy),
+            };
+            if let Some(lasts) = *self.offers.lock().unwrap() {
+                lease = lease.offered_for(lasts);
+            }
+            lease.agreement = *self.agreement.lock().unwrap();
+            Ok(Attempt::Granted(lease))
         };
         Box::pin(self.suffer(Call::Acquire, acquired))
     }

@@ -4,7 +4,8 @@
 -- KEYS: for each change the lock, and the prefix of what stands beside it, which is in the same slot.
 -- ARGV: for each change the verb, the attempt's nonce in 16 hexadecimal digits and the TTL in milliseconds; for `acquire`, for
 -- `queue`, which joins the line where it cannot have the lock, and for `look`, by which those in line keep their place, the mode
--- and the entry as well: session:mode:ttl:pid:text.
+-- and the entry as well: session:mode:ttl:pid:text; for `mark`, the second step of a lock on several servers, the nonce and the
+-- number that take the place of those of the attempt.
 --
 -- The lock is a plain string, so that a client that knows only `SET NX PX` is kept out and keeps us out:
 --   nonce:number:session:x:ttl:pid:text   held by one of us, exclusively; with `+` for the first `:` once somebody waits
@@ -31,27 +32,36 @@ local function look_at_clock()
 end
 
 -- The change that is being made.
-local lock, base, verb, nonce, ttl, mode, entry
+local lock, base, verb, nonce, ttl, mode, entry, lasting, marked
 -- The last number of its lock, as far as it is known.
 local last
 
--- The two ways that nearly every change goes. Nothing: it has to go the long way.
+-- The ways that nearly every change goes. Nothing: it has to go the long way.
 local function short_way()
+  if not now and (mode == 'x' or verb == 'mark') then
+    look_at_clock()
+  end
   if mode == 'x' and verb ~= 'look' then
-    if not now then
-      look_at_clock()
-    end
     last = call('SET', base .. 't', now, 'PX', KEEP_MS, 'GET')
     if not last or (last < now and #last == 16) then
       if call('SET', lock, nonce .. ':' .. now .. ':' .. entry, 'NX', 'PX', ttl) then
         return now
       end
-      last = now
+      last = last or now
     end
   elseif verb == 'release' and call('GETRANGE', lock, '0', '16') == nonce .. ':' then
     return call('DEL', lock)
   elseif verb == 'renew' and call('GETRANGE', lock, '0', '16') == nonce .. ':' then
     return call('PEXPIRE', lock, ttl)
+  elseif verb == 'mark' then
+    local taken, number = string.match(call('GETRANGE', lock, '0', '33'), '^(%x+):(%d+):$')
+    if taken == nonce and number <= marked and marked <= now then
+      last = call('SET', base .. 't', marked, 'PX', KEEP_MS, 'GET') or ''
+      if last == number then
+        call('SETRANGE', lock, '0', lasting .. ':' .. marked)
+        return 1
+      end
+    end
   end
 end
 
@@ -67,12 +77,18 @@ local function define_long_way()
     return last
   end
 
-  -- Leaves the last number behind, with its mark.
+  local function now_ms()
+    return seconds * 1000 + math.floor(micros / 1000)
+  end
+
+  -- Leaves the last number behind, with its mark. One that is ahead of the clock stays until the clock has passed it, because
+  -- numbers go on from the clock afterwards.
   local function done(answer)
     last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
     if last ~= '' then
       local mark = call('EXISTS', base .. 'q', base .. 'x') > 0 and '+' or ''
-      call('SET', base .. 't', last .. mark, 'PX', KEEP_MS)
+      local ahead = math.max(0, math.floor(last / 1000) - now_ms())
+      call('SET', base .. 't', last .. mark, 'PX', string.format('%.0f', KEEP_MS + ahead))
     end
     return answer
   end
@@ -94,10 +110,6 @@ local function define_long_way()
 
   local function is_group()
     return current == SHARED or current == PERMIT
-  end
-
-  local function now_ms()
-    return seconds * 1000 + math.floor(micros / 1000)
   end
 
   local function leave_group(member)
@@ -321,10 +333,44 @@ local function define_long_way()
         return 0
       elseif is_group() then
         extend_group(nonce, ttl)
-      else
-        call('PEXPIRE', lock, ttl)
+        -- Among how many at most it is held, for those who count votes.
+        return tonumber(call('ZSCORE', base .. 'l', nonce) or 1)
       end
-      return 1
+      return call('PEXPIRE', lock, ttl)
+    end
+
+    if verb == 'mark' then
+      settle()
+      local number = held_number()
+      if not number then
+        -- It was marked before, with a number that was too low.
+        nonce = lasting
+        number = held_number()
+      end
+      if not number then
+        return 0
+      end
+      last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
+      -- Whether nobody else can have been given this number, or a higher one, by a mark on this server.
+      local is_new = last < marked or (last == marked and number == marked)
+      local known = tonumber(last)
+      last = last < marked and marked or last
+      if is_group() then
+        local taken = string.match(call('HGET', base .. 'h', nonce), '^%d+:(.*)$')
+        local ends, limit = call('ZSCORE', base .. 's', nonce), call('ZSCORE', base .. 'l', nonce)
+        call('HSET', base .. 'h', lasting, marked .. ':' .. taken)
+        call('ZADD', base .. 's', ends, lasting)
+        if limit then
+          call('ZADD', base .. 'l', limit, lasting)
+        end
+        if nonce ~= lasting then
+          leave_group(nonce)
+        end
+      else
+        call('SETRANGE', lock, '0', lasting)
+        call('SETRANGE', lock, '17', marked)
+      end
+      return done(is_new and 1 or known)
     end
 
     if verb == 'downgrade' then
@@ -421,6 +467,9 @@ for index = 1, #KEYS, 2 do
   mode = nil
   if verb == 'acquire' or verb == 'queue' or verb == 'look' then
     mode, entry = ARGV[at], ARGV[at + 1]
+    at = at + 2
+  elseif verb == 'mark' then
+    lasting, marked = ARGV[at], ARGV[at + 1]
     at = at + 2
   end
   local made, answer = pcall(change)

@@ -1,10 +1,14 @@
 -- A record behind a lock's fence.
 --
 -- KEYS: the lock, the prefix of what stands beside it, the record.
--- ARGV: read; or open or write, then the token: its nonce, its grant number, its hand-over; then the value to write.
+-- ARGV: the verb; but for `read`, the token: its nonce, its grant number, its hand-over; then what the verb writes.
+--   read, open, write       a record on this server
+--   read, open, look,       the steps of a record on several nodes, of which this is one. `open` raises the mark, `look` only
+--   accept, settle          checks what a write checks, `accept` writes, and `settle` does so for a reader
 --
 -- The record is a hash: number, handover and nonce are its mark; value, version and by (the token, as text) what was
--- written.
+-- written. On one of several nodes also: ballot, the token that agreed to it last, and write, which tells two writes of one
+-- version apart.
 local lock, base, record = KEYS[1], KEYS[2], KEYS[3]
 local verb, nonce, number, handover = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local call = redis.call
@@ -24,7 +28,7 @@ if length > 65536 or not written and (mark[4] or mark[5] or length > 0)
   return {'damaged'}
 end
 local function found()
-  return {'ok', unpack(call('HMGET', record, 'value', 'version', 'by'))}
+  return {'ok', unpack(call('HMGET', record, 'value', 'version', 'by', 'ballot', 'write'))}
 end
 if verb == 'read' then
   return found()
@@ -38,6 +42,29 @@ if mark[1] then
   if number < marked or (number == marked and handover < step) then
     return {'below', token(mark[1], mark[2], mark[3])}
   end
+end
+
+-- Writes, and says whether it did: what the same token has written since then stays.
+local function accept()
+  local ballot = token(nonce, ARGV[3], ARGV[4])
+  local there = call('HMGET', record, 'ballot', 'version', 'write')
+  if there[1] == ballot then
+    local newer = tonumber(there[2]) - tonumber(ARGV[6])
+    if newer > 0 or (newer == 0 and there[3] > ARGV[8]) then
+      return {'ok', 0}
+    end
+  end
+  call('HSET', record, 'ballot', ballot, 'value', ARGV[5], 'version', ARGV[6], 'by', ARGV[7], 'write', ARGV[8])
+  return {'ok', 1}
+end
+
+local function raise_mark()
+  call('HSET', record, 'nonce', nonce, 'number', ARGV[3], 'handover', ARGV[4])
+end
+
+if verb == 'settle' then
+  raise_mark()
+  return accept()
 end
 
 -- The token's lease must live.
@@ -59,11 +86,16 @@ elseif holder ~= nonce or tonumber(held_number) ~= number then
 end
 
 if verb == 'open' then
-  call('HSET', record, 'nonce', nonce, 'number', ARGV[3], 'handover', ARGV[4])
+  raise_mark()
   return found()
 end
 if not mark[1] or tonumber(mark[2]) ~= number or tonumber(mark[3]) ~= handover then
   return {'unopened'}
+end
+if verb == 'look' then
+  return found()
+elseif verb == 'accept' then
+  return accept()
 end
 local version = call('HINCRBY', record, 'version', 1)
 call('HSET', record, 'value', ARGV[5], 'by', token(nonce, ARGV[3], ARGV[4]))

@@ -1,0 +1,355 @@
+//! How a lease comes about: it is taken on a quorum, then marked with its number on a quorum, and only then granted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_core::{
+    AcquireRequest, Agreement, Attempt, Backoff, BootInstant, Contention, Effect, Error, ErrorKind,
+    FencingToken, HolderInfo, Lease, LeaseKey, Mode, Nonce, Result, Ttl, Wait,
+};
+use tokio::task::JoinHandle;
+
+use super::Redlock;
+use super::{node_ttl, patience};
+use crate::backend::{Answer, Mark};
+use crate::keys::LockKeys;
+
+/// The pauses of those who wait: there is no line, so they ask again and again.
+const PAUSE_FIRST: Duration = Duration::from_millis(8);
+const PAUSE_MOST: Duration = Duration::from_millis(250);
+
+/// How often a number is tried that turns out to be too low, and by how many microseconds the next one is ahead.
+const MARKS_MAX: usize = 8;
+const MARK_AHEAD: u64 = 1000;
+
+/// What came of one attempt.
+enum Tried {
+    Granted(Lease),
+    Busy(Contention),
+    /// There was no quorum, of those who answer. It may be there for the next attempt.
+    Unavailable(Error),
+}
+
+impl Redlock {
+    pub(super) async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {
+        let mut undone = Vec::new();
+        let answer = self.seek(&mut request, &mut undone).await;
+        if !matches!(answer, Ok(Attempt::Granted(_))) {
+            // Nothing is left on any node that answers in time. The others are seen to in the background.
+            let undoing = async {
+                for undone in undone {
+                    let _ = undone.await;
+                }
+            };
+            let _ = tokio::time::timeout(patience(request.ttl), undoing).await;
+        }
+        answer
+    }
+
+    /// Makes attempts for as long as the request waits.
+    async fn seek(
+        self: &Arc<Self>,
+        request: &mut AcquireRequest,
+        undone: &mut Vec<JoinHandle<()>>,
+    ) -> Result<Attempt> {
+        let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MOST);
+        let mut contention = Contention::default();
+        let mut last_seen: Option<BootInstant> = None;
+        for attempt in 1.. {
+            let sent = self.clock.now();
+            undone.retain(|undone| !undone.is_finished());
+            match self.attempt(request, attempt, undone).await? {
+                Tried::Granted(lease) => return Ok(Attempt::Granted(lease)),
+                Tried::Busy(others) => {
+                    (contention, last_seen) = (others, Some(sent));
+                }
+                // Nodes that are away for a moment end no wait.
+                Tried::Unavailable(error)
+                    if last_seen
+                        .is_some_and(|seen| sent.saturating_since(seen) < request.ttl.as_duration()) =>
+                {
+                    tracing::debug!(%error, "a waiter finds no quorum");
+                }
+                Tried::Unavailable(error) => return Err(error),
+            }
+            let Wait::Until(deadline) = request.wait else { break };
+            let again = self.clock.now().saturating_add(backoff.pause()).min(deadline);
+            while let Some(nap) = self.clock.nap(again) {
+                tokio::select! {
+                    biased;
+                    () = &mut request.abandoned => return Ok(Attempt::Busy(contention)),
+                    () = tokio::time::sleep(nap) => {}
+                }
+            }
+            if self.clock.now() >= deadline {
+                break;
+            }
+        }
+        Ok(Attempt::Busy(contention))
+    }
+
+    /// One attempt: two rounds. Errors where the request must not go on.
+    async fn attempt(
+        self: &Arc<Self>,
+        request: &AcquireRequest,
+        number: u32,
+        undone: &mut Vec<JoinHandle<()>>,
+    ) -> Result<Tried> {
+        let mut attempt = Take::begin(self, request)?;
+        let tried = attempt.try_it(request, number).await;
+        match tried {
+            Ok(Tried::Granted(_)) => attempt.held.fill(Held::Nothing),
+            _ => undone.extend(attempt.undo()),
+        }
+        tried
+    }
+}
+
+/// What one attempt has on the nodes. What is left of it when it is dropped is undone in the background.
+///
+/// An attempt takes under a nonce of its own, which the mark replaces by that of the request. So what is late of an attempt
+/// that was undone, be it a take or the undoing itself, cannot touch a later attempt of the same request.
+struct Take<'a> {
+    redlock: &'a Arc<Redlock>,
+    keys: Arc<LockKeys>,
+    nonce: Nonce,
+    /// The nonce of the request, once it may stand somewhere.
+    marked: Option<Nonce>,
+    ttl: Ttl,
+    /// For each node, what there is to undo.
+    held: Vec<Held>,
+}
+
+/// What is known of an attempt on a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Nothing,
+    Taken,
+    /// It was asked for, and there is no answer yet.
+    Asked,
+    /// The answer was lost, or did not come in time.
+    Unknown,
+}
+
+impl<'a> Take<'a> {
+    fn begin(redlock: &'a Arc<Redlock>, request: &AcquireRequest) -> Result<Self> {
+        let keys = Arc::new(redlock.keys.of(&request.name));
+        let held = vec![Held::Nothing; redlock.nodes.count()];
+        Ok(Self { redlock, keys, nonce: Nonce::random(), marked: None, ttl: node_ttl(request.ttl)?, held })
+    }
+
+    async fn try_it(&mut self, request: &AcquireRequest, attempt: u32) -> Result<Tried> {
+        let Redlock { nodes, clock, .. } = &**self.redlock;
+        let sent = clock.now();
+        let needed = nodes.needed(limit(request.mode));
+        let round = self.take(request, needed).await;
+        let took = || clock.now().saturating_since(sent);
+        tracing::debug!(
+            attempt,
+            nodes = nodes.count(),
+            needed,
+            taken = round.numbers.len(),
+            busy = round.busy,
+            failed = round.failures.len(),
+            took = ?took(),
+            "asked all nodes"
+        );
+        if round.numbers.len() < needed {
+            return Ok(if round.failures.len() > nodes.count() - needed {
+                Tried::Unavailable(nodes.too_few(needed, round.failures))
+            } else {
+                Tried::Busy(Contention::new(round.holders, 0))
+            });
+        }
+        let answered = round.numbers.len() + round.busy;
+        let number = self.mark(request.nonce, round.highest(), needed).await?;
+        let token = FencingToken::of_grant(number, request.nonce)?;
+        let agreement = Agreement::new(answered, nodes.count(), took(), attempt);
+        let key = LeaseKey::new(request.name.clone(), request.nonce, request.ttl);
+        let lease = Lease::new(key, token, sent).agreed(agreement);
+        // Whatever happened meanwhile, to the nodes or to this process: nobody gets a lease that is over.
+        if clock.now() >= lease.deadline() {
+            let why = format!("a quorum agreed after {:?}, when the TTL of {} was over", took(), request.ttl);
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                why + "; ask for a longer one, or look at the nodes",
+            ));
+        }
+        Ok(Tried::Granted(lease))
+    }
+
+    /// The first round: takes the lock on all nodes, and waits for the answers that decide.
+    async fn take(&mut self, request: &AcquireRequest, needed: usize) -> Taken {
+        let nodes = &self.redlock.nodes;
+        let mut ask = AcquireRequest::new(
+            request.name.clone(),
+            request.mode,
+            self.ttl,
+            Wait::No,
+            HolderInfo::clone(&request.holder),
+        );
+        ask.nonce = self.nonce;
+        let ask = Arc::new(ask);
+        self.held.fill(Held::Asked);
+        let mut round = nodes.ask(nodes.every(), patience(request.ttl), |node| {
+            let (ask, keys) = (Arc::clone(&ask), Arc::clone(&self.keys));
+            async move { node.client.enter(&ask, &keys, "acquire").await }
+        });
+        let mut taken = Taken::default();
+        while taken.numbers.len() < needed
+            && nodes.count() - taken.busy - taken.failures.len() >= needed
+            && let Some((node, answer)) = round.next().await
+        {
+            match answer {
+                Ok(Answer::Granted(number)) => {
+                    self.held[node] = Held::Taken;
+                    taken.numbers.push(number);
+                }
+                Ok(Answer::Busy(others) | Answer::Waits(_, others)) => {
+                    self.held[node] = Held::Nothing;
+                    taken.busy += 1;
+                    let news = others.holders.into_iter().filter(|holder| !taken.holders.contains(holder));
+                    let news: Vec<HolderInfo> = news.collect();
+                    taken.holders.extend(news);
+                }
+                // Only a place in line can be gone, and nobody stands in one.
+                Ok(Answer::Gone) => {
+                    self.held[node] = Held::Nothing;
+                    taken.busy += 1;
+                }
+                Ok(Answer::Unconfirmed(error)) | Err(error) => {
+                    let is_known = error.effect() == Effect::None;
+                    self.held[node] = if is_known { Held::Nothing } else { Held::Unknown };
+                    taken.failures.push(error);
+                }
+            }
+        }
+        taken
+    }
+
+    /// The second round: raises the counters to a number and puts the request's nonce into what was taken. What is late in the
+    /// first round is taken, if at all, before it is marked.
+    ///
+    /// A mark counts where nobody else can have been given its number or a higher one. Of two grants the later one to be marked
+    /// on a node that they have in common so has the higher number, whatever the clocks did. Only who shares the lock can find
+    /// that another one was faster; then the number is too low, and a higher one is marked.
+    async fn mark(&mut self, lasting: Nonce, highest: u64, needed: usize) -> Result<u64> {
+        self.marked = Some(lasting);
+        let mut number = highest;
+        for _ in 0..MARKS_MAX {
+            match self.mark_once(lasting, number, needed).await? {
+                None => return Ok(number),
+                Some(known) => number = known.max(number) + MARK_AHEAD,
+            }
+        }
+        let why = format!("others were given a higher number {MARKS_MAX} times in a row; try again");
+        Err(Error::new(ErrorKind::Unavailable, why))
+    }
+
+    /// `Some`: the number is too low, because a node knows this one.
+    async fn mark_once(&mut self, lasting: Nonce, number: u64, needed: usize) -> Result<Option<u64>> {
+        let nodes = &self.redlock.nodes;
+        let whom: Vec<usize> = nodes.every().filter(|&node| self.held[node] != Held::Nothing).collect();
+        let (nonce, ttl) = (self.nonce, self.ttl);
+        let mut left = whom.len();
+        let mut round = nodes.ask(whom, patience(ttl), |node| {
+            let keys = Arc::clone(&self.keys);
+            async move {
+                let marked = node.client.mark(&keys, nonce, lasting, number).await;
+                if matches!(marked, Err(_) | Ok(Mark::NotTaken)) {
+                    // It was not taken, or not yet.
+                    let runtime = node.client.runtime.clone();
+                    runtime.spawn(async move { node.client.withdraw(&keys, nonce, ttl).await });
+                }
+                marked
+            }
+        });
+        let (mut marked, mut known, mut failures) = (0, Vec::new(), Vec::new());
+        while marked < needed
+            && marked + known.len() + left >= needed
+            && let Some((_, answer)) = round.next().await
+        {
+            left -= 1;
+            match answer {
+                Ok(Mark::Made) => marked += 1,
+                Ok(Mark::TooLow(higher)) => known.push(higher),
+                Ok(Mark::NotTaken) => {}
+                Err(error) => failures.push(error),
+            }
+        }
+        if marked >= needed {
+            return Ok(None);
+        }
+        if marked + known.len() >= needed {
+            return Ok(known.into_iter().max());
+        }
+        let why = format!("{needed} of {} nodes agreed, and then did not confirm it", nodes.count());
+        let error = Error::new(ErrorKind::Unavailable, why + ": they lost it, or cannot be reached any more");
+        Err(match failures.pop() {
+            Some(failure) => error.because(failure),
+            None => error,
+        })
+    }
+
+    /// Undoes it on all nodes, in tasks of their own that go on until they are answered, or until its end. Returns those of the
+    /// nodes that may answer soon.
+    fn undo(&mut self) -> Vec<JoinHandle<()>> {
+        let Self { redlock, keys, nonce, marked, ttl, held } = self;
+        let mut undone = Vec::new();
+        for (number, held) in held.iter_mut().enumerate() {
+            let known = std::mem::replace(held, Held::Nothing);
+            if known == Held::Nothing {
+                continue;
+            }
+            let (node, keys) = (Arc::clone(redlock.nodes.get(number)), Arc::clone(keys));
+            let (nonce, marked, ttl) = (*nonce, *marked, *ttl);
+            let undoing = redlock.nodes.runtime.spawn(async move {
+                if known == Held::Taken && marked.is_none() {
+                    // It is there, so nothing of it can come late, and no mark is to be left behind against that.
+                    if node.client.give_back(&keys, nonce).await.is_ok() {
+                        return;
+                    }
+                }
+                for nonce in std::iter::once(nonce).chain(marked) {
+                    node.client.withdraw(&keys, nonce, ttl).await;
+                }
+            });
+            if known != Held::Unknown {
+                undone.push(undoing);
+            }
+        }
+        undone
+    }
+}
+
+impl Drop for Take<'_> {
+    fn drop(&mut self) {
+        drop(self.undo());
+    }
+}
+
+/// What the first round came to.
+#[derive(Default)]
+struct Taken {
+    /// What the nodes that took it would number it.
+    numbers: Vec<u64>,
+    /// How many have somebody else there, and whom.
+    busy: usize,
+    holders: Vec<HolderInfo>,
+    failures: Vec<Error>,
+}
+
+impl Taken {
+    /// Each node answers with a number above every one that it knows of, so this one is above all that a quorum knows.
+    fn highest(&self) -> u64 {
+        self.numbers.iter().copied().max().unwrap_or_default()
+    }
+}
+
+/// How many leases of a mode there may be at a time beside each other that exclude one more.
+fn limit(mode: Mode) -> u64 {
+    match mode {
+        Mode::Exclusive | Mode::Shared => 1,
+        Mode::Permit(limit) => limit.get().into(),
+    }
+}

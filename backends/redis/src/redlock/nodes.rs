@@ -1,0 +1,268 @@
+//! The nodes, and how all of them are asked at once.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use ringfence_core::{BoxFuture, Error, ErrorKind, Quorum, Result};
+use tokio::runtime::Handle;
+use tokio::time::Sleep;
+
+use crate::backend::Client;
+use crate::checks::Checks;
+
+/// One server of several that have nothing in common.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) client: Client,
+    pub(crate) checks: Checks,
+    /// It left somebody waiting for longer than anybody waits, and has not answered since.
+    is_suspect: AtomicBool,
+    /// Somebody asks a suspect whether it is there again.
+    is_probed: AtomicBool,
+}
+
+impl Node {
+    pub(crate) fn new(client: Client) -> Self {
+        Self {
+            client,
+            checks: Checks::default(),
+            is_suspect: AtomicBool::new(false),
+            is_probed: AtomicBool::new(false),
+        }
+    }
+
+    /// It has left somebody waiting for too long.
+    fn suspect(&self) {
+        self.is_suspect.store(true, Ordering::Release);
+    }
+
+    /// Has the node asked, but a suspect one thing at a time only: it costs nobody anything until it answers again.
+    async fn asked<T>(&self, question: impl Future<Output = Result<T>>) -> Result<T> {
+        let probe = if self.is_suspect.load(Ordering::Acquire) { Some(Probe::of(self)?) } else { None };
+        let answer = question.await;
+        if answer.as_ref().map_or_else(is_answer, |_| true) {
+            self.is_suspect.store(false, Ordering::Release);
+        }
+        drop(probe);
+        answer
+    }
+}
+
+/// Whether a node said so, and not the way to it.
+fn is_answer(error: &Error) -> bool {
+    error.kind() != ErrorKind::Unavailable
+}
+
+/// The one question to a suspect.
+struct Probe<'a>(&'a Node);
+
+impl<'a> Probe<'a> {
+    fn of(node: &'a Node) -> Result<Self> {
+        if node.is_probed.swap(true, Ordering::AcqRel) {
+            let why = "it did not answer in time, and has not answered since";
+            return Err(Error::new(ErrorKind::Unavailable, why).about(node.client.link.server()));
+        }
+        Ok(Self(node))
+    }
+}
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        self.0.is_probed.store(false, Ordering::Release);
+    }
+}
+
+/// All nodes, and how many of them have to agree.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    all: Vec<Arc<Node>>,
+    pub(crate) quorum: Quorum,
+    pub(crate) runtime: Handle,
+}
+
+impl Nodes {
+    pub(crate) fn new(all: Vec<Arc<Node>>, quorum: Quorum) -> Self {
+        Self { all, quorum, runtime: Handle::current() }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// All of them, to be asked.
+    pub(crate) fn every(&self) -> Range<usize> {
+        0..self.all.len()
+    }
+
+    pub(crate) fn get(&self, node: usize) -> &Arc<Node> {
+        &self.all[node]
+    }
+
+    /// How many nodes have to agree to a lease of which there may be so many at a time.
+    ///
+    /// Each node counts for itself, so that of `n` nodes `q` are enough only where `limit + 1` leases cannot have `q` nodes each
+    /// while no node has more than `limit` of them: `q × (limit + 1) > n × limit`. For one lease that is a majority, and from
+    /// `n − 1` on it is all nodes.
+    pub(crate) fn needed(&self, limit: u64) -> usize {
+        let needed = u128::from(self.quorum.nodes()) * u128::from(limit) / (u128::from(limit) + 1) + 1;
+        usize::try_from(needed).unwrap_or(usize::MAX).max(self.quorum.needed().into())
+    }
+
+    /// Asks some of them at once.
+    pub(crate) fn ask<T, F>(
+        &self,
+        whom: impl IntoIterator<Item = usize>,
+        patience: Duration,
+        question: impl Fn(Arc<Node>) -> F,
+    ) -> Round<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let asked = |number: usize| {
+            let node = Arc::clone(&self.all[number]);
+            let (asked, question) = (Arc::clone(&node), question(Arc::clone(&node)));
+            Asked { number, node, answer: Box::pin(async move { asked.asked(question).await }) }
+        };
+        Round {
+            asked: whom.into_iter().map(asked).collect(),
+            late: Vec::new(),
+            answers: VecDeque::new(),
+            patience: Some(Box::pin(tokio::time::sleep(patience))),
+            runtime: self.runtime.clone(),
+        }
+    }
+
+    /// The answers of a quorum, as soon as they are there.
+    pub(crate) async fn ask_quorum<T, F>(
+        &self,
+        patience: Duration,
+        question: impl Fn(Arc<Node>) -> F,
+    ) -> Result<Vec<T>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let needed = self.quorum.needed().into();
+        let mut round = self.ask(self.every(), patience, question);
+        let (mut answers, mut failures) = (Vec::new(), Vec::new());
+        while answers.len() < needed
+            && failures.len() <= self.count() - needed
+            && let Some((_, answer)) = round.next().await
+        {
+            match answer {
+                Ok(answer) => answers.push(answer),
+                Err(error) => failures.push(error),
+            }
+        }
+        if answers.len() < needed { Err(self.too_few(needed, failures)) } else { Ok(answers) }
+    }
+
+    /// The error where too many nodes failed for a quorum of the others.
+    pub(crate) fn too_few(&self, needed: usize, failures: Vec<Error>) -> Error {
+        let answered = self.count() - failures.len();
+        // What a node said tells more than that another one was silent.
+        let worst = failures.into_iter().min_by_key(|failure| !is_answer(failure));
+        let kind = worst.as_ref().map_or(ErrorKind::Unavailable, Error::kind);
+        let why = format!("{answered} of {} nodes can be used and {needed} have to agree", self.count());
+        let error = Error::new(kind, why);
+        match worst {
+            Some(worst) => error.because(worst),
+            None => error,
+        }
+    }
+}
+
+/// What was asked of several nodes at once. What has not answered when it is dropped goes on in the background.
+pub(crate) struct Round<T: Send + 'static> {
+    asked: Vec<Asked<T>>,
+    /// Those who were waited for long enough.
+    late: Vec<Asked<T>>,
+    answers: VecDeque<(usize, Result<T>)>,
+    /// For how long any of them is waited for; there until it is dropped.
+    patience: Option<Pin<Box<Sleep>>>,
+    runtime: Handle,
+}
+
+struct Asked<T> {
+    number: usize,
+    node: Arc<Node>,
+    answer: BoxFuture<'static, Result<T>>,
+}
+
+impl<T: Send + 'static> Round<T> {
+    /// The next answer, and which node's it is; an error for one that does not answer in time. `None`: that was all.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Result<T>)> {
+        poll_fn(|context| {
+            let Self { asked, answers, .. } = self;
+            asked.retain_mut(|Asked { number, answer, .. }| match answer.as_mut().poll(context) {
+                Poll::Ready(answer) => {
+                    answers.push_back((*number, answer));
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if self.answers.is_empty() && !self.asked.is_empty() {
+                if let Some(patience) = &mut self.patience {
+                    std::task::ready!(patience.as_mut().poll(context));
+                }
+                self.give_up();
+            }
+            Poll::Ready(self.answers.pop_front())
+        })
+        .await
+    }
+
+    /// Waits for nobody any longer.
+    fn give_up(&mut self) {
+        for Asked { number, node, .. } in &self.asked {
+            node.suspect();
+            let error = Error::new(ErrorKind::Unavailable, "it does not answer in time");
+            let error = error.about(node.client.link.server()).with_unknown_effect();
+            self.answers.push_back((*number, Err(error)));
+        }
+        self.late.append(&mut self.asked);
+    }
+}
+
+impl<T: Send + 'static> Drop for Round<T> {
+    fn drop(&mut self) {
+        self.late.append(&mut self.asked);
+        let rest = std::mem::take(&mut self.late);
+        if let Some(patience) = self.patience.take().filter(|_| !rest.is_empty()) {
+            self.runtime.spawn(hear_out(rest, patience));
+        }
+    }
+}
+
+/// Waits for everybody, however long it takes, and suspects those for whom it takes too long.
+async fn hear_out<T>(mut asked: Vec<Asked<T>>, mut patience: Pin<Box<Sleep>>) {
+    let mut is_patient = true;
+    poll_fn(|context| {
+        asked.retain_mut(|asked| asked.answer.as_mut().poll(context).is_pending());
+        if asked.is_empty() {
+            return Poll::Ready(());
+        }
+        if is_patient && patience.as_mut().poll(context).is_ready() {
+            is_patient = false;
+            for Asked { node, .. } in &asked {
+                node.suspect();
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+impl<T: Send + 'static> fmt::Debug for Round<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Round").field("asked", &self.asked.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,106 @@
+//! Five Redis servers of which three have to agree keep the contract, as one server does.
+
+use std::sync::Arc;
+
+use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
+use ringfence_redis::RedlockBackend;
+use ringfence_servers::{Proxy, RedisServer, Taker};
+use ringfence_testkit::{Cable, Harness, OtherProcess};
+
+const NODES: usize = 5;
+
+struct Redlock(Vec<RedisServer>);
+
+impl Redlock {
+    async fn start() -> Option<Self> {
+        let mut nodes = Vec::new();
+        for _ in 0..NODES {
+            nodes.push(RedisServer::start().await?);
+        }
+        Some(Self(nodes))
+    }
+
+    fn url(&self) -> String {
+        url(self.0.iter().map(RedisServer::port))
+    }
+
+    /// Has every node do something to a lease.
+    async fn command(&self, words: &[&str]) {
+        for node in &self.0 {
+            node.command(words).await;
+        }
+    }
+}
+
+fn url(ports: impl Iterator<Item = u16>) -> String {
+    let nodes: Vec<String> = ports.map(|port| format!("127.0.0.1:{port}")).collect();
+    format!("redlock://{}", nodes.join(","))
+}
+
+async fn connect(url: &str) -> Result<Arc<dyn Backend>> {
+    Ok(Arc::new(RedlockBackend::connect(&BackendUrl::parse(url)?, Arc::new(SystemClock::new())).await?))
+}
+
+impl Harness for Redlock {
+    fn connect(&self) -> BoxFuture<'_, Result<Arc<dyn Backend>>> {
+        Box::pin(async { connect(&self.url()).await })
+    }
+
+    fn start_process<'a>(
+        &'a self,
+        name: &'a LockName,
+        ttl: Ttl,
+    ) -> Option<BoxFuture<'a, Box<dyn OtherProcess>>> {
+        Some(Box::pin(async move {
+            let mut taker = Taker::start(&self.url(), name.as_str(), &["--ttl", &ttl.to_string()]);
+            taker.asks().await;
+            Box::new(taker) as Box<dyn OtherProcess>
+        }))
+    }
+
+    fn connect_by_cable(&self) -> Option<BoxFuture<'_, Box<dyn Cable>>> {
+        Some(Box::pin(async {
+            let mut proxies = Vec::new();
+            for node in &self.0 {
+                proxies.push(Proxy::start(node.port()).await);
+            }
+            let client = connect(&url(proxies.iter().map(Proxy::port))).await.expect("five nodes");
+            Box::new(Cables { proxies, client }) as Box<dyn Cable>
+        }))
+    }
+
+    fn expire<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
+        Some(Box::pin(async { self.command(&["PEXPIRE", &key(lease), "1"]).await }))
+    }
+
+    fn remove_behind_its_back<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
+        Some(Box::pin(async { self.command(&["DEL", &key(lease)]).await }))
+    }
+}
+
+/// A cable to every node.
+struct Cables {
+    proxies: Vec<Proxy>,
+    client: Arc<dyn Backend>,
+}
+
+impl Cable for Cables {
+    fn client(&self) -> Arc<dyn Backend> {
+        self.client.clone()
+    }
+
+    fn cut(&self) {
+        self.proxies.iter().for_each(Proxy::cut);
+    }
+
+    fn mend(&self) {
+        self.proxies.iter().for_each(Proxy::mend);
+    }
+}
+
+/// The suite's names need no escaping.
+fn key(lease: &Lease) -> String {
+    format!("ringfence:{{{}}}", lease.key.name)
+}
+
+ringfence_testkit::conformance!(Redlock::start().await);
