@@ -55,6 +55,8 @@
 //! - **An eviction** by an operator is told to the holder at once, where it is connected; else its next renewal says so.
 
 mod backend;
+mod channels;
+mod cluster;
 mod error;
 mod keys;
 mod line;
@@ -64,6 +66,7 @@ mod records;
 mod route;
 mod scripts;
 mod sentinel;
+mod servers;
 mod tls;
 mod view;
 

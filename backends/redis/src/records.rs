@@ -23,8 +23,9 @@ impl RedisBackend {
         if let Some(Fenced { token, .. }) = fenced {
             command.arg(digits(token.nonce())).arg(token.grant()).arg(handover(token)).arg(value);
         }
-        let reply = client.link.call(&RECORD, &command).await.map_err(|error| self.about(key, error))?;
-        let odd = || error::odd_reply(&reply, client.link.server());
+        let called = client.servers.call(&keys, &RECORD, &command).await;
+        let reply = called.map_err(|error| self.about(key, error))?;
+        let odd = || error::odd_reply(&reply, client.servers.shown());
         let Value::Array(parts) = &reply else { return Err(odd()) };
         let other = || parts.get(1).and_then(text).and_then(parse_token);
         let refusal = match (parts.first().and_then(text), fenced) {
@@ -40,7 +41,7 @@ impl RedisBackend {
     }
 
     fn damaged(&self, key: &RecordKey) -> Error {
-        self.about(key, error::damaged(self.client.link.server()))
+        self.about(key, error::damaged(self.client.servers.shown()))
     }
 
     fn about(&self, key: &RecordKey, error: Error) -> Error {
