@@ -96,6 +96,8 @@ pub(crate) struct Stage {
     tells: Arc<AtomicBool>,
     /// For how long what it grants lives at first, where that is not its TTL.
     offers: Mutex<Option<Duration>>,
+    /// Of which lock nobody can say what became of its renewals.
+    silent: Mutex<Option<LockName>>,
 }
 
 impl Stage {
@@ -112,12 +114,18 @@ impl Stage {
             batches: Mutex::default(),
             tells: Arc::new(AtomicBool::new(true)),
             offers: Mutex::default(),
+            silent: Mutex::default(),
         })
     }
 
     /// From now on what it grants lives for so long until it is renewed.
     pub(crate) fn offer_for(&self, lasts: Duration) {
         *self.offers.lock().unwrap() = Some(lasts);
+    }
+
+    /// From now on renewals of this lock do not arrive, and the others of their batch do.
+    pub(crate) fn silence(&self, name: &str) {
+        *self.silent.lock().unwrap() = Some(name.parse().unwrap());
     }
 
     /// From now on it tells of a loss only when a renewal asks.
@@ -203,7 +211,15 @@ impl Backend for Stage {
 
     fn renew<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Renewal>>> {
         self.batches.lock().unwrap().push(leases.len());
-        Box::pin(self.suffer(Call::Renew, self.memory.renew(leases)))
+        let silent = self.silent.lock().unwrap().clone();
+        let is_silent = move |lease: &LeaseKey| silent.as_ref() == Some(&lease.name);
+        let renewed = async move {
+            let heard: Vec<LeaseKey> = leases.iter().filter(|lease| !is_silent(lease)).cloned().collect();
+            let mut answers = self.memory.renew(&heard).await?.into_iter();
+            let answer = |lease| if is_silent(lease) { Renewal::Unknown } else { answers.next().unwrap() };
+            Ok(leases.iter().map(answer).collect())
+        };
+        Box::pin(self.suffer(Call::Renew, renewed))
     }
 
     fn release<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Release>>> {
