@@ -127,12 +127,15 @@ impl Contention {
 
 /// What became of one lease in a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "a lease is renewed or it is gone")]
+#[expect(clippy::exhaustive_enums, reason = "a lease is renewed or gone, or nobody can say")]
 pub enum Renewal {
     /// It lives for its TTL, counted from before the renewal was sent.
     Renewed,
     /// It is gone: expired, evicted, or never granted. No later renewal brings it back.
     Lost,
+    /// It may be either, because the server that has it did not answer, as others did that have other leases of the batch. Renew
+    /// it again. Where no lease of a batch has an answer, that is an error instead.
+    Unknown,
 }
 
 /// What became of one lease in a release.

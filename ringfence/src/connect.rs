@@ -37,6 +37,8 @@ const SCHEMES: &[Scheme] = &[
     #[cfg(feature = "redis")]
     Scheme { name: "redis", ..REDIS },
     #[cfg(feature = "redis")]
+    Scheme { name: "redis+cluster", ..REDIS },
+    #[cfg(feature = "redis")]
     Scheme { name: "redis+sentinel", ..REDIS },
     #[cfg(feature = "redis")]
     Scheme { name: "redis+unix", ..REDIS },

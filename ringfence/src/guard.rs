@@ -226,6 +226,14 @@ impl Guard {
                         hall.lost(lease.key.nonce);
                         Err(lease.lost_error())
                     }
+                    Ok(Renewal::Unknown) => Err(Error::new(
+                        ErrorKind::Unavailable,
+                        format!(
+                            "nobody can say whether {:?} is shared by now: its server did not answer",
+                            lease.name()
+                        ),
+                    )
+                    .with_unknown_effect()),
                     Err(error) => Err(error),
                 }
             })

@@ -262,7 +262,10 @@ impl Flight {
         for (lease, answer) in std::mem::take(&mut self.leases).into_iter().zip(answers) {
             // An answer that comes after the deadline is too late: somebody may have seen the lease as lost.
             let deadline = sent.saturating_add(lease.key.ttl.as_duration());
-            if answer == Renewal::Renewed && lease.state.extend(now, deadline) {
+            if answer == Renewal::Unknown {
+                // It stays in the batch, and is tried again with it.
+                self.leases.push(lease);
+            } else if answer == Renewal::Renewed && lease.state.extend(now, deadline) {
                 lease.confirm();
                 renewed.push(lease);
             } else {

@@ -4,10 +4,12 @@
 const REDIS: &[&str] = &["redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// Where a killed holder's lease is free at its TTL.
-const IN_MEMORY: &[&str] = &["memory", "redis", "redis+sentinel", "redis+unix", "rediss", "redlock"];
+const IN_MEMORY: &[&str] =
+    &["memory", "redis", "redis+cluster", "redis+sentinel", "redis+unix", "rediss", "redlock"];
 
 /// Every backend.
-const ALL: &[&str] = &["memory", "local", "redis", "redis+sentinel", "redis+unix", "rediss", "redlock"];
+const ALL: &[&str] =
+    &["memory", "local", "redis", "redis+cluster", "redis+sentinel", "redis+unix", "rediss", "redlock"];
 
 /// What a promise is about, of which schemes (or of which URLs that ask for others), and tests that would fail without it. A
 /// promise may have several lines.
@@ -112,6 +114,42 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         &[
             "sequences_rise_through_a_failover_while_they_are_granted",
             "two_hold_while_a_primary_is_cut_off_and_the_record_on_the_next_one_refuses_every_stale_write",
+        ],
+    ),
+    (
+        "Order of waiters",
+        &["redis+cluster"],
+        &[
+            "first_come_first_served",
+            "trying_does_not_overtake",
+            "a_waiting_writer_is_not_starved",
+            "readers_share_one_turn",
+            "a_stopped_waiter_does_not_hold_up_the_line",
+            "a_waiter_that_nobody_hears_is_passed_over_at_once",
+            "waiters_have_their_turns_when_their_slot_moves",
+        ],
+    ),
+    (
+        "Wake-up",
+        &["redis+cluster"],
+        &[
+            "waits_for_release",
+            "a_grant_costs_what_is_written_and_nothing_is_left_subscribed",
+            "a_waiter_whose_subscription_is_cut_is_told_all_the_same",
+        ],
+    ),
+    (
+        "Fencing tokens",
+        &["redis+cluster"],
+        &["a_masters_loss_is_survived_by_holders_waiters_and_newcomers", "a_lock_moves_with_its_slot"],
+    ),
+    (
+        "A paused holder",
+        &["redis+cluster"],
+        &[
+            "a_lease_lapses_after_its_ttl",
+            "renewal_tells_of_loss",
+            "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
         ],
     ),
     ("Order of waiters", &["redis+sentinel"], &["a_failover_is_followed_by_holders_waiters_and_newcomers"]),

@@ -3,8 +3,7 @@
 use redis::Value;
 use ringfence_core::{Finding, Result};
 
-use crate::backend::Client;
-use crate::checks::ask;
+use crate::checks::{Node, ask};
 use crate::error;
 use crate::keys::Keys;
 use crate::scripts::text;
@@ -52,6 +51,22 @@ const OTHERS: &[(&str, &str)] = &[
 /// As [`OTHERS`], where replicas have to confirm a lease.
 const FOR_REPLICAS: (&str, &str) = ("wait", "wait 0 0");
 
+/// As [`OTHERS`], in a cluster.
+const FOR_A_CLUSTER: [(&str, &str); 5] = [
+    ("cluster|slots", "cluster slots"),
+    ("pubsub|shardnumsub", "pubsub shardnumsub"),
+    ("spublish", "spublish CHANNEL message"),
+    ("ssubscribe", "ssubscribe CHANNEL"),
+    ("sunsubscribe", "sunsubscribe CHANNEL"),
+];
+
+/// What some ways of use need besides.
+#[derive(Clone, Copy)]
+struct Needs {
+    replicas: bool,
+    cluster: bool,
+}
+
 /// What an examination looks at besides. Without these it says that it was not allowed to.
 const TO_EXAMINE: [&str; 3] = ["acl|whoami", "config|get", "info"];
 
@@ -59,18 +74,21 @@ const TO_EXAMINE: [&str; 3] = ["acl|whoami", "config|get", "info"];
 const SCRIPT: &str = include_str!("lua/access.lua");
 
 /// The rule of a user who can do what we need and nothing else, for `ACL SETUSER`.
-fn rule(keys: Keys, has_replicas: bool) -> String {
-    let keys = match keys {
-        Keys::Encoded => "~ringfence:*",
-        Keys::Verbatim => "~ringfence@* ~YOUR_LOCK_NAMES",
+fn rule(keys: Keys, needs: Needs) -> String {
+    let (keys, channels) = match (keys, needs.cluster) {
+        (Keys::Encoded, _) => ("~ringfence:*", "&ringfence:*"),
+        (Keys::Verbatim, false) => ("~ringfence@* ~YOUR_LOCK_NAMES", "&ringfence:*"),
+        // There a channel stands beside its lock.
+        (Keys::Verbatim, true) => ("~ringfence@* ~YOUR_LOCK_NAMES", "&ringfence@*"),
     };
-    let others = others(has_replicas).map(|(name, _)| name);
+    let others = others(needs).map(|(name, _)| name);
     let commands: Vec<_> = ON_A_KEY.iter().copied().chain(others).map(|name| format!("+{name}")).collect();
-    format!("{keys} resetchannels &ringfence:* {}", commands.join(" "))
+    format!("{keys} resetchannels {channels} {}", commands.join(" "))
 }
 
-fn others(has_replicas: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
-    OTHERS.iter().copied().chain(has_replicas.then_some(FOR_REPLICAS))
+fn others(needs: Needs) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let in_a_cluster = FOR_A_CLUSTER.into_iter().filter(move |_| needs.cluster);
+    OTHERS.iter().copied().chain(needs.replicas.then_some(FOR_REPLICAS)).chain(in_a_cluster)
 }
 
 fn advice(rule: &str) -> String {
@@ -82,21 +100,21 @@ fn advice(rule: &str) -> String {
 }
 
 /// Whether our user may do all that we need. The server itself is asked, and nothing is done.
-pub(crate) async fn examine(client: &Client) -> Result<Finding> {
-    let user = match ask(client, redis::cmd("ACL").arg("WHOAMI")).await? {
+pub(crate) async fn examine(node: &Node<'_>) -> Result<Finding> {
+    let user = match ask(node, redis::cmd("ACL").arg("WHOAMI")).await? {
         Some(user) => format!("user {:?}", text(&user).unwrap_or_default()),
         None => "our user".to_owned(),
     };
-    let has_replicas = client.replicas.is_some();
-    let advice = advice(&rule(client.keys, has_replicas));
-    let reply = match ask(client, redis::cmd("SCRIPT").arg("LOAD").arg(SCRIPT)).await? {
+    let needs = Needs { replicas: node.client.replicas.is_some(), cluster: node.client.servers.is_cluster() };
+    let advice = advice(&rule(node.client.keys, needs));
+    let reply = match ask(node, redis::cmd("SCRIPT").arg("LOAD").arg(SCRIPT)).await? {
         Some(hash) => {
             let mut command = redis::cmd("EVALSHA");
             command.arg(text(&hash).unwrap_or_default()).arg(0);
-            for call in calls(client.keys, has_replicas) {
+            for call in calls(node.client.keys, needs) {
                 command.arg(call);
             }
-            ask(client, &command).await?
+            ask(node, &command).await?
         }
         None => None,
     };
@@ -113,19 +131,20 @@ pub(crate) async fn examine(client: &Client) -> Result<Finding> {
             let refused: Vec<_> = refused.iter().filter_map(text).collect();
             Finding::problem(ABOUT, format!("{user} may not {}", refused.join(", ")), advice)
         }
-        Some(odd) => return Err(error::odd_reply(odd, client.link.server())),
+        Some(odd) => return Err(error::odd_reply(odd, node.link.server())),
     })
 }
 
 /// A call of every command that we need, on keys and a channel as ours are.
-fn calls(keys: Keys, has_replicas: bool) -> impl Iterator<Item = String> {
+fn calls(keys: Keys, needs: Needs) -> impl Iterator<Item = String> {
     let beside = match keys {
         Keys::Encoded => "ringfence:{doctor}:t",
         Keys::Verbatim => "ringfence@{doctor}:t",
     };
-    let others = others(has_replicas).map(|(_, call)| call.to_owned());
+    let others = others(needs).map(|(_, call)| call.to_owned());
+    let channel = if needs.cluster { beside } else { "ringfence:doctor" };
     let calls = ON_A_KEY.iter().map(|name| format!("{name} KEY")).chain(others);
-    calls.map(move |call| call.replace("KEY", beside).replace("CHANNEL", "ringfence:doctor"))
+    calls.map(move |call| call.replace("KEY", beside).replace("CHANNEL", channel))
 }
 
 #[cfg(test)]
@@ -162,12 +181,17 @@ mod tests {
         let otherwise = ["evalsha", "script|load", "select", "subscribe"].map(str::to_owned);
         let named = named("call('", '\'').chain(named("cmd(\"", '"')).chain(otherwise);
         // The greeting needs no right.
-        named.filter(|name| name != "hello").collect()
+        let with_its_subcommand = |name: String| match &*name {
+            "cluster" => "cluster|slots".to_owned(),
+            "pubsub" => "pubsub|shardnumsub".to_owned(),
+            _ => name,
+        };
+        named.filter(|name| name != "hello").map(with_its_subcommand).collect()
     }
 
     #[test]
     fn the_rule_names_every_command_that_is_used_and_no_other() {
-        let others = others(true).map(|(name, _)| name);
+        let others = others(Needs { replicas: true, cluster: true }).map(|(name, _)| name);
         let named: BTreeSet<_> = ON_A_KEY.iter().copied().chain(others).map(str::to_owned).collect();
         assert_eq!(named, used());
     }
@@ -177,9 +201,14 @@ mod tests {
         let page = fs::read_to_string(package().join("../../docs/redis.md")).unwrap();
         let words: Vec<_> = page.split_whitespace().filter(|word| *word != "\\").collect();
         let for_replicas = format!("With `replicas=N` also `+{}`", FOR_REPLICAS.0);
-        for rule in
-            [rule(Keys::Encoded, false), for_replicas, TO_EXAMINE.map(|name| format!("+{name}")).join(" ")]
-        {
+        let usual = Needs { replicas: false, cluster: false };
+        let for_a_cluster = FOR_A_CLUSTER.map(|(name, _)| format!("+{name}")).join(" ");
+        for rule in [
+            rule(Keys::Encoded, usual),
+            for_replicas,
+            for_a_cluster,
+            TO_EXAMINE.map(|name| format!("+{name}")).join(" "),
+        ] {
             assert!(words.join(" ").contains(&rule), "docs/redis.md should say: {rule}");
         }
     }

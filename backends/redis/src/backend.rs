@@ -7,20 +7,23 @@ use std::time::Duration;
 
 use redis::Value;
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Coalescer, Contention,
-    Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock,
-    LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal,
-    Result, Retry, Scope, Tokens, Ttl, Wait,
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Contention, Effect, Error,
+    ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock, LeaseKey,
+    ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result,
+    Retry, Scope, Tokens, Ttl, Wait,
 };
 use tokio::runtime::Handle;
 
+use crate::channels::{Channels, Listening};
 use crate::checks::{self, Checks};
+use crate::cluster::Cluster;
 use crate::error;
 use crate::keys::{Keys, LockKeys};
 use crate::line::Line;
 use crate::link::Link;
-use crate::options::Options;
-use crate::scripts::{self, Change, LOCK, any_text, digits, number, text};
+use crate::options::{Options, Target};
+use crate::scripts::{self, Change, any_text, digits, number, text};
+use crate::servers::{Answered, Servers};
 use crate::view::{self, Seen};
 
 /// How often a waiter looks after its place. It keeps the place, and is the net under a message that was lost.
@@ -35,17 +38,11 @@ const OFFER_LEFT_MIN: Duration = Duration::from_millis(250);
 /// The pause after a withdrawal that did not get through, doubled after each, up to [`LOOK_EVERY`].
 const WITHDRAW_PAUSE: Duration = Duration::from_millis(20);
 
-/// How many round trips for changes are under way at a time, and for how many changes each. While the server works on one of
-/// two, the other one travels.
-const FLIGHTS_MAX: usize = 2;
-const BATCH_MAX: usize = 128;
+/// Which part of a TTL a renewal of several leases waits for masters that do not answer, before it tells of the others.
+const RENEWAL_PATIENCE: u32 = 4;
 
 /// The bytes of an entry beside what its holder says of itself.
 const ENTRY_BYTES: usize = 64;
-
-/// How long replicas may take to confirm a lease. As long as they are silent the connection is, too: it is far below the
-/// patience with an answer, and below every TTL that goes with replicas.
-const CONFIRM_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a Redis server promises.
 pub fn guarantees() -> Guarantees {
@@ -58,9 +55,9 @@ pub fn guarantees() -> Guarantees {
     guarantees
 }
 
-/// Locks on one Redis or Valkey server; see the crate's documentation.
+/// Locks on a Redis or Valkey server, or on a cluster of them; see the crate's documentation.
 ///
-/// Dropping it closes the connection. What it still holds ends at its TTL.
+/// Dropping it closes its connections. What it still holds ends at its TTL.
 pub struct RedisBackend {
     pub(crate) client: Arc<Client>,
     guarantees: Guarantees,
@@ -70,8 +67,7 @@ pub struct RedisBackend {
 /// What the calls of one process share.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) link: Arc<Link>,
-    changes: Coalescer<Change, Result<Answered>>,
+    pub(crate) servers: Servers,
     /// How many replicas have to confirm a lease.
     pub(crate) replicas: Option<NonZeroU8>,
     pub(crate) keys: Keys,
@@ -83,67 +79,19 @@ pub(crate) struct Client {
 }
 
 impl RedisBackend {
-    /// Connects to the server of a URL. One round trip, and those of the connection.
+    /// Connects to the server of a URL, or to a cluster by its nodes. One round trip, and those of the connection; for a cluster
+    /// two, and those of a connection to each node of the URL.
     ///
     /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`], [`ErrorKind::Unavailable`] for a server that
-    /// cannot be reached, [`ErrorKind::Refused`] for a wrong password or access rules that keep us out.
+    /// cannot be reached, [`ErrorKind::Refused`] for a wrong password or access rules that keep us out,
+    /// [`ErrorKind::Unsupported`] for a server that is too old.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
         let client = Arc::new(Client::new(Options::parse(url)?, clock));
-        client.link.connect().await?;
+        client.servers.connect().await?;
         let looked_at = Arc::clone(&client);
         client.runtime.spawn(async move { checks::log_what_is_wrong(&looked_at).await });
         Ok(Self { client, guarantees: guarantees(), checks: Checks::default() })
     }
-}
-
-/// The answer to one change.
-#[derive(Clone, Debug)]
-struct Answered {
-    value: Value,
-    /// Why nobody may count on a lease that it gives, where too few replicas have it.
-    unconfirmed: Option<Error>,
-}
-
-/// Makes changes in one round trip, and returns the answer to each.
-async fn send(link: &Link, replicas: Option<NonZeroU8>, changes: Vec<Change>) -> Vec<Result<Answered>> {
-    let replicas = replicas.filter(|_| changes.iter().any(Change::may_grant));
-    let confirm = replicas.map(|replicas| {
-        let mut wait = redis::cmd("WAIT");
-        wait.arg(replicas.get()).arg(CONFIRM_PATIENCE.as_millis());
-        wait
-    });
-    let reply = link.call_then(&LOCK, &scripts::call(&changes), confirm.as_ref()).await;
-    let error = match reply {
-        Ok((Value::Array(answers), confirmed)) if answers.len() == changes.len() => {
-            let unconfirmed = replicas.and_then(|replicas| too_few(confirmed, replicas, link.server()));
-            let answer = |(answer, change)| match answer {
-                Value::ServerError(error) => Err(error::of_change(error.into(), change, link.server())),
-                value => Ok(Answered { value, unconfirmed: unconfirmed.clone() }),
-            };
-            return answers.into_iter().zip(&changes).map(answer).collect();
-        }
-        Ok((odd, _)) => error::odd_reply(&odd, link.server()),
-        Err(error) => error,
-    };
-    changes.iter().map(|_| Err(error.clone())).collect()
-}
-
-/// The error of leases that fewer replicas have than have to.
-fn too_few(confirmed: Option<Value>, replicas: NonZeroU8, server: &str) -> Option<Error> {
-    let why = match confirmed {
-        Some(Value::Int(confirmed)) if confirmed >= i64::from(replicas.get()) => return None,
-        Some(Value::Int(confirmed)) => Error::new(
-            ErrorKind::Unavailable,
-            format!(
-                "{confirmed} of {replicas} replicas have confirmed the lease within {CONFIRM_PATIENCE:?}: see that they \
-                 follow their primary, or lower replicas="
-            ),
-        )
-        .about(server),
-        Some(Value::ServerError(error)) => error::of_call(error.into(), server),
-        odd => error::odd_reply(&odd.unwrap_or(Value::Nil), server),
-    };
-    Some(why.with_unknown_effect())
 }
 
 /// What the server answered to an attempt.
@@ -169,21 +117,25 @@ pub(crate) enum Mark {
 impl Client {
     /// A client of a server. It connects when it is first used.
     pub(crate) fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
-        let Options { route, keys, replicas, shown } = options;
-        let session = digits(Nonce::random());
-        let waiting = Arc::<Line>::default();
-        let told = Arc::clone(&waiting);
-        let pushed = move |push| told.pushed(&push);
-        let way = Arc::new(Link::new(route, format!("ringfence:{session}"), shown, pushed));
-        let link = Arc::clone(&way);
-        let send = move |changes| -> BoxFuture<'static, _> {
-            let way = Arc::clone(&way);
-            Box::pin(async move { send(&way, replicas, changes).await })
+        let Options { target, keys, replicas, shown } = options;
+        let (runtime, waiting) = (Handle::current(), Arc::<Line>::default());
+        let line = Arc::clone(&waiting);
+        let (session, servers) = match target {
+            Target::Server(route) => {
+                let session = digits(Nonce::random());
+                let pushed = move |_, push| waiting.pushed(&push);
+                let way = Link::new(route, Some(format!("ringfence:{session}")), shown, pushed);
+                (session, Servers::one(way, replicas, runtime.clone()))
+            }
+            Target::Cluster { seeds, access } => {
+                // By its length the scripts know that it is told of its turn by a channel beside the lock.
+                let session = format!("c{}", digits(Nonce::random()));
+                let channels = Channels::new(waiting);
+                let cluster = Cluster::new(seeds, access, shown, replicas, channels, runtime.clone());
+                (session, Servers::Cluster(Arc::new(cluster)))
+            }
         };
-        let (runtime, adopter) = (Handle::current(), Handle::current());
-        let adopt = move |round_trip| drop(adopter.spawn(round_trip));
-        let changes = Coalescer::new(FLIGHTS_MAX, BATCH_MAX, send, adopt);
-        Self { link, changes, replicas, keys, session, line: waiting, clock, runtime }
+        Self { servers, replicas, keys, session, line, clock, runtime }
     }
 
     /// Asks for the lease: `acquire` for one that does not wait, `queue` to join the line, `look` to keep the place there.
@@ -209,8 +161,8 @@ impl Client {
             holder.metadata()
         );
         let change = Change::new(keys.clone(), verb, request.nonce).lasting(request.ttl).asking(mode, entry);
-        let Answered { value: reply, unconfirmed } = self.answer(change).await?;
-        let odd = || error::odd_reply(&reply, self.link.server());
+        let Answered { value: reply, unconfirmed } = self.servers.change(change).await?;
+        let odd = || error::odd_reply(&reply, self.servers.shown());
         if let Some(number) = number(&reply) {
             if FencingToken::of_grant(number, request.nonce).is_err() {
                 return Err(odd());
@@ -247,8 +199,20 @@ impl Client {
     async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {
         let keys = self.keys.of(&request.name);
         let standing = self.line.stand(request.nonce);
-        let mut place =
-            Place { client: &self, keys: &keys, request: &mut request, may_stand: false, settled: false };
+        let ear = match &self.servers {
+            Servers::Cluster(cluster) if request.wait != Wait::No => {
+                Some(Ear { cluster, listening: cluster.join(&keys, &self.session)? })
+            }
+            _ => None,
+        };
+        let mut place = Place {
+            client: &self,
+            keys: &keys,
+            request: &mut request,
+            ear,
+            may_stand: false,
+            settled: false,
+        };
         let outcome = match place.seek(&standing).await {
             Err(error) if place.may_stand => {
                 let (nonce, ttl) = (place.request.nonce, place.request.ttl);
@@ -280,50 +244,55 @@ impl Client {
         true
     }
 
-    /// Makes a change, in one round trip with others that come at the same time.
+    /// Makes a change that nobody counts on.
     pub(crate) async fn change(&self, change: Change) -> Result<Value> {
-        Ok(self.answer(change).await?.value)
+        Ok(self.servers.change(change).await?.value)
     }
 
-    async fn answer(&self, change: Change) -> Result<Answered> {
-        self.changes.request(change).await.unwrap_or_else(|| Err(cut_short()))
-    }
-
-    /// The same change of many leases, in one round trip of their own; for each, zero if it was not made.
-    pub(crate) async fn change_all(&self, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<u64>> {
-        if leases.is_empty() {
-            return Ok(Vec::new());
-        }
+    /// The same change of many leases; for each, zero if it was not made.
+    pub(crate) async fn change_all(
+        &self,
+        verb: &'static str,
+        leases: &[LeaseKey],
+        patience: Duration,
+    ) -> Vec<Result<u64>> {
         let change =
             |lease: &LeaseKey| Change::new(self.keys.of(&lease.name), verb, lease.nonce).lasting(lease.ttl);
         let replies = match leases {
-            [lease] => vec![self.answer(change(lease)).await],
-            leases => self.send_to_its_end(leases.iter().map(change).collect()).await?,
+            [] => Vec::new(),
+            leases => Box::pin(self.servers.change_all(leases.iter().map(change).collect(), patience)).await,
         };
         let made = |reply: Result<Answered>| {
             let Answered { value, unconfirmed } = reply?;
-            let made = number(&value).ok_or_else(|| error::odd_reply(&value, self.link.server()))?;
+            let made = number(&value).ok_or_else(|| error::odd_reply(&value, self.servers.shown()))?;
             unconfirmed.filter(|_| made > 0 && verb != "release").map_or(Ok(made), Err)
         };
         replies.into_iter().map(made).collect()
     }
 
-    /// Makes changes in one round trip that ends even if its caller stops waiting: a connection that does not answer is
-    /// dropped by those who wait for its answer.
-    async fn send_to_its_end(&self, changes: Vec<Change>) -> Result<Vec<Result<Answered>>> {
-        let (link, replicas) = (Arc::clone(&self.link), self.replicas);
-        let round_trip = self.runtime.spawn(async move { send(&link, replicas, changes).await });
-        round_trip.await.map_err(|_| cut_short())
-    }
-
     async fn release(&self, leases: &[LeaseKey]) -> Result<Vec<Release>> {
-        let made = self.change_all("release", leases).await?;
-        Ok(made.into_iter().map(|made| if made > 0 { Release::Released } else { Release::NotHeld }).collect())
+        let made = self.change_all("release", leases, Duration::MAX).await;
+        let release = |made| if made > 0 { Release::Released } else { Release::NotHeld };
+        made.into_iter().map(|made| made.map(release)).collect()
     }
 
-    async fn renew(&self, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
-        let made = self.change_all(verb, leases).await?;
-        Ok(made.into_iter().map(|made| if made > 0 { Renewal::Renewed } else { Renewal::Lost }).collect())
+    async fn renew(&self, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
+        let shortest = leases.iter().map(|lease| lease.ttl.as_duration()).min().unwrap_or_default();
+        let made = self.change_all("renew", leases, shortest / RENEWAL_PATIENCE).await;
+        if let Some(Err(error)) = made.first()
+            && made.iter().all(Result::is_err)
+        {
+            return Err(error.clone());
+        }
+        let renewal = |made| match made {
+            Ok(1..) => Renewal::Renewed,
+            Ok(0) => Renewal::Lost,
+            Err(error) => {
+                tracing::warn!(%error, "some leases of a renewal have no answer");
+                Renewal::Unknown
+            }
+        };
+        Ok(made.into_iter().map(renewal).collect())
     }
 
     /// Gives back what an attempt took.
@@ -346,7 +315,7 @@ impl Client {
             Some(0) => Ok(Mark::NotTaken),
             Some(1) => Ok(Mark::Made),
             Some(known) => Ok(Mark::TooLow(known)),
-            None => Err(error::odd_reply(&reply, self.link.server())),
+            None => Err(error::odd_reply(&reply, self.servers.shown())),
         }
     }
 
@@ -355,18 +324,13 @@ impl Client {
         match reply {
             Value::Int(1) => Ok(true),
             Value::Int(0) => Ok(false),
-            odd => Err(error::odd_reply(odd, self.link.server())),
+            odd => Err(error::odd_reply(odd, self.servers.shown())),
         }
     }
 
     pub(crate) fn now(&self) -> BootInstant {
         self.clock.now()
     }
-}
-
-fn cut_short() -> Error {
-    let why = "the runtime was shut down, or a call panicked, before the server's answer was here";
-    Error::new(ErrorKind::Bug, why).with_unknown_effect()
 }
 
 fn number_at(parts: &[Value], index: usize) -> Option<u64> {
@@ -378,9 +342,17 @@ struct Place<'a> {
     client: &'a Arc<Client>,
     keys: &'a LockKeys,
     request: &'a mut AcquireRequest,
+    /// In a cluster, where it hears of its turn.
+    ear: Option<Ear<'a>>,
     /// Whether the server may know of it.
     may_stand: bool,
     settled: bool,
+}
+
+/// The channel of a lock of a cluster.
+struct Ear<'a> {
+    cluster: &'a Arc<Cluster>,
+    listening: Listening,
 }
 
 impl Place<'_> {
@@ -392,9 +364,9 @@ impl Place<'_> {
         let mut seen: Option<(BootInstant, u64)> = None;
         let mut contention = Contention::default();
         loop {
-            let sent = client.now();
+            let asked = client.now();
             let deadline = match self.request.wait {
-                Wait::Until(deadline) if sent < deadline => Some(deadline),
+                Wait::Until(deadline) if asked < deadline => Some(deadline),
                 _ => None,
             };
             if deadline.is_none() && seen.is_some() {
@@ -406,7 +378,7 @@ impl Place<'_> {
                 // One that comes late, when this attempt is over, must not begin it again.
                 (Some(_), Some(_)) => "look",
             };
-            let answer = client.enter(self.request, self.keys, verb).await;
+            let (sent, answer) = self.ask(verb).await;
             self.may_stand |=
                 answer.as_ref().map_or_else(|error| error.effect() == Effect::Unknown, |_| true);
             match answer {
@@ -434,10 +406,17 @@ impl Place<'_> {
             let Some(deadline) = deadline else { continue };
             let look_at = client.now().saturating_add(LOOK_EVERY).min(deadline);
             let nap = client.clock.nap(look_at).unwrap_or_default();
+            let unheard = async {
+                match &mut self.ear {
+                    Some(ear) => ear.listening.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = &mut self.request.abandoned => return Box::pin(self.give_up(contention)).await,
                 () = standing.called() => {}
+                () = unheard => {}
                 () = tokio::time::sleep(nap) => {}
             }
             // Nobody but who asks learns whether the replicas have it, so that a turn is asked for once more.
@@ -451,6 +430,29 @@ impl Place<'_> {
                 }
             }
         }
+    }
+
+    /// Asks for the lease, with the instant before that was sent. Who stands in line has to hear of its turn, or is passed
+    /// over. So one that would join it and does not listen yet asks without waiting first, which is enough where the lock is
+    /// free; then it listens, and then it joins.
+    async fn ask(&mut self, verb: &'static str) -> (BootInstant, Result<Answer>) {
+        let sent = self.client.now();
+        if verb != "acquire"
+            && let Some(Ear { cluster, listening }) = &mut self.ear
+            && !cluster.hears(listening)
+        {
+            if verb == "queue" {
+                match self.client.enter(self.request, self.keys, "acquire").await {
+                    Ok(Answer::Busy(_)) => {}
+                    answer => return (sent, answer),
+                }
+            }
+            if let Err(error) = Box::pin(cluster.listen(listening)).await {
+                return (sent, Err(error));
+            }
+        }
+        let sent = self.client.now();
+        (sent, self.client.enter(self.request, self.keys, verb).await)
     }
 
     fn lease(&self, number: u64, counted_from: BootInstant) -> Result<Lease> {
@@ -500,7 +502,7 @@ impl Backend for RedisBackend {
     }
 
     fn renew<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Renewal>>> {
-        Box::pin(self.client.renew("renew", leases))
+        Box::pin(self.client.renew(leases))
     }
 
     fn release<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Release>>> {
@@ -509,8 +511,9 @@ impl Backend for RedisBackend {
 
     fn downgrade<'a>(&'a self, lease: &'a LeaseKey) -> BoxFuture<'a, Result<Renewal>> {
         Box::pin(async move {
-            let renewals = self.client.renew("downgrade", slice::from_ref(lease)).await?;
-            Ok(renewals[0])
+            let leases = slice::from_ref(lease);
+            let made = self.client.change_all("downgrade", leases, Duration::MAX).await.swap_remove(0)?;
+            Ok(if made > 0 { Renewal::Renewed } else { Renewal::Lost })
         })
     }
 
@@ -561,6 +564,6 @@ impl fmt::Debug for RedisBackend {
 
 impl fmt::Display for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.client.link.server())
+        f.write_str(self.client.servers.shown())
     }
 }

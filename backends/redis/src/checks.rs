@@ -1,7 +1,7 @@
 //! What would break the promises on a server: all of it when somebody asks, and the worst of it once, after connecting.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{Cmd, Value, from_redis_value};
@@ -10,6 +10,7 @@ use ringfence_core::{BootInstant, Finding, Result, Severity};
 use crate::access;
 use crate::backend::Client;
 use crate::error;
+use crate::link::{Call, Link};
 use crate::scripts::number;
 
 /// For how long two clocks are watched to see whether they go alike, where nobody looked before.
@@ -36,26 +37,42 @@ const LATEST: Duration = Duration::from_secs(9_999_999_999);
 /// With more of its memory in use than this, in percent, a server that evicts nothing will soon refuse to grant.
 const MEMORY_MAX: u64 = 90;
 
-/// What was seen of the server's clock the last time.
+/// What was seen of each server's clock the last time.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
-    clock: Mutex<Option<Reading>>,
+    clocks: Mutex<HashMap<String, Reading>>,
 }
 
 impl Checks {
-    /// Looks at everything: about ten round trips, and a second for the clock the first time.
+    /// Looks at everything: about ten round trips for each server that has locks, and a second for the clocks the first time.
     pub(crate) async fn examine(&self, client: &Client) -> Result<Vec<Finding>> {
-        let last = *self.clock();
-        let before = match last {
-            Some(reading) => Some(reading),
-            None => Reading::take(client).await?,
-        };
+        let nodes = Node::all(client).await?;
+        for node in &nodes {
+            let seen = self.clocks().contains_key(node.link.server());
+            if !seen && let Some(reading) = Reading::take(node).await? {
+                self.clocks().insert(node.link.server().to_owned(), reading);
+            }
+        }
         let mut findings = Vec::new();
-        match Info::ask(client).await? {
+        for node in &nodes {
+            let found = self.examine_one(node).await?;
+            findings.extend(found.into_iter().map(|mut finding| {
+                if client.servers.is_cluster() {
+                    finding.what = format!("{}: {}", node.link.server(), finding.what);
+                }
+                finding
+            }));
+        }
+        Ok(findings)
+    }
+
+    async fn examine_one(&self, node: &Node<'_>) -> Result<Vec<Finding>> {
+        let mut findings = Vec::new();
+        match Info::ask(node).await? {
             Some(info) => {
-                findings.extend(of_info(&info));
-                let confirm = client.replicas.map_or(0, |replicas| u64::from(replicas.get()));
-                findings.extend(of_settings(&info, &Settings::ask(client).await?, confirm));
+                findings.extend(of_info(&info, node.client.servers.is_cluster()));
+                let confirm = node.client.replicas.map_or(0, |replicas| u64::from(replicas.get()));
+                findings.extend(of_settings(&info, &Settings::ask(node).await?, confirm));
             }
             None => findings.push(Finding::warning(
                 "server",
@@ -63,51 +80,70 @@ impl Checks {
                 "allow +info and +config|get, or ask who runs the server about them",
             )),
         }
-        findings.push(access::examine(client).await?);
+        findings.push(access::examine(node).await?);
+        let before = self.clocks().get(node.link.server()).copied();
         if let Some(before) = before {
-            let watched = client.now().saturating_since(before.at);
+            let watched = node.client.now().saturating_since(before.at);
             tokio::time::sleep(CLOCK_WATCH.saturating_sub(watched)).await;
-            if let Some(now) = Reading::take(client).await? {
-                *self.clock() = Some(now);
+            if let Some(now) = Reading::take(node).await? {
+                self.clocks().insert(node.link.server().to_owned(), now);
                 findings.push(date(&now).unwrap_or_else(|| of_clock(&before, &now)));
             }
         }
         Ok(findings)
     }
 
-    fn clock(&self) -> MutexGuard<'_, Option<Reading>> {
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    fn clocks(&self) -> MutexGuard<'_, HashMap<String, Reading>> {
+        self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Says in the log what is wrong at a glance. Two round trips, in the background, and none where nobody listens.
+/// A server that is looked at, and for whom.
+pub(crate) struct Node<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) link: Arc<Link>,
+}
+
+impl<'a> Node<'a> {
+    /// Every server that has locks.
+    async fn all(client: &'a Client) -> Result<Vec<Self>> {
+        let links = client.servers.all().await?;
+        Ok(links.into_iter().map(|link| Self { client, link }).collect())
+    }
+}
+
+/// Says in the log what is wrong at a glance. Two round trips for each server, in the background, and none where nobody
+/// listens.
 pub(crate) async fn log_what_is_wrong(client: &Client) {
     if !tracing::enabled!(tracing::Level::WARN) {
         return;
     }
     // Whatever keeps us from asking, the first call says.
-    let Ok(Some(info)) = Info::ask(client).await else { return };
-    let mut findings = of_info(&info);
-    findings.extend(persistence(&info, &Settings::default()));
-    if let Ok(Some(now)) = Reading::take(client).await {
-        findings.extend(date(&now));
-    }
-    let server = client.link.server();
-    for Finding { severity, about, what, advice, .. } in findings {
-        match severity {
-            Severity::Problem => tracing::warn!(server, about, advice, "{what}"),
-            Severity::Warning => tracing::info!(server, about, advice, "{what}"),
-            Severity::Fine => {}
+    let Ok(nodes) = Node::all(client).await else { return };
+    for node in &nodes {
+        let Ok(Some(info)) = Info::ask(node).await else { continue };
+        let mut findings = of_info(&info, client.servers.is_cluster());
+        findings.extend(persistence(&info, &Settings::default()));
+        if let Ok(Some(now)) = Reading::take(node).await {
+            findings.extend(date(&now));
+        }
+        let server = node.link.server();
+        for Finding { severity, about, what, advice, .. } in findings {
+            match severity {
+                Severity::Problem => tracing::warn!(server, about, advice, "{what}"),
+                Severity::Warning => tracing::info!(server, about, advice, "{what}"),
+                Severity::Fine => {}
+            }
         }
     }
 }
 
 /// Asks for something that the server may refuse to say, to us or to everybody: then `None`.
-pub(crate) async fn ask(client: &Client, command: &Cmd) -> Result<Option<Value>> {
-    match client.link.send(command, None).await? {
+pub(crate) async fn ask(node: &Node<'_>, command: &Cmd) -> Result<Option<Value>> {
+    match node.link.ask(Call::of(command)).await? {
         Ok((reply, _)) => Ok(Some(reply)),
         Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => Ok(None),
-        Err(error) => Err(error::of_call(error, client.link.server())),
+        Err(error) => Err(error::of_call(error, node.link.server())),
     }
 }
 
@@ -116,9 +152,9 @@ pub(crate) async fn ask(client: &Client, command: &Cmd) -> Result<Option<Value>>
 struct Info(HashMap<String, String>);
 
 impl Info {
-    async fn ask(client: &Client) -> Result<Option<Self>> {
-        let Some(reply) = ask(client, &redis::cmd("INFO")).await? else { return Ok(None) };
-        let odd = error::odd_reply(&reply, client.link.server());
+    async fn ask(node: &Node<'_>) -> Result<Option<Self>> {
+        let Some(reply) = ask(node, &redis::cmd("INFO")).await? else { return Ok(None) };
+        let odd = error::odd_reply(&reply, node.link.server());
         from_redis_value::<String>(reply).map(|text| Some(Self::parse(&text))).map_err(|_| odd)
     }
 
@@ -145,18 +181,16 @@ struct Settings {
 }
 
 impl Settings {
-    async fn ask(client: &Client) -> Result<Self> {
+    async fn ask(node: &Node<'_>) -> Result<Self> {
         Ok(Self {
-            appendfsync: Self::one(client, "appendfsync").await?,
-            save: Self::one(client, "save").await?,
-            min_replicas: Self::one(client, "min-replicas-to-write")
-                .await?
-                .and_then(|text| text.parse().ok()),
+            appendfsync: Self::one(node, "appendfsync").await?,
+            save: Self::one(node, "save").await?,
+            min_replicas: Self::one(node, "min-replicas-to-write").await?.and_then(|text| text.parse().ok()),
         })
     }
 
-    async fn one(client: &Client, name: &str) -> Result<Option<String>> {
-        let Some(reply) = ask(client, redis::cmd("CONFIG").arg("GET").arg(name)).await? else {
+    async fn one(node: &Node<'_>, name: &str) -> Result<Option<String>> {
+        let Some(reply) = ask(node, redis::cmd("CONFIG").arg("GET").arg(name)).await? else {
             return Ok(None);
         };
         Ok(from_redis_value::<HashMap<String, String>>(reply).ok().and_then(|mut pairs| pairs.remove(name)))
@@ -164,8 +198,11 @@ impl Settings {
 }
 
 /// What is wrong or right for certain by what the server says about itself.
-fn of_info(info: &Info) -> Vec<Finding> {
-    [version(info), role(info), part_of(info), eviction(info), disk(info)].into_iter().flatten().collect()
+fn of_info(info: &Info, in_cluster: bool) -> Vec<Finding> {
+    [version(info), role(info), part_of(info).filter(|_| !in_cluster), eviction(info), disk(info)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn of_settings(info: &Info, settings: &Settings, confirm: u64) -> Vec<Finding> {
@@ -374,10 +411,10 @@ struct Reading {
 
 impl Reading {
     /// Reads the clock; `None` where we may not.
-    async fn take(client: &Client) -> Result<Option<Self>> {
-        let sent = client.now();
-        let Some(reply) = ask(client, &redis::cmd("TIME")).await? else { return Ok(None) };
-        let slack = client.now().saturating_since(sent) / 2;
+    async fn take(node: &Node<'_>) -> Result<Option<Self>> {
+        let sent = node.client.now();
+        let Some(reply) = ask(node, &redis::cmd("TIME")).await? else { return Ok(None) };
+        let slack = node.client.now().saturating_since(sent) / 2;
         let theirs = match &reply {
             Value::Array(parts) => match &parts[..] {
                 [seconds, micros] => number(seconds).zip(number(micros)),
@@ -385,7 +422,7 @@ impl Reading {
             },
             _ => None,
         };
-        let (seconds, micros) = theirs.ok_or_else(|| error::odd_reply(&reply, client.link.server()))?;
+        let (seconds, micros) = theirs.ok_or_else(|| error::odd_reply(&reply, node.link.server()))?;
         let theirs = Duration::from_secs(seconds).saturating_add(Duration::from_micros(micros));
         Ok(Some(Self { at: sent.saturating_add(slack), slack, theirs }))
     }

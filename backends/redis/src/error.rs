@@ -96,6 +96,20 @@ fn explain(error: RedisError) -> Error {
             (ErrorKind::Unsupported, "it is older than Redis 6.2, which is the least we need")
         }
         _ if is_of_replica(&error) => (ErrorKind::Unavailable, REPLICA),
+        (Theirs::Server(ServerErrorKind::TryAgain), _) => (
+            ErrorKind::Unavailable,
+            "the slot of this lock is on its way to another master: its locks wait until it has arrived",
+        ),
+        (Theirs::Server(ServerErrorKind::ClusterDown), _) => (
+            ErrorKind::Unavailable,
+            "the cluster does not serve this slot right now: see whether a master is gone",
+        ),
+        (Theirs::Server(ServerErrorKind::Moved), _) => {
+            (ErrorKind::InvalidUrl, "it belongs to a cluster: write redis+cluster:// instead of redis://")
+        }
+        _ if says.contains("cluster support disabled") => {
+            (ErrorKind::InvalidUrl, "it is no cluster: write redis:// for one server")
+        }
         (_, "WRONGTYPE" | "DAMAGED") => (ErrorKind::Corrupt, DAMAGED),
         // A script that stumbled over what it found.
         (_, "ERR") if says.contains("user_script") => (ErrorKind::Corrupt, DAMAGED),

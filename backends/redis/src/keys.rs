@@ -1,7 +1,10 @@
 //! Which keys a lock has.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
-use ringfence_core::{LockName, RecordKey};
+use ringfence_core::{Error, ErrorKind, LockName, RecordKey, Result};
+
+/// How many slots a cluster has.
+pub(crate) const SLOTS: u16 = 16384;
 
 /// What the keys of encoded names begin with.
 const ENCODED: &str = "ringfence:{";
@@ -46,6 +49,28 @@ impl LockKeys {
     /// What the keys beside the lock begin with.
     pub(crate) fn beside(&self) -> &str {
         &self.beside
+    }
+
+    /// The slot of a cluster that all keys of the lock are in. Errors for a lock whose keys are in several, which only a
+    /// verbatim name can have.
+    pub(crate) fn slot(&self) -> Result<u16> {
+        let (lock, beside) = (deciding(self.lock()), deciding(self.beside()));
+        if lock == beside {
+            return Ok(crc16(lock) % SLOTS);
+        }
+        Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!(
+                "the name {:?} has braces that are no hash tag, so that nothing can stand beside its key in one slot of a cluster: \
+                 leave out the braces, or drop keys=verbatim",
+                self.lock()
+            ),
+        ))
+    }
+
+    /// Where a process is told of its turn in a cluster: in the slot of the lock, because a script reaches no other.
+    pub(crate) fn channel(&self, session: &str) -> String {
+        format!("{}c:{session}", self.beside)
     }
 }
 
@@ -112,6 +137,20 @@ impl Keys {
 
 fn encode(name: &str) -> PercentEncode<'_> {
     utf8_percent_encode(name, ESCAPED)
+}
+
+/// What decides the slot of a key.
+fn deciding(key: &str) -> &str {
+    hash_tag(key).unwrap_or(key)
+}
+
+/// The checksum whose remainder is the slot: CRC-16/XMODEM.
+fn crc16(text: &str) -> u16 {
+    text.bytes().fold(0, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+        })
+    })
 }
 
 /// The part of a key that decides its slot, where it is not the whole key.
@@ -184,6 +223,38 @@ mod tests {
         ] {
             let keys = Keys::Verbatim.of(&name.parse().unwrap());
             assert_eq!((keys.lock(), keys.beside()), (name, beside));
+        }
+    }
+
+    #[test]
+    fn a_slot_is_the_remainder_of_the_checksum_of_the_tag() {
+        // The check value of CRC-16/XMODEM, and slots that servers name.
+        assert_eq!(crc16("123456789"), 0x31C3);
+        let slot = |name: &str| Keys::Verbatim.of(&name.parse().unwrap()).slot();
+        for (name, expected) in [("foo", 12182), ("{user1000}.following", 3443), ("somekey", 11058)] {
+            assert_eq!(slot(name).unwrap(), expected, "{name}");
+        }
+        for name in ["a}b", "{}a", "{}{b}"] {
+            let error = slot(name).unwrap_err().to_string();
+            assert!(error.contains("hash tag") && error.contains(name), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_encoded_name_has_a_slot_and_its_channel_is_in_it(name in name()) {
+            let keys = Keys::Encoded.of(&name);
+            let slot = keys.slot().unwrap();
+            prop_assert!(slot < SLOTS);
+            prop_assert_eq!(crc16(deciding(&keys.channel("c0ff"))) % SLOTS, slot);
+        }
+
+        #[test]
+        fn a_verbatim_name_is_in_one_slot_or_refused(name in name()) {
+            let keys = Keys::Verbatim.of(&name);
+            if let Ok(slot) = keys.slot() {
+                prop_assert!(all(&keys).iter().all(|key| crc16(deciding(key)) % SLOTS == slot));
+            }
         }
     }
 

@@ -25,8 +25,17 @@
 //! With `?replicas=N` a `WAIT` goes with each that gives or prolongs a lease, in the same round trip, which then takes as long as
 //! the slowest of N replicas; a turn costs one round trip more, to be confirmed.
 //!
+//! In a cluster all keys of a lock are in one slot, and each call goes to the master that has it:
+//!
+//! | call | round trips in a cluster |
+//! |---|---|
+//! | acquire, after waiting | 3 to join the line (refused, listen, join), 1 where the process has listened to the lock within the last second |
+//! | renew or release many leases | one call for each slot, all at the same time: 1, as slow as the slowest master |
+//! | list | as above, on each master, and 1 to learn which those are |
+//! | the first call to a slot that has moved | 1 more |
+//!
 //! Calls of one process that come at the same time share round trips: one goes at once, what comes meanwhile goes together in
-//! the next, as one script. Two are under way at most.
+//! the next, as one script. Two are under way at most. In a cluster each goes for itself.
 //!
 //! A waiter looks after its place every quarter of a second, in one change of a script, whatever happens.
 //!
@@ -47,6 +56,12 @@
 //! - **A failover** is followed: every connection asks the Sentinels and checks that the server is a primary. Leases that
 //!   were not replicated are lost; `?replicas=N` makes that less likely, not impossible. A primary that is cut off from its
 //!   Sentinels, and not from us, cannot be told from a whole one: it grants on beside the next one, and only the fence helps.
+//! - **A cluster's slot that moves** takes its locks along. Until it has arrived, exclusive leases are renewed wherever they are;
+//!   everything else that needs several keys of a lock waits, for 3 s at most, and then fails without effect. A waiter listens
+//!   to the new master a round trip after it hears of the move; if its turn comes before that, it stands in line again.
+//! - **A cluster's master that is lost** takes those locks along that its replica did not have. Calls for its slots fail until a
+//!   replica has taken its place, and then find that by themselves. Locks on other masters are renewed all the while, as long
+//!   as these serve: without `cluster-require-full-coverage no` they stop when a master is gone without a replica.
 //! - **A lost reply.** An acquire whose answer is lost is withdrawn before its error is returned, and cannot come back: a
 //!   command that was still under way finds that it was withdrawn. While the server is away that is tried again, for the TTL
 //!   at most, so the error may come that late; a request that waits for less than that ends when its wait does. A release
@@ -62,11 +77,14 @@
 //! - **Full memory.** A server that may not evict refuses to grant, with [`Full`](ringfence_core::ErrorKind::Full), and lets
 //!   everybody renew, release and hand over. One that evicts loses locks, as if they were deleted: the holder learns of it at
 //!   its next renewal.
-//! - **An eviction** by an operator is told to the holder at once, where it is connected; else its next renewal says so.
+//! - **An eviction** by an operator is told to the holder at once, where it is connected; else, and always in a cluster, its
+//!   next renewal says so.
 
 mod access;
 mod backend;
+mod channels;
 mod checks;
+mod cluster;
 mod error;
 mod keys;
 mod line;
@@ -77,6 +95,7 @@ mod redlock;
 mod route;
 mod scripts;
 mod sentinel;
+mod servers;
 mod tls;
 mod view;
 

@@ -57,7 +57,8 @@ impl Line {
         }
     }
 
-    fn message(&self, push: &PushInfo) {
+    /// A message to this process.
+    pub(crate) fn message(&self, push: &PushInfo) {
         let mut parts = push.data.get(1).and_then(text).unwrap_or_default().split(':');
         let (what, nonce) = (parts.next(), parts.next().and_then(parse_nonce));
         let turn = parts.next().and_then(|digits| digits.parse::<u64>().ok());

@@ -1,6 +1,7 @@
-//! The one connection of this process to its server: opened when it is needed, dropped when it is in doubt.
+//! The one connection of this process to a server: opened when it is needed, dropped when it is in doubt.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,46 +19,85 @@ pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 /// How many commands may wait to be written before the next caller has to wait as well.
 const WRITE_QUEUE: usize = 1024;
 
+/// Is told what comes unasked on a connection, and on which one.
+type Pushed = dyn Fn(u64, PushInfo) + Send + Sync;
+
+/// A command, and what has to stand beside it on the connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) command: &'a Cmd,
+    /// The script that it calls by its hash. A server that does not know it is told, which it forgets with its memory.
+    pub(crate) script: Option<&'a Script>,
+    /// Right behind it, a command that is about what this connection has just written.
+    pub(crate) then: Option<&'a Cmd>,
+    /// Right before it, the word to a node of a cluster that it is to answer for a slot that it has not got yet.
+    pub(crate) asking: bool,
+}
+
+/// The answer to a call, and to the command behind it.
+pub(crate) type Answers = (Value, Option<Value>);
+
+impl<'a> Call<'a> {
+    pub(crate) fn of(command: &'a Cmd) -> Self {
+        Self { command, script: None, then: None, asking: false }
+    }
+
+    pub(crate) fn of_script(script: &'a Script, command: &'a Cmd) -> Self {
+        Self { script: Some(script), ..Self::of(command) }
+    }
+}
+
 /// The way to one server.
 pub(crate) struct Link {
     route: Route,
     config: AsyncConnectionConfig,
-    /// Where others tell us that our turn has come.
-    channel: String,
+    /// Where others tell us that our turn has come, if they tell us there.
+    channel: Option<String>,
     shown: String,
-    /// Is told what comes unasked: messages of the channel, and the end of a connection.
-    pushed: Arc<dyn Fn(PushInfo) + Send + Sync>,
+    pushed: Arc<Pushed>,
     open: Arc<Mutex<Open>>,
     /// Held while a connection is opened, so that one is.
     opening: tokio::sync::Mutex<()>,
 }
 
-#[derive(Default)]
 struct Open {
     connection: Option<MultiplexedConnection>,
-    /// Counts the connections, so that the end of an old one does not end the one after it.
+    /// The number of the connection, or of the next one.
     epoch: u64,
     /// Counts the tries that led to none, with what came of the last one.
     failures: u64,
     failure: Option<Error>,
 }
 
+impl Default for Open {
+    fn default() -> Self {
+        Self { connection: None, epoch: next_epoch(), failures: 0, failure: None }
+    }
+}
+
+/// Numbers the connections of the process, so that the end of an old one does not end the one after it.
+fn next_epoch() -> u64 {
+    static EPOCH: AtomicU64 = AtomicU64::new(0);
+    EPOCH.fetch_add(1, Ordering::Relaxed)
+}
+
 impl Open {
     fn discard(&mut self, epoch: u64) {
         if self.epoch == epoch {
-            self.epoch += 1;
+            self.epoch = next_epoch();
             self.connection = None;
         }
     }
 }
 
 impl Link {
-    /// A way to a server. `pushed` is told what comes unasked: messages of the channel, and the end of a connection.
+    /// A way to a server. `pushed` is told what comes unasked, and on which connection: messages of a channel, and the end of
+    /// the connection.
     pub(crate) fn new(
         route: Route,
-        channel: String,
+        channel: Option<String>,
         shown: String,
-        pushed: impl Fn(PushInfo) + Send + Sync + 'static,
+        pushed: impl Fn(u64, PushInfo) + Send + Sync + 'static,
     ) -> Self {
         let config = AsyncConnectionConfig::new()
             .set_response_timeout(Some(ANSWER_PATIENCE))
@@ -78,28 +118,21 @@ impl Link {
 
     /// Sends a command and waits for its answer.
     pub(crate) async fn query(&self, command: &Cmd) -> Result<Value> {
-        let (answer, _) =
-            self.send(command, None).await?.map_err(|error| error::of_call(error, &self.shown))?;
-        Ok(answer)
+        self.call(Call::of(command)).await.map(|(answer, _)| answer)
     }
 
-    /// Calls a script by its hash. A server that does not know it is told, which it forgets with its memory.
-    pub(crate) async fn call(&self, script: &Script, command: &Cmd) -> Result<Value> {
-        Ok(self.call_then(script, command, None).await?.0)
+    /// Makes a call and waits for its answer, with that of the command behind it. The error is that of the call; the second
+    /// answer may be an error as well.
+    pub(crate) async fn call(&self, call: Call<'_>) -> Result<Answers> {
+        self.ask(call).await?.map_err(|error| error::of_call(error, &self.shown))
     }
 
-    /// As [`Self::call`], with a command right behind that is about what this connection has just written. The error is that
-    /// of the call; the second answer may be an error as well.
-    pub(crate) async fn call_then(
-        &self,
-        script: &Script,
-        command: &Cmd,
-        then: Option<&Cmd>,
-    ) -> Result<(Value, Option<Value>)> {
-        let answers = self.send(command, then).await?;
-        let Err(error) = &answers else { return answers.map_err(|error| error::of_call(error, &self.shown)) };
+    /// As [`Self::call`], with the server's own error. The outer error says that nothing was sent.
+    pub(crate) async fn ask(&self, call: Call<'_>) -> Result<Result<Answers, RedisError>> {
+        let answers = self.send(call).await?;
+        let (Some(script), Err(error)) = (call.script, &answers) else { return Ok(answers) };
         if error.kind() != redis::ErrorKind::Server(ServerErrorKind::NoScript) {
-            return answers.map_err(|error| error::of_call(error, &self.shown));
+            return Ok(answers);
         }
         Box::pin(async {
             let (_, mut connection) = self.connection().await?;
@@ -107,27 +140,31 @@ impl Link {
             if let Err(error) = script.load_async(&mut connection).await
                 && error::is_answer(&error)
             {
-                return Err(error::of_connecting(error, &self.shown));
+                return Ok(Err(error));
             }
-            self.send(command, then).await?.map_err(|error| error::of_call(error, &self.shown))
+            // Whatever else is wrong, the call says.
+            self.send(call).await
         })
         .await
     }
 
-    /// Sends commands and waits for their answers, or for what the server has against the first one. The outer error says that
-    /// nothing was sent.
-    pub(crate) async fn send(
-        &self,
-        command: &Cmd,
-        then: Option<&Cmd>,
-    ) -> Result<Result<(Value, Option<Value>), RedisError>> {
+    async fn send(&self, call: Call<'_>) -> Result<Result<Answers, RedisError>> {
         let (epoch, mut connection) = self.connection().await?;
-        let answers = match then {
-            None => connection.send_packed_command(command).await.map(|answer| (answer, None)),
-            Some(then) => {
-                let mut both = redis::pipe();
-                both.add_command(command.clone()).add_command(then.clone());
-                let answers = connection.send_packed_commands(&both, 0, 2).await;
+        let answers = match call {
+            Call { command, asking: false, then: None, .. } => {
+                connection.send_packed_command(command).await.map(|answer| (answer, None))
+            }
+            Call { command, asking, then, .. } => {
+                let mut together = redis::pipe();
+                if asking {
+                    together.cmd("ASKING");
+                }
+                together.add_command(command.clone());
+                if let Some(then) = then {
+                    together.add_command(then.clone());
+                }
+                let count = 1 + usize::from(then.is_some());
+                let answers = connection.send_packed_commands(&together, usize::from(asking), count).await;
                 answers.map(|answers| {
                     let mut answers = answers.into_iter();
                     (answers.next().unwrap_or(Value::Nil), answers.next())
@@ -172,17 +209,16 @@ impl Link {
         }
         let epoch = self.lock().epoch;
         let config = self.config.clone().set_push_sender(self.ear(epoch));
-        let opened = self.route.open(&config, &self.shown).await;
-        let subscribed = match opened {
-            Ok(mut connection) => connection
-                .subscribe(&self.channel)
+        let opened = match (self.route.open(&config, &self.shown).await, &self.channel) {
+            (Ok(mut connection), Some(channel)) => connection
+                .subscribe(channel)
                 .await
                 .map(|()| connection)
                 .map_err(|error| error::of_connecting(error, &self.shown)),
-            Err(error) => Err(error),
+            (opened, _) => opened,
         };
         let mut open = self.lock();
-        match subscribed {
+        match opened {
             Ok(connection) => {
                 if open.epoch == epoch {
                     open.connection = Some(connection.clone());
@@ -208,7 +244,7 @@ impl Link {
             if push.kind == PushKind::Disconnection {
                 lock(&open).discard(epoch);
             }
-            pushed(push);
+            pushed(epoch, push);
             Ok(())
         }
     }
@@ -216,6 +252,19 @@ impl Link {
     fn current(&self) -> Option<(u64, MultiplexedConnection)> {
         let open = self.lock();
         Some((open.epoch, open.connection.clone()?))
+    }
+
+    /// Which connection is open, if one is.
+    pub(crate) fn epoch(&self) -> Option<u64> {
+        let open = self.lock();
+        open.connection.as_ref().map(|_| open.epoch)
+    }
+
+    /// Ends the connection. The next call opens another one.
+    pub(crate) fn hang_up(&self) {
+        let mut open = self.lock();
+        let epoch = open.epoch;
+        open.discard(epoch);
     }
 
     /// Drops a connection that is in doubt.

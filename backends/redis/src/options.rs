@@ -34,12 +34,21 @@ const SENTINEL_PORT: u16 = 26379;
 /// Which server, as whom, and how names become keys.
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) route: Route,
+    pub(crate) target: Target,
     pub(crate) keys: Keys,
     /// How many replicas have to confirm a lease.
     pub(crate) replicas: Option<NonZeroU8>,
     /// The URL as it may be shown.
     pub(crate) shown: String,
+}
+
+/// Where the locks are.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// On one server at a time.
+    Server(Route),
+    /// On a cluster, of which the URL names some nodes, and how each node is spoken to.
+    Cluster { seeds: Vec<String>, access: Access },
 }
 
 impl Options {
@@ -66,9 +75,10 @@ impl Options {
             }
         }
         let path = url.path().strip_prefix('/').unwrap_or_default();
-        let route = match scheme {
-            "redis+unix" => Route::At(Access::parse(url, "")?.at_socket(socket(url)?)?),
-            "redis+sentinel" => Route::BySentinels(sentinels(url, path)?),
+        let target = match scheme {
+            "redis+unix" => Target::Server(Route::At(Access::parse(url, "")?.at_socket(socket(url)?)?)),
+            "redis+sentinel" => Target::Server(Route::BySentinels(sentinels(url, path)?)),
+            "redis+cluster" => cluster(url, path)?,
             scheme => {
                 let [host] = url.hosts() else {
                     return Err(invalid(format!(
@@ -79,10 +89,10 @@ impl Options {
                 let (host, port) = split_port(host, SERVER_PORT)?;
                 let access = Access::parse(url, path)?;
                 let access = if is_tls { access.by_tls(tls::certificates(url)?) } else { access };
-                Route::At(access.at(host, port)?)
+                Target::Server(Route::At(access.at(host, port)?))
             }
         };
-        Ok(Self { route, keys, replicas, shown: url.to_string() })
+        Ok(Self { target, keys, replicas, shown: url.to_string() })
     }
 
     /// The nodes of a `redlock:` URL, each with the other options of the URL; and how many of them have to agree.
@@ -100,7 +110,8 @@ impl Options {
                     url.hosts().len()
                 )));
             }
-            nodes.push(Self { route: Route::At(access.at(host, port)?), keys, replicas: None, shown });
+            let target = Target::Server(Route::At(access.at(host, port)?));
+            nodes.push(Self { target, keys, replicas: None, shown });
         }
         let count = nodes.len();
         let (Ok(nodes_of_quorum), true) = (u8::try_from(count), count >= NODES_MIN) else {
@@ -167,6 +178,28 @@ fn sentinels(url: &BackendUrl, path: &str) -> Result<Sentinels> {
     })
 }
 
+fn cluster(url: &BackendUrl, path: &str) -> Result<Target> {
+    let access = Access::parse(url, path)?;
+    if access.settings.db() != 0 {
+        return Err(invalid(format!(
+            "a cluster has one database, whose number is 0, and not {}: leave it out",
+            access.settings.db()
+        )));
+    }
+    let seeds = url.hosts().iter().map(|host| {
+        let (host, port) = split_port(host, SERVER_PORT)?;
+        Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
+    });
+    let seeds: Vec<String> = seeds.collect::<Result<_>>()?;
+    if seeds.is_empty() {
+        return Err(invalid(
+            "redis+cluster: takes a node of the cluster, or better several: write redis+cluster://host:6379,host:6379"
+                .to_owned(),
+        ));
+    }
+    Ok(Target::Cluster { seeds, access })
+}
+
 fn socket(url: &BackendUrl) -> Result<&str> {
     if !url.hosts().is_empty() {
         return Err(invalid(
@@ -221,6 +254,12 @@ impl Access {
 
     pub(crate) fn by_tls(self, certificates: TlsCertificates) -> Self {
         Self { tls: Some(certificates), ..self }
+    }
+
+    /// A server, written as `host:port`.
+    pub(crate) fn at_address(&self, address: &str) -> Result<ConnectionInfo> {
+        let (host, port) = split_port(address, SERVER_PORT)?;
+        self.at(host, port)
     }
 
     /// A server on this host.
@@ -300,13 +339,13 @@ mod tests {
             ("redis+unix:///run/redis.sock?db=1", "/run/redis.sock", 1),
         ] {
             let options = parse(url).unwrap();
-            let Route::At(server) = &options.route else { panic!("{options:?}") };
+            let Target::Server(Route::At(server)) = &options.target else { panic!("{options:?}") };
             assert_eq!(server.addr().to_string(), address, "{url}");
             assert_eq!(server.redis_settings().db(), db, "{url}");
             assert!(!format!("{options:?}").contains("secret"), "{options:?}");
         }
         let options = parse("redis://ann:se%3Acret@one").unwrap();
-        let Route::At(server) = &options.route else { panic!("{options:?}") };
+        let Target::Server(Route::At(server)) = &options.target else { panic!("{options:?}") };
         let settings = server.redis_settings();
         assert_eq!((settings.username(), settings.password()), (Some("ann"), Some("se:cret")));
         assert_eq!(options.shown, "redis://ann:***@one");
@@ -319,7 +358,7 @@ mod tests {
             "redis+sentinel://ann:secret@one,two:7000,[::1]/orders?sentinel_user=ben&sentinel_password=hidden&db=3",
         ] {
             let options = parse(url).unwrap();
-            let Route::BySentinels(found) = &options.route else { panic!("{options:?}") };
+            let Target::Server(Route::BySentinels(found)) = &options.target else { panic!("{options:?}") };
             let shown: Vec<_> = found.addresses.iter().map(|sentinel| sentinel.addr().to_string()).collect();
             assert_eq!(shown, ["one:26379", "two:7000", "::1:26379"]);
             assert_eq!(found.service, "orders");
@@ -334,9 +373,9 @@ mod tests {
     }
 
     fn servers(nodes: &[Options]) -> impl Iterator<Item = &ConnectionInfo> {
-        nodes.iter().map(|node| match &node.route {
-            Route::At(server) => server,
-            other @ Route::BySentinels(_) => panic!("a node is one server: {other:?}"),
+        nodes.iter().map(|node| match &node.target {
+            Target::Server(Route::At(server)) => server,
+            other => panic!("a node is one server: {other:?}"),
         })
     }
 
@@ -381,6 +420,17 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_is_found_by_any_of_its_nodes() {
+        let options = parse("redis+cluster://ann:secret@one,two:7000,[fd00::1]/0").unwrap();
+        let Target::Cluster { seeds, access } = &options.target else { panic!("{options:?}") };
+        assert_eq!(seeds[..], ["one:6379", "two:7000", "[fd00::1]:6379"]);
+        let node = access.at_address(&seeds[2]).unwrap();
+        assert_eq!(node.addr().to_string(), "fd00::1:6379");
+        assert_eq!(node.redis_settings().password(), Some("secret"));
+        assert!(!format!("{options:?}").contains("secret"), "{options:?}");
+    }
+
+    #[test]
     fn what_is_wrong_with_a_url_is_said() {
         for (url, hint) in [
             ("redis:", "takes one server"),
@@ -404,6 +454,10 @@ mod tests {
             ("redis+sentinel:/service", "redis+sentinel://host:26379"),
             ("redis+sentinel://one/service/orders", "no database"),
             ("redis+sentinel://one/service/1?db=2", "twice"),
+            ("redis+cluster:", "takes a node"),
+            ("redis+cluster://one/1", "one database"),
+            ("redis+cluster://one?db=2", "one database"),
+            ("redis+cluster://one,two:no", "no port"),
             ("redis+unix://one/run/redis.sock", "no host"),
             ("redis+unix:run/redis.sock", "absolute"),
         ] {

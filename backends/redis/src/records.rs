@@ -30,8 +30,9 @@ impl Client {
         if let Some(Fenced { token, .. }) = fenced {
             command.arg(digits(token.nonce())).arg(token.grant()).arg(handover(token)).arg(writes);
         }
-        let reply = self.link.call(&RECORD, &command).await.map_err(|error| about(kept_in, error))?;
-        let odd = || error::odd_reply(&reply, self.link.server());
+        let called = self.servers.call(&keys, &RECORD, &command).await;
+        let reply = called.map_err(|error| about(kept_in, error))?;
+        let odd = || error::odd_reply(&reply, self.servers.shown());
         let Value::Array(parts) = &reply else { return Err(odd()) };
         let other = || parts.get(1).and_then(text).and_then(parse_token);
         let refusal = match (parts.first().and_then(text), fenced) {
@@ -48,7 +49,7 @@ impl Client {
 
     /// The error of a record that is none.
     pub(crate) fn damaged(&self, kept_in: &str) -> Error {
-        about(kept_in, error::damaged(self.link.server()))
+        about(kept_in, error::damaged(self.servers.shown()))
     }
 }
 

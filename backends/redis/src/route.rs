@@ -18,6 +18,8 @@ pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) enum Route {
     At(ConnectionInfo),
     BySentinels(Sentinels),
+    /// A node of a cluster, whatever it is: it says itself where a call belongs that does not belong to it.
+    ToNode(ConnectionInfo),
 }
 
 impl Route {
@@ -28,11 +30,15 @@ impl Route {
         shown: &str,
     ) -> Result<MultiplexedConnection> {
         match self {
-            Self::At(server) => open(server, config, CONNECT_PATIENCE)
-                .await
-                .map_err(|error| error::of_connecting(error, shown))?
-                .into_primary()
-                .map_err(|error| error.about(shown)),
+            Self::At(server) | Self::ToNode(server) => {
+                let opened = open(server, config, CONNECT_PATIENCE)
+                    .await
+                    .map_err(|error| error::of_connecting(error, shown))?;
+                if matches!(self, Self::ToNode(_)) {
+                    return Ok(opened.connection);
+                }
+                opened.into_primary().map_err(|error| error.about(shown))
+            }
             Self::BySentinels(sentinels) => sentinels.open(config).await.map_err(|error| error.about(shown)),
         }
     }

@@ -10,6 +10,7 @@ use crate::keys::LockKeys;
 
 pub(crate) static LOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/lock.lua")));
 pub(crate) static RECORD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/record.lua")));
+pub(crate) static EXTEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/extend.lua")));
 
 /// The arguments that a change has at most, and the bytes of one whose name is short.
 const ARGS_MAX: usize = 7;
@@ -45,8 +46,16 @@ impl Change {
         Self { ttl_ms: ttl.as_millis(), ..self }
     }
 
+    pub(crate) fn keys(&self) -> &LockKeys {
+        &self.keys
+    }
+
     pub(crate) fn asking(self, mode: Cow<'static, str>, entry: String) -> Self {
         Self { asks: Some((mode, entry)), ..self }
+    }
+
+    pub(crate) fn is_renewal(&self) -> bool {
+        self.verb == "renew"
     }
 
     /// Whether somebody will count on a lease that this may give or prolong.
@@ -67,6 +76,13 @@ pub(crate) fn call(changes: &[Change]) -> Cmd {
             command.arg(&**mode).arg(entry);
         }
     }
+    command
+}
+
+/// A renewal as a call that touches one key.
+pub(crate) fn extension(Change { keys, nonce, ttl_ms, .. }: &Change) -> Cmd {
+    let mut command = by_hash(&EXTEND, 1, 3, BYTES);
+    command.arg(keys.lock()).arg(digits(*nonce)).arg(ttl_ms);
     command
 }
 

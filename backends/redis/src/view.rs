@@ -70,7 +70,7 @@ pub(crate) async fn inspect(client: &Client, name: &LockName) -> Result<LockStat
     let nobody = Nonce::from_u64(u64::MAX).expect("not zero");
     let reply = client.change(Change::new(client.keys.of(name), "inspect", nobody)).await?;
     parse_state(name, &reply)
-        .ok_or_else(|| error::damaged(client.link.server()).about(format_args!("lock {:?}", name.as_str())))
+        .ok_or_else(|| error::damaged(client.servers.shown()).about(format_args!("lock {:?}", name.as_str())))
 }
 
 fn parse_state(name: &LockName, reply: &Value) -> Option<LockState> {
@@ -104,25 +104,33 @@ fn parse_state(name: &LockName, reply: &Value) -> Option<LockState> {
 /// them.
 pub(crate) async fn names(client: &Client, query: &ListQuery) -> Result<BTreeSet<LockName>> {
     let mut names = BTreeSet::new();
-    let mut cursor = "0".to_owned();
-    loop {
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(&cursor).arg("MATCH").arg(client.keys.pattern(&query.prefix)).arg("COUNT").arg(SCAN_STEP);
-        // Whatever else there is under such a key is no lock.
-        scan.arg("TYPE").arg("string");
-        let reply = client.link.query(&scan).await?;
-        let odd = || error::odd_reply(&reply, client.link.server());
-        let Value::Array(parts) = &reply else { return Err(odd()) };
-        let [next, Value::Array(keys)] = &parts[..] else { return Err(odd()) };
-        let found = keys.iter().filter_map(text).filter_map(|key| client.keys.name_of(key));
-        names.extend(found.filter(|name| {
-            name.as_str().starts_with(&query.prefix) && query.after.as_ref().is_none_or(|after| name > after)
-        }));
-        text(next).ok_or_else(odd)?.clone_into(&mut cursor);
-        if cursor == "0" {
-            return Ok(names);
+    for server in client.servers.all().await? {
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(&cursor)
+                .arg("MATCH")
+                .arg(client.keys.pattern(&query.prefix))
+                .arg("COUNT")
+                .arg(SCAN_STEP);
+            // Whatever else there is under such a key is no lock.
+            scan.arg("TYPE").arg("string");
+            let reply = server.query(&scan).await?;
+            let odd = || error::odd_reply(&reply, server.server());
+            let Value::Array(parts) = &reply else { return Err(odd()) };
+            let [next, Value::Array(keys)] = &parts[..] else { return Err(odd()) };
+            let found = keys.iter().filter_map(text).filter_map(|key| client.keys.name_of(key));
+            names.extend(found.filter(|name| {
+                name.as_str().starts_with(&query.prefix)
+                    && query.after.as_ref().is_none_or(|after| name > after)
+            }));
+            text(next).ok_or_else(odd)?.clone_into(&mut cursor);
+            if cursor == "0" {
+                break;
+            }
         }
     }
+    Ok(names)
 }
 
 /// The page that a listing asks for, of these names.

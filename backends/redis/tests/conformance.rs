@@ -1,23 +1,24 @@
 //! One Redis server keeps the contract, with clients in one process, in processes of their own, and at the end of a cable;
-//! and so does one that Sentinels lead to.
+//! and so do one that Sentinels lead to, and a cluster.
 
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
 use ringfence_redis::RedisBackend;
-use ringfence_servers::{Proxy, RedisServer, Sentinels, Taker};
+use ringfence_servers::{Proxy, RedisCluster, RedisServer, Sentinels, Taker};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
 
 struct Redis<S>(S);
 
-/// One server that has the locks, and the way to it.
+/// Servers that have the locks, and the way to them.
 trait Servers: Send + Sync {
     fn url(&self) -> String;
 
-    fn primary(&self) -> &RedisServer;
+    /// The one that has this key.
+    fn server_of<'a>(&'a self, key: &'a str) -> BoxFuture<'a, &'a RedisServer>;
 
-    /// Whether the way to it can lead over a proxy.
-    fn has_cable(&self) -> bool;
+    /// The port of the only one, where the way to it can lead over a proxy.
+    fn port(&self) -> Option<u16>;
 }
 
 impl Servers for RedisServer {
@@ -25,12 +26,12 @@ impl Servers for RedisServer {
         self.url()
     }
 
-    fn primary(&self) -> &RedisServer {
-        self
+    fn server_of<'a>(&'a self, _: &'a str) -> BoxFuture<'a, &'a RedisServer> {
+        Box::pin(async move { self })
     }
 
-    fn has_cable(&self) -> bool {
-        true
+    fn port(&self) -> Option<u16> {
+        Some(self.port())
     }
 }
 
@@ -39,12 +40,26 @@ impl Servers for Sentinels {
         self.url()
     }
 
-    fn primary(&self) -> &RedisServer {
-        &self.servers()[0]
+    fn server_of<'a>(&'a self, _: &'a str) -> BoxFuture<'a, &'a RedisServer> {
+        Box::pin(async move { &self.servers()[0] })
     }
 
-    fn has_cable(&self) -> bool {
-        false
+    fn port(&self) -> Option<u16> {
+        None
+    }
+}
+
+impl Servers for RedisCluster {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn server_of<'a>(&'a self, key: &'a str) -> BoxFuture<'a, &'a RedisServer> {
+        Box::pin(async move { &self.nodes()[self.master_of(self.slot_of(key).await).await] })
+    }
+
+    fn port(&self) -> Option<u16> {
+        None
     }
 }
 
@@ -70,9 +85,9 @@ impl<S: Servers> Harness for Redis<S> {
     }
 
     fn connect_by_cable(&self) -> Option<BoxFuture<'_, Box<dyn Cable>>> {
-        self.0.has_cable().then(|| -> BoxFuture<'_, _> {
-            Box::pin(async {
-                let proxy = Proxy::start(self.0.primary().port()).await;
+        self.0.port().map(|port| -> BoxFuture<'_, _> {
+            Box::pin(async move {
+                let proxy = Proxy::start(port).await;
                 let client = connect(&format!("redis://127.0.0.1:{}", proxy.port())).await.expect("a server");
                 proxy.into_cable(client)
             })
@@ -81,13 +96,15 @@ impl<S: Servers> Harness for Redis<S> {
 
     fn expire<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
         Some(Box::pin(async {
-            self.0.primary().command(&["PEXPIRE", &key(lease), "1"]).await;
+            let key = key(lease);
+            self.0.server_of(&key).await.command(&["PEXPIRE", &key, "1"]).await;
         }))
     }
 
     fn remove_behind_its_back<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
         Some(Box::pin(async {
-            self.0.primary().command(&["DEL", &key(lease)]).await;
+            let key = key(lease);
+            self.0.server_of(&key).await.command(&["DEL", &key]).await;
         }))
     }
 }
@@ -103,4 +120,10 @@ mod by_sentinels {
     use super::{Redis, Sentinels};
 
     ringfence_testkit::conformance!(Sentinels::start().await.map(Redis));
+}
+
+mod in_a_cluster {
+    use super::{Redis, RedisCluster};
+
+    ringfence_testkit::conformance!(RedisCluster::start().await.map(Redis));
 }

@@ -196,6 +196,23 @@ async fn one_lost_lease_in_a_batch_does_not_hurt_its_neighbours() {
 }
 
 #[tokio::test]
+async fn a_lease_of_which_nobody_can_say_is_tried_again_and_lost_at_its_deadline_and_its_neighbours_are_kept()
+{
+    let (locks, stage) = staged();
+    stage.silence("b");
+    let start = SystemClock::new().now();
+    let one = locks.lock("a").ttl(TTL).acquire().await.unwrap();
+    let two = locks.lock("b").ttl(TTL).acquire().await.unwrap();
+    soon(two.lost()).await;
+    let lasted = elapsed_since(start);
+    assert!(lasted >= TTL, "never while it is proven: {lasted:?}");
+    assert!(stage.calls(Call::Renew) >= 3, "tried again: {}", stage.calls(Call::Renew));
+    let renewed = stage.calls(Call::Renew);
+    eventually(async || stage.calls(Call::Renew) >= renewed + 3).await;
+    assert!(one.is_held() && elapsed_since(start) > TTL);
+}
+
+#[tokio::test]
 async fn a_backend_that_panics_in_a_renewal_does_not_end_the_keeper() {
     let (locks, stage) = staged();
     stage.next(Call::Renew, [Fate::Panics]);

@@ -98,6 +98,8 @@ pub(crate) struct Stage {
     offers: Mutex<Option<Duration>>,
     /// What it took to get what it grants, where several nodes had to agree.
     agreement: Mutex<Option<Agreement>>,
+    /// Of which lock nobody can say what became of its renewals.
+    silent: Mutex<Option<LockName>>,
 }
 
 impl Stage {
@@ -115,6 +117,7 @@ impl Stage {
             tells: Arc::new(AtomicBool::new(true)),
             offers: Mutex::default(),
             agreement: Mutex::default(),
+            silent: Mutex::default(),
         })
     }
 
@@ -126,6 +129,11 @@ impl Stage {
     /// From now on several nodes agree to what it grants.
     pub(crate) fn agree(&self, agreement: Agreement) {
         *self.agreement.lock().unwrap() = Some(agreement);
+    }
+
+    /// From now on renewals of this lock do not arrive, and the others of their batch do.
+    pub(crate) fn silence(&self, name: &str) {
+        *self.silent.lock().unwrap() = Some(name.parse().unwrap());
     }
 
     /// From now on it tells of a loss only when a renewal asks.
@@ -216,7 +224,15 @@ impl Backend for Stage {
 
     fn renew<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Renewal>>> {
         self.batches.lock().unwrap().push(leases.len());
-        Box::pin(self.suffer(Call::Renew, self.memory.renew(leases)))
+        let silent = self.silent.lock().unwrap().clone();
+        let is_silent = move |lease: &LeaseKey| silent.as_ref() == Some(&lease.name);
+        let renewed = async move {
+            let heard: Vec<LeaseKey> = leases.iter().filter(|lease| !is_silent(lease)).cloned().collect();
+            let mut answers = self.memory.renew(&heard).await?.into_iter();
+            let answer = |lease| if is_silent(lease) { Renewal::Unknown } else { answers.next().unwrap() };
+            Ok(leases.iter().map(answer).collect())
+        };
+        Box::pin(self.suffer(Call::Renew, renewed))
     }
 
     fn release<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Release>>> {

@@ -197,8 +197,14 @@ local function define_long_way()
     return number
   end
 
+  -- Tells a process, and says how many there are that heard it. In a cluster a script reaches only channels of its own slot, so
+  -- a process listens there for each lock that it waits for, and has a session of one digit more.
   local function tell(session, what, member, number)
-    return call('PUBLISH', 'ringfence:' .. session, what .. ':' .. member .. ':' .. number)
+    local message = what .. ':' .. member .. ':' .. number
+    if #session > 16 then
+      return call('SPUBLISH', base .. 'c:' .. session, message)
+    end
+    return call('PUBLISH', 'ringfence:' .. session, message)
   end
 
   local function leave_line(member)

@@ -127,7 +127,7 @@ impl RedlockBackend {
             options.into_iter().map(|options| Arc::new(Node::new(Client::new(options, Arc::clone(&clock)))));
         let nodes = Nodes::new(nodes.collect(), quorum);
         let connected =
-            nodes.ask_quorum(CONNECT_PATIENCE, |node| async move { node.client.link.connect().await });
+            nodes.ask_quorum(CONNECT_PATIENCE, |node| async move { node.client.servers.connect().await });
         connected.await.map_err(|error| error.about(url))?;
         let redlock = Arc::new(Redlock { nodes, keys, clock });
         Ok(Self { redlock, guarantees: guarantees_of(quorum), shown: url.to_string() })
@@ -147,7 +147,8 @@ impl Redlock {
         let mut round = nodes.ask(nodes.every(), patience, |node| {
             let leases = Arc::clone(&on_nodes);
             async move {
-                let made = node.client.change_all(verb, &leases).await;
+                let made = node.client.change_all(verb, &leases, Duration::MAX).await;
+                let made: Result<Vec<u64>> = made.into_iter().collect();
                 if verb == RELEASE && made.as_ref().is_err_and(|error| error.effect() == Effect::Unknown) {
                     let runtime = node.client.runtime.clone();
                     runtime.spawn(async move { withdraw_all(&node.client, &leases).await });
@@ -182,7 +183,7 @@ impl Redlock {
         while let Some((number, answer)) = round.next().await {
             match answer {
                 Ok(found) => findings.extend(found.into_iter().map(|mut finding| {
-                    finding.what = format!("{}: {}", nodes.get(number).client.link.server(), finding.what);
+                    finding.what = format!("{}: {}", nodes.get(number).client.servers.shown(), finding.what);
                     finding
                 })),
                 Err(error) => {
@@ -209,7 +210,10 @@ impl Redlock {
             // Nobody waits for it: it goes on in the background.
             drop(self.nodes.ask(self.nodes.every(), PATIENCE_MOST, |node| {
                 let lost = Arc::clone(&lost);
-                async move { node.client.change_all(RELEASE, &lost).await }
+                async move {
+                    let made = node.client.change_all(RELEASE, &lost, Duration::MAX).await;
+                    made.into_iter().collect::<Result<Vec<u64>>>()
+                }
             }));
         }
         Ok(renewed.into_iter().map(|yes| if yes { Renewal::Renewed } else { Renewal::Lost }).collect())

@@ -67,7 +67,7 @@ impl<'a> Probe<'a> {
     fn of(node: &'a Node) -> Result<Self> {
         if node.is_probed.swap(true, Ordering::AcqRel) {
             let why = "it did not answer in time, and has not answered since";
-            return Err(Error::new(ErrorKind::Unavailable, why).about(node.client.link.server()));
+            return Err(Error::new(ErrorKind::Unavailable, why).about(node.client.servers.shown()));
         }
         Ok(Self(node))
     }
@@ -225,7 +225,7 @@ impl<T: Send + 'static> Round<T> {
         for Asked { number, node, .. } in &self.asked {
             node.suspect();
             let error = Error::new(ErrorKind::Unavailable, "it does not answer in time");
-            let error = error.about(node.client.link.server()).with_unknown_effect();
+            let error = error.about(node.client.servers.shown()).with_unknown_effect();
             self.answers.push_back((*number, Err(error)));
         }
         self.late.append(&mut self.asked);

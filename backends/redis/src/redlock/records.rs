@@ -217,7 +217,7 @@ impl Redlock {
             async move {
                 let (key, part) = &*asked;
                 let found = node.client.call_record("read", key, part, None).await?;
-                Part::parse(&Value::Array(found), node.client.link.server())
+                Part::parse(&Value::Array(found), node.client.servers.shown())
             }
         });
         Ok(Newest::of(found.await.map_err(|error| error.about(format_args!("record {key}")))?))

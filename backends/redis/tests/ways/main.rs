@@ -1,4 +1,4 @@
-//! The ways to a server: by TLS, by asking Sentinels; and what its replicas confirm.
+//! The ways to a server: by TLS, by asking Sentinels, by the slots of a cluster; and what its replicas confirm.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use ringfence_redis::RedisBackend;
 use ringfence_servers::{Proxy, RedisServer, Sentinels};
 use ringfence_testkit::PATIENCE;
 
+mod cluster;
 mod replicas;
 mod sentinel;
 mod tls;

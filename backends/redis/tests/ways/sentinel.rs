@@ -63,6 +63,14 @@ async fn a_failover_is_followed_by_holders_waiters_and_newcomers() {
             // What was replicated is held, and the line goes on, on the new primary.
             assert_eq!(renewed(&ann, &first).await, Renewal::Renewed);
             sentinels.wait_for_failover(old).await;
+            let primary = sentinels.primary().await;
+            let hears = async {
+                // Both processes have a channel: one that has not yet would be passed over.
+                while primary.command(&["pubsub", "channels", "ringfence:*"]).await.lines().count() < 2 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(FAILOVER_PATIENCE, hears).await.expect("the waiter finds the new primary");
             assert_eq!(release(&ann, &first).await, Release::Released);
             let cid = connect(&url).await.unwrap();
             granted(cid.acquire(request(Wait::Until(BootInstant::MAX)))).await
