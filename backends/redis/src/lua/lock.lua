@@ -304,7 +304,7 @@ local function define_long_way()
       call('PEXPIRE', base .. 'q', KEEP_MS)
       call('PEXPIRE', base .. 'w', KEEP_MS)
       -- A turn with this number, or an earlier one, is over: it was told before this answer.
-      last = string.sub(last or call('GET', base .. 't') or '0', 1, 16)
+      last = string.sub(last or call('GET', base .. 't') or now, 1, 16)
       return done({'waits', line, last, unpack(holders(8))})
     end
 
