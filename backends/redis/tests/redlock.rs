@@ -246,16 +246,16 @@ async fn a_minority_that_is_dead_or_silent_holds_up_nobody() {
     }
     // A node may be waited for for a second: it is not, as long as the others are enough.
     let took = clock.now().saturating_since(began);
-    assert!(took < Duration::from_secs(2), "20 turns took {took:?}");
+    assert!(took < Duration::from_secs(10), "20 turns took {took:?}");
     // Neither does it hold up those who find the lock busy.
     let lease = ann.hold().await;
-    // The first one may wait for the silent node, to see whether it has taken anything.
+    // One now and then waits for the silent node, to see whether it has taken anything.
     let began = clock.now();
-    for _ in 0..10 {
+    for _ in 0..20 {
         assert!(is_busy(&ann.ask(Mode::Exclusive, Wait::No).await));
     }
     let took = clock.now().saturating_since(began);
-    assert!(took < Duration::from_secs(5), "ten tries took {took:?}");
+    assert!(took < Duration::from_secs(10), "20 tries took {took:?}");
     assert_eq!(ann.release(&lease).await, Release::Released);
 }
 
