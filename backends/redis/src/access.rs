@@ -52,7 +52,8 @@ const OTHERS: &[(&str, &str)] = &[
 const FOR_REPLICAS: (&str, &str) = ("wait", "wait 0 0");
 
 /// As [`OTHERS`], in a cluster.
-const FOR_A_CLUSTER: [(&str, &str); 5] = [
+const FOR_A_CLUSTER: [(&str, &str); 6] = [
+    ("asking", "asking"),
     ("cluster|slots", "cluster slots"),
     ("pubsub|shardnumsub", "pubsub shardnumsub"),
     ("spublish", "spublish CHANNEL message"),

@@ -250,7 +250,12 @@ impl Client {
     }
 
     /// The same change of many leases; for each, zero if it was not made.
-    pub(crate) async fn change_all(
+    pub(crate) async fn change_all(&self, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<u64>> {
+        self.change_each(verb, leases, Duration::MAX).await.into_iter().collect()
+    }
+
+    /// As [`Self::change_all`], with an answer of its own for each that comes within the patience.
+    async fn change_each(
         &self,
         verb: &'static str,
         leases: &[LeaseKey],
@@ -271,22 +276,21 @@ impl Client {
     }
 
     async fn release(&self, leases: &[LeaseKey]) -> Result<Vec<Release>> {
-        let made = self.change_all("release", leases, Duration::MAX).await;
-        let release = |made| if made > 0 { Release::Released } else { Release::NotHeld };
-        made.into_iter().map(|made| made.map(release)).collect()
+        let made = self.change_all("release", leases).await?;
+        Ok(made.into_iter().map(|made| if made > 0 { Release::Released } else { Release::NotHeld }).collect())
     }
 
     async fn renew(&self, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
         let shortest = leases.iter().map(|lease| lease.ttl.as_duration()).min().unwrap_or_default();
-        let made = self.change_all("renew", leases, shortest / RENEWAL_PATIENCE).await;
+        let made = self.change_each("renew", leases, shortest / RENEWAL_PATIENCE).await;
         if let Some(Err(error)) = made.first()
             && made.iter().all(Result::is_err)
         {
             return Err(error.clone());
         }
         let renewal = |made| match made {
-            Ok(1..) => Renewal::Renewed,
             Ok(0) => Renewal::Lost,
+            Ok(_) => Renewal::Renewed,
             Err(error) => {
                 tracing::warn!(%error, "some leases of a renewal have no answer");
                 Renewal::Unknown
@@ -511,9 +515,8 @@ impl Backend for RedisBackend {
 
     fn downgrade<'a>(&'a self, lease: &'a LeaseKey) -> BoxFuture<'a, Result<Renewal>> {
         Box::pin(async move {
-            let leases = slice::from_ref(lease);
-            let made = self.client.change_all("downgrade", leases, Duration::MAX).await.swap_remove(0)?;
-            Ok(if made > 0 { Renewal::Renewed } else { Renewal::Lost })
+            let made = self.client.change_all("downgrade", slice::from_ref(lease)).await?;
+            Ok(if made[0] > 0 { Renewal::Renewed } else { Renewal::Lost })
         })
     }
 

@@ -142,12 +142,13 @@ impl Link {
             {
                 return Ok(Err(error));
             }
-            // Whatever else is wrong, the call says.
             self.send(call).await
         })
         .await
     }
 
+    /// Sends commands and waits for their answers, or for what the server has against the first one. The outer error says that
+    /// nothing was sent.
     async fn send(&self, call: Call<'_>) -> Result<Result<Answers, RedisError>> {
         let (epoch, mut connection) = self.connection().await?;
         let answers = match call {

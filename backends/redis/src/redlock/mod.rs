@@ -147,8 +147,7 @@ impl Redlock {
         let mut round = nodes.ask(nodes.every(), patience, |node| {
             let leases = Arc::clone(&on_nodes);
             async move {
-                let made = node.client.change_all(verb, &leases, Duration::MAX).await;
-                let made: Result<Vec<u64>> = made.into_iter().collect();
+                let made = node.client.change_all(verb, &leases).await;
                 if verb == RELEASE && made.as_ref().is_err_and(|error| error.effect() == Effect::Unknown) {
                     let runtime = node.client.runtime.clone();
                     runtime.spawn(async move { withdraw_all(&node.client, &leases).await });
@@ -210,10 +209,7 @@ impl Redlock {
             // Nobody waits for it: it goes on in the background.
             drop(self.nodes.ask(self.nodes.every(), PATIENCE_MOST, |node| {
                 let lost = Arc::clone(&lost);
-                async move {
-                    let made = node.client.change_all(RELEASE, &lost, Duration::MAX).await;
-                    made.into_iter().collect::<Result<Vec<u64>>>()
-                }
+                async move { node.client.change_all(RELEASE, &lost).await }
             }));
         }
         Ok(renewed.into_iter().map(|yes| if yes { Renewal::Renewed } else { Renewal::Lost }).collect())
