@@ -69,6 +69,8 @@ enum Case {
     RedisContended,
     /// 10,000 leases on Redis, kept for a minute.
     RedisHeld,
+    /// Acquire and release on five nodes of a Redlock, and on one.
+    Redlock,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -126,6 +128,9 @@ fn main() {
     }
     if wanted(Case::RedisHeld) {
         redis::held::measure(&mut report, Duration::from_secs(options.held_seconds));
+    }
+    if wanted(Case::Redlock) {
+        redis::redlock::measure(&mut report, options.rounds, length);
     }
     report.write(&options.json);
 }

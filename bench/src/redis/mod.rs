@@ -6,6 +6,7 @@ pub(crate) mod contender;
 #[cfg(feature = "peers")]
 mod crates;
 pub(crate) mod held;
+pub(crate) mod redlock;
 mod server;
 mod subject;
 pub(crate) mod uncontended;

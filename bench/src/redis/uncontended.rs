@@ -66,7 +66,7 @@ pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
     }
 }
 
-fn figures(mut outcome: Outcome, length: Duration) -> Figures {
+pub(super) fn figures(mut outcome: Outcome, length: Duration) -> Figures {
     assert_eq!(outcome.lost, 0, "locks that nobody else wants were lost");
     Figures::from([
         ("pairs/s", per_second(outcome.pairs.len(), length)),
