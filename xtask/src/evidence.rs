@@ -113,7 +113,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         &["redis+sentinel"],
         &[
             "sequences_rise_through_a_failover_while_they_are_granted",
-            "two_hold_while_a_primary_is_cut_off_and_the_record_on_the_next_one_refuses_every_stale_write",
+            "two_hold_while_a_primary_is_cut_off_and_records_there_and_elsewhere_refuse_every_stale_write",
         ],
     ),
     (
@@ -156,7 +156,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
     (
         "The records' fence",
         &["redis+sentinel"],
-        &["two_hold_while_a_primary_is_cut_off_and_the_record_on_the_next_one_refuses_every_stale_write"],
+        &["two_hold_while_a_primary_is_cut_off_and_records_there_and_elsewhere_refuse_every_stale_write"],
     ),
     (
         "A paused holder",

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use ringfence::Locks;
 use ringfence_core::{
     Attempt, Backend, BootInstant, Clock, Effect, Error, ErrorKind, Lease, RecordKey, Release, Renewal,
     Retry, SystemClock, Wait,
@@ -147,10 +148,17 @@ async fn a_primary_that_is_demoted_is_left() {
 }
 
 #[tokio::test]
-async fn two_hold_while_a_primary_is_cut_off_and_the_record_on_the_next_one_refuses_every_stale_write() {
+async fn two_hold_while_a_primary_is_cut_off_and_records_there_and_elsewhere_refuse_every_stale_write() {
     let Some(sentinels) = Sentinels::start().await else { return };
     let (ann, key) = (connect(&sentinels.url()).await.unwrap(), RecordKey::of(name()));
+    // The local store of one machine, where both of them write as well.
+    let folder = tempfile::tempdir().expect("a folder");
+    let store =
+        Locks::connect(&format!("local:{}?fence=mark", folder.path().display())).await.expect("a store");
+    let elsewhere = store.records();
     let first = granted(ann.acquire(request(Wait::No))).await;
+    elsewhere.open(&key, first.token).await.expect("an open record");
+    elsewhere.write(&key, first.token, Bytes::from_static(b"first")).await.expect("a write");
     ann.records().open(&key, first.token).await.expect("an open record");
     ann.records().write(&key, first.token, Bytes::from_static(b"first")).await.expect("a write");
     replicated(&sentinels).await;
@@ -175,13 +183,15 @@ async fn two_hold_while_a_primary_is_cut_off_and_the_record_on_the_next_one_refu
     let now = SystemClock::new().now();
     assert!(stale.deadline() > now && second.deadline() > now, "this is the overlap: both hold");
     assert!(second.token.sequence() > last, "servers with one clock: the later grant has the higher number");
-    ben.records().open(&key, second.token).await.expect("an open record");
-    ben.records().write(&key, second.token, Bytes::from_static(b"second")).await.expect("a write");
     let mut accepted = 0;
-    for token in [first.token, stale.token] {
-        let late = ben.records().write(&key, token, Bytes::from_static(b"stale")).await;
-        let open = ben.records().open(&key, token).await;
-        accepted += usize::from(late.is_ok()) + usize::from(open.is_ok());
+    for records in [ben.records(), elsewhere] {
+        records.open(&key, second.token).await.expect("an open record");
+        records.write(&key, second.token, Bytes::from_static(b"second")).await.expect("a write");
+        for token in [first.token, stale.token] {
+            let late = records.write(&key, token, Bytes::from_static(b"stale")).await;
+            let open = records.open(&key, token).await;
+            accepted += usize::from(late.is_ok()) + usize::from(open.is_ok());
+        }
     }
     assert_eq!(accepted, 0, "stale writes accepted");
     // Once the old one is reached again it is demoted, and Ann is led to the next one as well.
@@ -192,8 +202,10 @@ async fn two_hold_while_a_primary_is_cut_off_and_the_record_on_the_next_one_refu
         }
     });
     learns.await.expect("the holder of the old primary learns of its loss");
-    let record = ann.records().read(&key).await.expect("an answer").expect("a record");
-    assert_eq!(&record.value[..], b"second");
+    for records in [ann.records(), elsewhere] {
+        let record = records.read(&key).await.expect("an answer").expect("a record");
+        assert_eq!(&record.value[..], b"second");
+    }
 }
 
 #[tokio::test]
