@@ -51,7 +51,7 @@ local function short_way()
     end
   elseif verb == 'release' and call('GETRANGE', lock, '0', '16') == nonce .. ':' then
     return call('DEL', lock)
-  elseif verb == 'renew' and call('GETRANGE', lock, '0', '16') == nonce .. ':' then
+  elseif verb == 'renew' and call('GETRANGE', lock, '0', '15') == nonce then
     return call('PEXPIRE', lock, ttl)
   elseif verb == 'mark' then
     local taken, number = string.match(call('GETRANGE', lock, '0', '33'), '^(%x+):(%d+):$')
@@ -85,8 +85,12 @@ local function define_long_way()
   -- numbers go on from the clock afterwards.
   local function done(answer)
     last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
+    local mark = call('EXISTS', base .. 'q', base .. 'x') > 0 and '+' or ''
+    if last == '' and mark ~= '' then
+      -- A lock that was never used, and an attempt at it that was withdrawn before it came.
+      last = now
+    end
     if last ~= '' then
-      local mark = call('EXISTS', base .. 'q', base .. 'x') > 0 and '+' or ''
       local ahead = math.max(0, math.floor(last / 1000) - now_ms())
       call('SET', base .. 't', last .. mark, 'PX', string.format('%.0f', KEEP_MS + ahead))
     end
@@ -214,7 +218,8 @@ local function define_long_way()
 
   -- Gives the lock to the first in line for as long as it fits beside the holders. One whose process is gone is passed over.
   local function serve_line()
-    while true do
+    -- Nobody fits beside one that has it alone.
+    while current == '' or is_group() do
       local head = call('ZRANGE', base .. 'q', 0, 0)[1]
       if not head then
         return
@@ -492,7 +497,7 @@ for index = 1, #KEYS, 2 do
       end
     end
     -- The next one of this lock looks at everything.
-    last = last or redis.pcall('GET', base .. 't')
+    last = last or redis.pcall('GET', base .. 't') or now
     if type(last) == 'string' then
       redis.pcall('SET', base .. 't', string.sub(last, 1, 16) .. '+', 'PX', KEEP_MS)
     end

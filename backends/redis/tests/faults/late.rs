@@ -24,12 +24,23 @@ async fn everything_has_arrived(stage: &Stage, connections: usize) {
 /// Without the tombstone the late attempt would be granted a lock, for its whole TTL, that nobody knows of.
 #[tokio::test]
 async fn an_attempt_that_arrives_after_its_withdrawal_is_not_granted() {
+    an_attempt_that_arrives_after_its_withdrawal(&["PING"]).await;
+}
+
+/// The same where nothing is known of the lock, not even a number.
+#[tokio::test]
+async fn nor_is_it_where_the_lock_was_never_used() {
+    an_attempt_that_arrives_after_its_withdrawal(&["FLUSHALL"]).await;
+}
+
+async fn an_attempt_that_arrives_after_its_withdrawal(before: &[&str]) {
     let Some(stage) = Stage::new().await else { return };
     let proxy = Proxy::start(stage.server.port()).await;
     let ann = client(proxy.port()).await;
     // What was sent before this call arrives in time, so the scripts are known.
     let lease = granted(&ann, exclusive(Wait::No)).await;
     release(&ann, &lease).await.expect("an answer");
+    stage.server.command(before).await;
     proxy.delay(LATE);
     let asking = ann.acquire(exclusive(Wait::No));
     let (answer, ()) = tokio::join!(within("the error", asking), async {
@@ -38,10 +49,10 @@ async fn an_attempt_that_arrives_after_its_withdrawal_is_not_granted() {
         proxy.delay(Duration::ZERO);
     });
     refused("an attempt without an answer", answer);
-    let before = stage.calls().await["evalsha"];
+    let calls = stage.calls().await["evalsha"];
     // The eye and the client, on its second connection.
     everything_has_arrived(&stage, 2).await;
-    assert!(stage.calls().await["evalsha"] > before, "the attempt arrived after the withdrawal");
+    assert!(stage.calls().await["evalsha"] > calls, "the attempt arrived after the withdrawal");
     assert!(stage.state().await.is_free(), "{:?}", stage.state().await);
     assert!(matches!(ann.acquire(exclusive(Wait::No)).await, Ok(Attempt::Granted(_))));
 }
