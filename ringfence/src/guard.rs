@@ -160,7 +160,8 @@ impl Guard {
     ///
     /// Errors with [`ErrorKind::Lost`] if the lease turned out to be lost before: what was done under it may have
     /// overlapped with somebody else's work. On any other error the release may have arrived or not
-    /// ([`Effect::Unknown`](ringfence_core::Effect)); the lease ends at its TTL at the latest.
+    /// ([`Effect::Unknown`](ringfence_core::Effect)); it is released again in the background until there is an
+    /// answer, and the lease ends at its TTL at the latest.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the release.

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ringfence_core::{
-    Agreement, BootInstant, Error, ErrorKind, FencingToken, HANDOVER_BITS, LeaseKey, LockName, Mode, Release,
-    Result,
+    Agreement, Backend, Backoff, BootInstant, Clock, Error, ErrorKind, FencingToken, HANDOVER_BITS, LeaseKey,
+    LockName, Mode, Release, Result, Retry,
 };
 use tokio::sync::Notify;
 
@@ -19,6 +19,10 @@ use crate::waiting_room::Next;
 /// How often a task yields for a renewal to get out of a runtime of one thread: the renewal's task, the driver's, and once
 /// more for the driver's writing.
 const YIELDS_TO_SEND: usize = 3;
+
+/// The pauses before a release that failed is made again: at first of at most this, and of this in the end.
+const RELEASE_PAUSE: Duration = Duration::from_millis(20);
+const RELEASE_PAUSE_MOST: Duration = Duration::from_secs(1);
 
 /// What the keeper, the guards and those who watch for loss share of one lease.
 #[derive(Debug)]
@@ -216,7 +220,8 @@ fn seat_next(hall: &Arc<Hall>, lease: &Arc<Lease>, token: FencingToken, now: Boo
 
 /// Gives a lease back to the backend; whoever still waits in its room stands in line again, at the end of it.
 ///
-/// The lease is dead when this returns, before the future is polled: a release may arrive at any time once it is sent.
+/// The lease is dead when this returns, before the future is polled: a release may arrive at any time once it is sent. One that
+/// failed and may succeed later is made again in the background, because whoever has lost the guard cannot.
 pub(crate) fn give_back(hall: Arc<Hall>, lease: Arc<Lease>) -> impl Future<Output = Result<()>> + Send {
     let lived = lease.state.release(hall.clock.now());
     let known = hall.keeper.forget(lease.key.nonce).is_some();
@@ -224,6 +229,11 @@ pub(crate) fn give_back(hall: Arc<Hall>, lease: Arc<Lease>) -> impl Future<Outpu
     async move {
         let answer = hall.backend.release(std::slice::from_ref(&lease.key)).await;
         std::mem::forget(unreleased);
+        if answer.as_ref().is_err_and(|error| error.retry() == Retry::Later) {
+            let again = release_again(Arc::clone(&hall.backend), Arc::clone(&hall.clock), Arc::clone(&lease));
+            // Nobody waits for it, not even the end of the hall.
+            hall.background.runtime().spawn(again);
+        }
         hall.stand_again(&lease);
         match answer?.first() {
             Some(Release::Released) if lived => Ok(()),
@@ -233,6 +243,23 @@ pub(crate) fn give_back(hall: Arc<Hall>, lease: Arc<Lease>) -> impl Future<Outpu
                 }
                 Err(lease.lost_error())
             }
+        }
+    }
+}
+
+/// Releases a lease once more, whose release may not have arrived: until there is an answer, or the lease has ended by itself.
+async fn release_again(backend: Arc<dyn Backend>, clock: Arc<dyn Clock>, lease: Arc<Lease>) {
+    let ends = clock.now().saturating_add(lease.key.ttl.as_duration());
+    let mut pauses = Backoff::new(RELEASE_PAUSE, RELEASE_PAUSE_MOST);
+    while clock.now() < ends {
+        tokio::time::sleep(pauses.pause()).await;
+        match backend.release(std::slice::from_ref(&lease.key)).await {
+            Err(error) if error.retry() == Retry::Later => {}
+            Err(error) => {
+                tracing::warn!(name = %lease.name(), %error, "a release that failed before failed for good");
+                return;
+            }
+            Ok(_) => return,
         }
     }
 }

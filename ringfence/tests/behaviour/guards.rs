@@ -67,6 +67,23 @@ async fn a_release_that_fails_may_have_arrived() {
 }
 
 #[tokio::test]
+async fn a_release_that_did_not_arrive_is_made_again_in_the_background() {
+    for drops in [false, true] {
+        let (locks, stage) = staged();
+        stage.next(Call::Release, [Fate::Unreachable, Fate::Unreachable]);
+        let guard = locks.lock("a").acquire().await.unwrap();
+        if drops {
+            drop(guard);
+        } else {
+            let error = guard.release().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "whoever waits is told at once");
+        }
+        eventually(async || locks.inspect("a").await.unwrap().is_free()).await;
+        assert_eq!(stage.calls(Call::Release), 3, "drops: {drops}");
+    }
+}
+
+#[tokio::test]
 async fn a_guard_is_dead_when_its_release_is_sent() {
     let (locks, stage) = staged();
     let gate = Gate::new();
