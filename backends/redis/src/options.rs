@@ -19,7 +19,7 @@ pub const PARAMS: &[&str] =
     &["keys", "db", "replicas", "ca", "cert", "key", "sentinel_user", "sentinel_password"];
 
 /// The parameters of a `redlock:` URL.
-pub const REDLOCK_PARAMS: &[&str] = &["keys", "db", "quorum"];
+pub const REDLOCK_PARAMS: &[&str] = &["keys", "db", "quorum", "tls", "ca", "cert", "key"];
 
 /// With fewer nodes none may fail.
 const NODES_MIN: usize = 3;
@@ -99,10 +99,20 @@ impl Options {
     pub(crate) fn parse_nodes(url: &BackendUrl) -> Result<(Vec<Self>, Quorum)> {
         let keys = parse_keys(url)?;
         let access = Access::parse(url, url.path().strip_prefix('/').unwrap_or_default())?;
+        let is_tls = match url.param("tls") {
+            None | Some("off") => false,
+            Some("on") => true,
+            Some(other) => return Err(invalid(format!("tls={other:?} is neither \"on\" nor \"off\""))),
+        };
+        if !is_tls && let Some(param) = TLS_PARAMS.iter().find(|param| url.param(param).is_some()) {
+            return Err(invalid(format!("redlock: has {param}=, which is about TLS, and no tls=on")));
+        }
+        let access = if is_tls { access.by_tls(tls::certificates(url)?) } else { access };
+        let scheme = if is_tls { "rediss" } else { "redis" };
         let mut nodes: Vec<Self> = Vec::new();
         for written in url.hosts() {
             let (host, port) = split_port(written, SERVER_PORT)?;
-            let shown = format!("redis://{}", canonical(&host, port));
+            let shown = format!("{scheme}://{}", canonical(&host, port));
             if nodes.iter().any(|node| node.shown == shown) {
                 return Err(invalid(format!(
                     "{written:?} stands among the nodes twice: it would vote twice; name {} servers that have nothing in \

@@ -763,3 +763,27 @@ async fn a_short_ttl_is_kept_by_the_nodes_for_as_long_as_it_is_claimed() {
         assert!(kept <= 20_205, "no longer than the TTL and its drift: {kept} ms");
     }
 }
+
+/// Without the option the nodes would be spoken to in the clear, and with it but without its authorities they are not trusted.
+#[tokio::test]
+async fn nodes_are_spoken_to_by_tls() {
+    let Some(nodes) = Nodes::start_with(|_| RedisOptions::new().tls()).await else { return };
+    let authorities = tempfile::NamedTempFile::new().expect("a file");
+    for node in &nodes.0 {
+        let authority = std::fs::read(node.authority().expect("a server with TLS")).expect("a certificate");
+        std::io::Write::write_all(&mut authorities.as_file(), &authority).expect("a file");
+    }
+    let ports = || nodes.0.iter().map(RedisServer::port);
+    let parameters = format!("tls=on&ca={}", authorities.path().display());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let [ann, ben] = [(); 2].map(|()| connect(ports(), &parameters, Arc::clone(&clock)));
+    let (ann, ben) = (ann.await.expect("five nodes"), ben.await.expect("five nodes"));
+    let asks = || request(name(), Mode::Exclusive, Ttl::DEFAULT, Wait::No);
+    let lease = granted(ann.acquire(asks()).await);
+    assert!(matches!(ben.acquire(asks()).await, Ok(Attempt::Busy(_))));
+    assert_eq!(ann.release(&[lease.key]).await.expect("an answer"), [Release::Released]);
+    for (parameters, hint) in [("tls=on", "?ca=/path.pem"), ("", "redis://127.0.0.1")] {
+        let error = connect(ports(), parameters, Arc::clone(&clock)).await.expect_err("nobody vouches");
+        assert!(error.to_string().contains(hint), "{parameters}: {error}");
+    }
+}
