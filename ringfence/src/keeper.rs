@@ -65,7 +65,8 @@ impl Keeper {
         registry.due.insert((due, nonce));
         let sooner = due < registry.planned;
         if sooner {
-            registry.planned = due;
+            // As early as any lease that is taken now may be due, so that the next ones do not wake us.
+            registry.planned = earliest_due(lease, counted_from).min(due);
         }
         drop(registry);
         if sooner {
@@ -288,6 +289,12 @@ impl Drop for Flight {
 fn first_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
     let third = lease.key.ttl.as_duration() / 3;
     renewed_from.saturating_add(third.saturating_sub(spread(lease.key.nonce, 0, third / 10)))
+}
+
+/// The earliest that [`first_due`] can be, for any lease of this TTL.
+fn earliest_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
+    let third = lease.key.ttl.as_duration() / 3;
+    renewed_from.saturating_add(third - third / 10)
 }
 
 /// A twentieth of the TTL after a failure, twice that after the next, up to a fifth, but no more than half of what is left;
