@@ -294,7 +294,7 @@ fn first_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
 /// The earliest that [`first_due`] can be, for any lease of this TTL.
 fn earliest_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
     let third = lease.key.ttl.as_duration() / 3;
-    renewed_from.saturating_add(third - third / 10)
+    renewed_from.saturating_add(third.saturating_sub(third / 10))
 }
 
 /// A twentieth of the TTL after a failure, twice that after the next, up to a fifth, but no more than half of what is left;
