@@ -630,6 +630,27 @@ async fn a_record_lives_on_any_majority() {
     assert_eq!(ann.read().await.as_deref(), Some("one"));
 }
 
+/// What a few nodes have missed is not what is told of a lease that lives.
+#[tokio::test]
+async fn nodes_that_missed_a_grant_do_not_make_its_token_stale() {
+    let Some(nodes) = Nodes::start().await else { return };
+    let ann = Client::of(&nodes).await;
+    let lease = ann.hold().await;
+    nodes.until_taken(NODES).await;
+    for node in &nodes.0[..2] {
+        node.command(&["DEL", KEY]).await;
+    }
+    let kind = |result: Result<u64>| refused(result).kind();
+    assert_eq!(kind(ann.write(&lease, "unopened").await), ErrorKind::NotOpened, "as three of five say");
+    ann.open(&lease).await.expect("an open record");
+    assert_eq!(ann.write(&lease, "one").await.expect("a write"), 1);
+    ann.cut(&[2]);
+    let undecided = kind(ann.write(&lease, "two").await);
+    assert_eq!(undecided, ErrorKind::Unavailable, "two nodes take it, and two do not");
+    nodes.0[3].command(&["DEL", KEY]).await;
+    assert_eq!(kind(ann.write(&lease, "two").await), ErrorKind::Stale, "as three of five say");
+}
+
 /// What a writer left on a minority when it was cut off is either seen by the next opening or never.
 #[tokio::test]
 async fn a_write_that_an_opening_did_not_see_never_comes_back() {

@@ -9,6 +9,7 @@
 //! Two tokens with one ballot do not exist, but two writes of one token may be under way at a time. Their versions tell which
 //! one is newer, and a number of their own does where both have the same.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,7 +101,7 @@ impl Newest {
 impl Redlock {
     /// One step at a record on all nodes: the answers of a quorum that takes the token.
     ///
-    /// Errors as the fence refuses where so many nodes do that no quorum is left, and otherwise with
+    /// Errors as the fence refuses where so many nodes do so that no quorum is left, and otherwise with
     /// [`ErrorKind::Unavailable`].
     async fn step(
         &self,
@@ -111,6 +112,7 @@ impl Redlock {
     ) -> Result<Vec<Vec<Value>>> {
         let nodes = &self.nodes;
         let needed = usize::from(nodes.quorum.needed());
+        let spare = nodes.count() - needed;
         let step = Arc::new((key.clone(), self.keys.of_part(key), writes.to_vec()));
         let mut round = nodes.ask(nodes.every(), PATIENCE_MOST, |node| {
             let step = Arc::clone(&step);
@@ -122,7 +124,7 @@ impl Redlock {
         });
         let (mut answers, mut refusals, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         while answers.len() < needed
-            && refusals.len().max(failures.len()) <= nodes.count() - needed
+            && failures.len() <= spare
             && let Some((_, answer)) = round.next().await
         {
             match answer {
@@ -134,12 +136,17 @@ impl Redlock {
         if answers.len() >= needed {
             return Ok(answers);
         }
-        if refusals.len() > nodes.count() - needed {
-            let gravest = refusals.into_iter().max_by_key(gravity);
-            return Err(gravest.expect("there are more than none"));
+        match outvoted(refusals, spare) {
+            Ok(refusal) => Err(refusal),
+            Err(refusals) => {
+                // They leave the others enough to agree, so they are not why there is no quorum.
+                let silent = |refusal: Error| {
+                    Error::new(ErrorKind::Unavailable, "it refuses the token").because(refusal)
+                };
+                failures.extend(refusals.into_iter().map(silent));
+                Err(nodes.too_few(needed, failures).about(key))
+            }
         }
-        failures.extend(refusals);
-        Err(nodes.too_few(needed, failures).about(key))
     }
 
     /// The parts that a quorum keeps, each seen by a step of this kind.
@@ -229,7 +236,16 @@ fn is_refusal(error: &Error) -> bool {
     gravity(error) > 0
 }
 
-/// Of several refusals the one with the highest is told.
+/// The gravest refusal that, with those that are graver, leaves no quorum of the other nodes; or all of them, where none does.
+///
+/// A node that has missed a grant, or not heard of an opening yet, refuses what the others take. So what it says is not told
+/// unless as many say the same or worse as it takes to be right.
+fn outvoted(mut refusals: Vec<Error>, spare: usize) -> std::result::Result<Error, Vec<Error>> {
+    refusals.sort_by_key(|refusal| Reverse(gravity(refusal)));
+    if refusals.len() > spare { Ok(refusals.swap_remove(spare)) } else { Err(refusals) }
+}
+
+/// Which of several refusals says more: the one with the higher.
 fn gravity(error: &Error) -> u8 {
     match error.kind() {
         ErrorKind::TokenCollision => 3,
