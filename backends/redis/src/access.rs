@@ -31,6 +31,7 @@ const ON_A_KEY: &[&str] = &[
     "type",
     "zadd",
     "zcard",
+    "zpopmin",
     "zrange",
     "zrangebyscore",
     "zrem",

@@ -95,6 +95,22 @@ async fn sequences_rise_when_the_servers_clock_goes_back() {
 }
 
 #[tokio::test]
+async fn sequences_rise_when_a_lock_is_handed_over_after_the_clock_went_back() {
+    let Some(clock) = WallClock::new() else { return };
+    let Some(server) = RedisOptions::new().clock(&clock).start().await else { return };
+    let (ann, ben) = (client(&server).await, client(&server).await);
+    let before = hold(&ann).await;
+    let next = tokio::spawn(async move { hold(&ben).await });
+    while ann.inspect(&name()).await.expect("an answer").waiters.is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    clock.step(-3000);
+    assert_eq!(release(&ann, &before).await, Release::Released);
+    let next = next.await.expect("no panic");
+    assert!(next.token.sequence() > before.token.sequence(), "{before:?}, {next:?}");
+}
+
+#[tokio::test]
 async fn a_clock_set_forward_breaks_exclusion_and_the_record_refuses_every_stale_write() {
     let Some(clock) = WallClock::new() else { return };
     let Some(server) = RedisOptions::new().clock(&clock).start().await else { return };

@@ -525,9 +525,12 @@ async fn a_node_that_forgets_breaks_exclusion_and_the_clock_keeps_the_order() {
 async fn waiters_that_split_the_votes_all_get_their_turn() {
     const WAITERS: usize = 8;
     let Some(nodes) = Nodes::start().await else { return };
-    let mut waiters = Vec::new();
+    let mut clients = Vec::new();
     for _ in 0..WAITERS {
-        let client = Client::of(&nodes).await;
+        clients.push(Client::of(&nodes).await);
+    }
+    let mut waiters = Vec::new();
+    for client in clients {
         waiters.push(tokio::spawn(async move {
             let lease = granted(client.ask(Mode::Exclusive, Wait::Until(BootInstant::MAX)).await);
             assert_eq!(client.release(&lease).await, Release::Released);

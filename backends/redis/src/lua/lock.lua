@@ -21,6 +21,9 @@
 --
 -- What is given to the server stands as text, because a number would be printed as a fraction first.
 local KEEP_MS = '3600000'
+-- For how long a turn stands that is given to a waiter, until it is renewed.
+local OFFER_MS = '750'
+local LINE_MAX = 10000
 local call = redis.call
 
 -- The server's time, which stands still while a script runs, as a number of a grant.
@@ -36,23 +39,94 @@ local lock, base, verb, nonce, ttl, mode, entry, lasting, marked
 -- The last number of its lock, as far as it is known.
 local last
 
+-- Tells a process, and says how many there are that heard it. In a cluster a script reaches only channels of its own slot, so
+-- a process listens there for each lock that it waits for, and has a session of one digit more.
+local function tell(session, what, member, number)
+  local message = what .. ':' .. member .. ':' .. number
+  if #session > 16 then
+    return call('SPUBLISH', base .. 'c:' .. session, message)
+  end
+  return call('PUBLISH', 'ringfence:' .. session, message)
+end
+
+-- Joins the line behind one who has it alone and knows that there is a line.
+local function line_up()
+  local held = call('GETRANGE', lock, '0', '2047')
+  if string.sub(held, 17, 17) ~= '+' or string.sub(held, 1, 16) == nonce then
+    return
+  end
+  last = call('GET', base .. 't')
+  local line, tail = call('ZCARD', base .. 'q'), call('ZRANGE', base .. 'q', '-1', '-1', 'WITHSCORES')[2]
+  if last and #last == 17 and line < LINE_MAX and call('SISMEMBER', base .. 'x', nonce) == 0
+    and call('ZADD', base .. 'q', 'NX', string.format('%.0f', (tail or 0) + 1), nonce) == 1 then
+    call('HSET', base .. 'w', nonce, string.sub(now, 1, -4) .. ':' .. entry)
+    call('PEXPIRE', base .. 'q', KEEP_MS)
+    call('PEXPIRE', base .. 'w', KEEP_MS)
+    return {'waits', line, string.sub(last, 1, 16), held}
+  end
+end
+
+-- Gives the lock from one who has it alone to the first in line, where that one wants it alone too and hears of it.
+local function hand_over()
+  -- A server that is out of memory refuses a script's first write, if that could need some, and none after it.
+  local head, place = unpack(call('ZPOPMIN', base .. 'q'))
+  if not head then
+    return
+  end
+  local entry = string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
+  local session, lasts = string.match(entry or '', '^(%x+):x:(%d+):')
+  if session and #head == #nonce then
+    look_at_clock()
+    last = call('SET', base .. 't', now .. '+', 'PX', KEEP_MS, 'GET') or ''
+    if #last == 17 and string.sub(last, 1, 16) < now then
+      call('HDEL', base .. 'w', head)
+      call('SET', lock, head .. '+' .. now .. ':' .. entry, 'PX', tonumber(lasts) < tonumber(OFFER_MS) and lasts or OFFER_MS)
+      if tell(session, 'turn', head, now) > 0 then
+        return 1
+      end
+      -- Its process is gone. The lock is its last holder's again, whose release looks further.
+      call('SETRANGE', lock, '0', nonce)
+      last = now
+      return
+    end
+  end
+  call('ZADD', base .. 'q', place, head)
+  call('PEXPIRE', base .. 'q', KEEP_MS)
+end
+
 -- The ways that nearly every change goes. Nothing: it has to go the long way.
 local function short_way()
-  if not now and (mode == 'x' or verb == 'mark') then
+  if not now and (verb == 'acquire' or verb == 'queue' or verb == 'mark') then
     look_at_clock()
   end
-  if mode == 'x' and verb ~= 'look' then
-    last = call('SET', base .. 't', now, 'PX', KEEP_MS, 'GET')
-    if not last or (last < now and #last == 16) then
-      if call('SET', lock, nonce .. ':' .. now .. ':' .. entry, 'NX', 'PX', ttl) then
-        return now
-      end
-      last = last or now
+  if verb == 'release' then
+    local held = call('GETRANGE', lock, '0', '16')
+    if held == nonce .. ':' then
+      return call('DEL', lock)
+    elseif held == nonce .. '+' then
+      return hand_over()
     end
-  elseif verb == 'release' and call('GETRANGE', lock, '0', '16') == nonce .. ':' then
-    return call('DEL', lock)
   elseif verb == 'renew' and call('GETRANGE', lock, '0', '15') == nonce then
     return call('PEXPIRE', lock, ttl)
+  elseif verb == 'look' then
+    local holder, number = string.match(call('GETRANGE', lock, '0', '33'), '^(%x+)[:+](%d+):$')
+    if holder == nonce then
+      -- Its turn has come.
+      call('PEXPIRE', lock, ttl)
+      return number
+    end
+  elseif mode == 'x' then
+    if call('SET', lock, nonce .. ':' .. now .. ':' .. entry, 'NX', 'PX', ttl) then
+      last = redis.pcall('SET', base .. 't', now, 'PX', KEEP_MS, 'GET')
+      if not last or (#last == 16 and last < now) then
+        return now
+      end
+      -- Not before somebody in line, not with a number that is too low, and not where the counter is none.
+      call('DEL', lock)
+      last = type(last) == 'string' and last or nil
+    elseif verb == 'queue' then
+      return line_up()
+    end
   elseif verb == 'mark' then
     local taken, number = string.match(call('GETRANGE', lock, '0', '33'), '^(%x+):(%d+):$')
     if taken == nonce and number <= marked and marked <= now then
@@ -98,9 +172,6 @@ local function define_long_way()
   end
 
   local SHARED, PERMIT = 'ringfence:shared', 'ringfence:permit'
-  local LINE_MAX = 10000
-  -- For how long a turn stands that is given to a waiter, until it is renewed.
-  local OFFER_MS = 750
 
   -- What the lock holds: '' for nothing.
   local current = ''
@@ -201,16 +272,6 @@ local function define_long_way()
     return number
   end
 
-  -- Tells a process, and says how many there are that heard it. In a cluster a script reaches only channels of its own slot, so
-  -- a process listens there for each lock that it waits for, and has a session of one digit more.
-  local function tell(session, what, member, number)
-    local message = what .. ':' .. member .. ':' .. number
-    if #session > 16 then
-      return call('SPUBLISH', base .. 'c:' .. session, message)
-    end
-    return call('PUBLISH', 'ringfence:' .. session, message)
-  end
-
   local function leave_line(member)
     call('HDEL', base .. 'w', member)
     return call('ZREM', base .. 'q', member)
@@ -234,7 +295,7 @@ local function define_long_way()
       end
       leave_line(head)
       if session then
-        local number = grant(head, mode, entry, math.min(tonumber(ttl), OFFER_MS))
+        local number = grant(head, mode, entry, math.min(tonumber(ttl), tonumber(OFFER_MS)))
         if tell(session, 'turn', head, number) == 0 then
           if mode == 'x' then
             call('DEL', lock)

@@ -119,10 +119,17 @@ async fn a_damaged_lock_says_which_key_it_is_and_what_to_do() {
     let error = ask(&client, &lock(), Mode::Exclusive).await.expect_err("that is no lock");
     assert_snapshot!(message(&error, server.port()), @r#"lock "ringfence:{orders/42}": redis://127.0.0.1:PORT: what is kept there is not what Ringfence writes: see who else writes there, then delete the key"#);
     server.command(&["DEL", LOCK]).await;
-    server.command(&["SET", &format!("{LOCK}:t"), "theirs"]).await;
+    let counter = format!("{LOCK}:t");
+    server.command(&["SET", &counter, "theirs"]).await;
     let error = ask(&client, &lock(), Mode::Exclusive).await.expect_err("that is no number");
     assert!(error.to_string().contains("ringfence:{orders/42}:t holds no grant number"), "{error}");
     assert_snapshot!(message(&error, server.port()), @r#"lock "ringfence:{orders/42}": redis://127.0.0.1:PORT: what is kept there is not what Ringfence writes: see who else writes there, then delete the key"#);
+    assert_eq!(server.command(&["EXISTS", LOCK]).await, "0", "what was refused has taken nothing");
+    server.command(&["DEL", &counter]).await;
+    server.command(&["RPUSH", &counter, "theirs"]).await;
+    let error = ask(&client, &lock(), Mode::Exclusive).await.expect_err("that is no number");
+    assert!(error.to_string().contains("ringfence:{orders/42}:t is a list and no string"), "{error}");
+    assert_eq!(server.command(&["EXISTS", LOCK]).await, "0", "what was refused has taken nothing");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringfence_core::{Attempt, Backend, Release, Wait, abandonment};
+use ringfence_core::{Attempt, Backend, Release, Result, Wait, abandonment};
 use ringfence_servers::Proxy;
 use ringfence_testkit::PATIENCE;
 
@@ -41,8 +41,33 @@ async fn an_attempt_that_arrives_after_its_withdrawal(before: &[&str]) {
     let lease = granted(&ann, exclusive(Wait::No)).await;
     release(&ann, &lease).await.expect("an answer");
     stage.server.command(before).await;
+    // The eye and the client, on its second connection.
+    late_and_withdrawn(&stage, &proxy, ann.acquire(exclusive(Wait::No)), 2).await;
+    assert!(stage.state().await.is_free(), "{:?}", stage.state().await);
+    assert!(matches!(ann.acquire(exclusive(Wait::No)).await, Ok(Attempt::Granted(_))));
+}
+
+/// Where others hold and wait it would stand in line for nobody.
+#[tokio::test]
+async fn nor_does_it_join_the_line() {
+    let Some(stage) = Stage::new().await else { return };
+    let proxy = Proxy::start(stage.server.port()).await;
+    let (ann, ben, cat) = (client(proxy.port()).await, stage.client().await, stage.client().await);
+    granted(&ben, exclusive(Wait::No)).await;
+    tokio::spawn(async move { cat.acquire(exclusive(FOR_EVER)).await });
+    stage.sees_waiters(1).await;
+    late_and_withdrawn(&stage, &proxy, ann.acquire(exclusive(FOR_EVER)), 4).await;
+    assert_eq!(stage.state().await.waiters.len(), 1, "{:?}", stage.state().await);
+}
+
+/// Lets an attempt be withdrawn before it arrives, where so many are connected in the end.
+async fn late_and_withdrawn(
+    stage: &Stage,
+    proxy: &Proxy,
+    asking: impl Future<Output = Result<Attempt>>,
+    connections: usize,
+) {
     proxy.delay(LATE);
-    let asking = ann.acquire(exclusive(Wait::No));
     let (answer, ()) = tokio::join!(within("the error", asking), async {
         // Half the time that it waits: it was sent, and the way is short for what comes after it.
         tokio::time::sleep(ANSWER_PATIENCE / 2).await;
@@ -50,11 +75,8 @@ async fn an_attempt_that_arrives_after_its_withdrawal(before: &[&str]) {
     });
     refused("an attempt without an answer", answer);
     let calls = stage.calls().await["evalsha"];
-    // The eye and the client, on its second connection.
-    everything_has_arrived(&stage, 2).await;
+    everything_has_arrived(stage, connections).await;
     assert!(stage.calls().await["evalsha"] > calls, "the attempt arrived after the withdrawal");
-    assert!(stage.state().await.is_free(), "{:?}", stage.state().await);
-    assert!(matches!(ann.acquire(exclusive(Wait::No)).await, Ok(Attempt::Granted(_))));
 }
 
 /// A waiter asks again and again. Without a rule one such question, late, would take the lock for an attempt that was given
