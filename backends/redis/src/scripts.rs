@@ -12,8 +12,8 @@ pub(crate) static LOCK: LazyLock<Script> = LazyLock::new(|| Script::new(include_
 pub(crate) static RECORD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/record.lua")));
 pub(crate) static EXTEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/extend.lua")));
 
-/// The arguments that a change has at most, and the bytes of one whose name is short.
-const ARGS_MAX: usize = 7;
+/// The keys and arguments of a change, and the bytes of one whose name is short.
+const ARGS: usize = 7;
 pub(crate) const BYTES: usize = 256;
 
 /// One change of one lock, as the lock's script makes it.
@@ -66,15 +66,14 @@ impl Change {
 
 /// Many changes in one call, which answers each.
 pub(crate) fn call(changes: &[Change]) -> Cmd {
-    let mut command = by_hash(&LOCK, 2 * changes.len(), ARGS_MAX * changes.len(), BYTES * changes.len());
+    let mut command = by_hash(&LOCK, 2 * changes.len(), ARGS * changes.len(), BYTES * changes.len());
     for Change { keys, .. } in changes {
         command.arg(keys.lock()).arg(keys.beside());
     }
     for Change { verb, nonce, ttl_ms, asks, .. } in changes {
         command.arg(verb).arg(digits(*nonce)).arg(ttl_ms);
-        if let Some((mode, entry)) = asks {
-            command.arg(&**mode).arg(entry);
-        }
+        let (mode, entry) = asks.as_ref().map_or(("", ""), |(mode, entry)| (mode, entry));
+        command.arg(mode).arg(entry);
     }
     command
 }

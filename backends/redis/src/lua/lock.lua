@@ -2,10 +2,10 @@
 -- locks; each of them stands for itself, and fails for itself.
 --
 -- KEYS: for each change the lock, and the prefix of what stands beside it, which is in the same slot.
--- ARGV: for each change the verb, the attempt's nonce in 16 hexadecimal digits and the TTL in milliseconds; for `acquire`, for
--- `queue`, which joins the line where it cannot have the lock, and for `look`, by which those in line keep their place, the mode
--- and the entry as well: session:mode:ttl:pid:text; for `mark`, the second step of a lock on several servers, the nonce and the
--- number that take the place of those of the attempt.
+-- ARGV: for each change the verb, the attempt's nonce in 16 hexadecimal digits, the TTL in milliseconds, and two more; for
+-- `acquire`, for `queue`, which joins the line where it cannot have the lock, and for `look`, by which those in line keep their
+-- place, the mode and the entry: session:mode:ttl:pid:text; for `mark`, the second step of a lock on several servers, the nonce
+-- and the number that take the place of those of the attempt; for others nothing.
 --
 -- The lock is a plain string, so that a client that knows only `SET NX PX` is kept out and keeps us out:
 --   nonce:number:session:x:ttl:pid:text   held by one of us, exclusively; with `+` for the first `:` once somebody waits
@@ -21,27 +21,22 @@
 --
 -- What is given to the server stands as text, because a number would be printed as a fraction first.
 local KEEP_MS = '3600000'
+local ARGS = 5
 -- For how long a turn stands that is given to a waiter, until it is renewed.
 local OFFER_MS = '750'
 local LINE_MAX = 10000
 local call = redis.call
 
 -- The server's time, which stands still while a script runs, as a number of a grant.
-local seconds, micros, now
+local now
 local function look_at_clock()
   local time = call('TIME')
-  seconds, micros = time[1], time[2]
-  now = seconds .. string.sub('00000' .. micros, -6)
+  now = time[1] .. string.sub('00000' .. time[2], -6)
 end
-
--- The change that is being made.
-local lock, base, verb, nonce, ttl, mode, entry, lasting, marked
--- The last number of its lock, as far as it is known.
-local last
 
 -- Tells a process, and says how many there are that heard it. In a cluster a script reaches only channels of its own slot, so
 -- a process listens there for each lock that it waits for, and has a session of one digit more.
-local function tell(session, what, member, number)
+local function tell(base, session, what, member, number)
   local message = what .. ':' .. member .. ':' .. number
   if #session > 16 then
     return call('SPUBLISH', base .. 'c:' .. session, message)
@@ -49,503 +44,515 @@ local function tell(session, what, member, number)
   return call('PUBLISH', 'ringfence:' .. session, message)
 end
 
--- Joins the line behind one who has it alone and knows that there is a line.
-local function line_up()
-  local held = call('GETRANGE', lock, '0', '2047')
-  if string.sub(held, 17, 17) ~= '+' or string.sub(held, 1, 16) == nonce then
-    return
-  end
-  last = call('GET', base .. 't')
-  local line, tail = call('ZCARD', base .. 'q'), call('ZRANGE', base .. 'q', '-1', '-1', 'WITHSCORES')[2]
-  if last and #last == 17 and line < LINE_MAX and call('SISMEMBER', base .. 'x', nonce) == 0
-    and call('ZADD', base .. 'q', 'NX', string.format('%.0f', (tail or 0) + 1), nonce) == 1 then
-    call('HSET', base .. 'w', nonce, string.sub(now, 1, -4) .. ':' .. entry)
-    call('PEXPIRE', base .. 'q', KEEP_MS)
-    call('PEXPIRE', base .. 'w', KEEP_MS)
-    return {'waits', line, string.sub(last, 1, 16), held}
-  end
-end
+-- How many changes are made, and their answers.
+local made, answers = 0, {}
+-- The last number of the lock that is looked at, as far as it is known.
+local last
 
--- Gives the lock from one who has it alone to the first in line, where that one wants it alone too and hears of it.
-local function hand_over()
-  -- A server that is out of memory refuses a script's first write, if that could need some, and none after it.
-  local head, place = unpack(call('ZPOPMIN', base .. 'q'))
-  if not head then
-    return
-  end
-  local entry = string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
-  local session, lasts = string.match(entry or '', '^(%x+):x:(%d+):')
-  if session and #head == #nonce then
-    look_at_clock()
-    last = call('SET', base .. 't', now .. '+', 'PX', KEEP_MS, 'GET') or ''
-    if #last == 17 and string.sub(last, 1, 16) < now then
-      call('HDEL', base .. 'w', head)
-      call('SET', lock, head .. '+' .. now .. ':' .. entry, 'PX', tonumber(lasts) < tonumber(OFFER_MS) and lasts or OFFER_MS)
-      if tell(session, 'turn', head, now) > 0 then
-        return 1
+-- The ways that nearly every change goes, up to the first change that has to go the long way. They are one function, and in
+-- one piece, because a script is run anew for every call: each function that it defines costs as much as a command.
+local function short_ways()
+  while 2 * made < #KEYS do
+    local lock, base = KEYS[2 * made + 1], KEYS[2 * made + 2]
+    local verb, nonce, ttl, mode, entry = unpack(ARGV, ARGS * made + 1, ARGS * made + ARGS)
+    local answer
+    last = nil
+
+    if verb == 'release' then
+      local held = call('GETRANGE', lock, '0', '16')
+      if held == nonce .. ':' then
+        answer = call('DEL', lock)
+      elseif held == nonce .. '+' then
+        -- Gives the lock to the first in line, where that one wants it alone too and hears of it. A server that is out of
+        -- memory refuses a script's first write, if that could need some, and none after it.
+        local head, place = unpack(call('ZPOPMIN', base .. 'q'))
+        if not head then
+          return
+        end
+        local waits = string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
+        local session, lasts = string.match(waits or '', '^(%x+):x:(%d+):')
+        if session and #head == #nonce then
+          look_at_clock()
+          last = call('SET', base .. 't', now .. '+', 'PX', KEEP_MS, 'GET') or ''
+        end
+        if not last or #last ~= 17 or string.sub(last, 1, 16) >= now then
+          call('ZADD', base .. 'q', place, head)
+          call('PEXPIRE', base .. 'q', KEEP_MS)
+          return
+        end
+        call('HDEL', base .. 'w', head)
+        lasts = tonumber(lasts) < tonumber(OFFER_MS) and lasts or OFFER_MS
+        call('SET', lock, head .. '+' .. now .. ':' .. waits, 'PX', lasts)
+        if tell(base, session, 'turn', head, now) == 0 then
+          -- Its process is gone. The lock is its last holder's again, whose release looks further.
+          call('SETRANGE', lock, '0', nonce)
+          last = now
+          return
+        end
+        answer = 1
       end
-      -- Its process is gone. The lock is its last holder's again, whose release looks further.
-      call('SETRANGE', lock, '0', nonce)
-      last = now
-      return
-    end
-  end
-  call('ZADD', base .. 'q', place, head)
-  call('PEXPIRE', base .. 'q', KEEP_MS)
-end
 
--- The ways that nearly every change goes. Nothing: it has to go the long way.
-local function short_way()
-  if not now and (verb == 'acquire' or verb == 'queue' or verb == 'mark') then
-    look_at_clock()
-  end
-  if verb == 'release' then
-    local held = call('GETRANGE', lock, '0', '16')
-    if held == nonce .. ':' then
-      return call('DEL', lock)
-    elseif held == nonce .. '+' then
-      return hand_over()
-    end
-  elseif verb == 'renew' and call('GETRANGE', lock, '0', '15') == nonce then
-    return call('PEXPIRE', lock, ttl)
-  elseif verb == 'look' then
-    local holder, number = string.match(call('GETRANGE', lock, '0', '33'), '^(%x+)[:+](%d+):$')
-    if holder == nonce then
-      -- Its turn has come.
-      call('PEXPIRE', lock, ttl)
-      return number
-    end
-  elseif mode == 'x' then
-    if call('SET', lock, nonce .. ':' .. now .. ':' .. entry, 'NX', 'PX', ttl) then
-      last = redis.pcall('SET', base .. 't', now, 'PX', KEEP_MS, 'GET')
-      if not last or (#last == 16 and last < now) then
-        return now
+    elseif verb == 'renew' then
+      if call('GETRANGE', lock, '0', '15') == nonce then
+        answer = call('PEXPIRE', lock, ttl)
       end
-      -- Not before somebody in line, not with a number that is too low, and not where the counter is none.
-      call('DEL', lock)
-      last = type(last) == 'string' and last or nil
-    elseif verb == 'queue' then
-      return line_up()
-    end
-  elseif verb == 'mark' then
-    local taken, number = string.match(call('GETRANGE', lock, '0', '33'), '^(%x+):(%d+):$')
-    if taken == nonce and number <= marked and marked <= now then
-      last = call('SET', base .. 't', marked, 'PX', KEEP_MS, 'GET') or ''
-      if last == number then
-        call('SETRANGE', lock, '0', lasting .. ':' .. marked)
-        return 1
+
+    elseif verb == 'look' then
+      local holder, number = string.match(call('GETRANGE', lock, '0', '33'), '^(%x+)[:+](%d+):$')
+      if holder == nonce then
+        -- Its turn has come.
+        call('PEXPIRE', lock, ttl)
+        answer = number
       end
-    end
-  end
-end
 
--- Everything else, defined only where it is needed: a script is read anew for every call.
-local function define_long_way()
-  -- A number above every earlier one of this lock: the server's clock, or one more than the last where that went back.
-  local function next_number()
-    last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
-    last = last < now and now or string.format('%.0f', (tonumber(last) or 0) + 1)
-    if #last ~= 16 then
-      error({err = 'DAMAGED ' .. base .. 't holds no grant number'})
-    end
-    return last
-  end
-
-  local function now_ms()
-    return seconds * 1000 + math.floor(micros / 1000)
-  end
-
-  -- Leaves the last number behind, with its mark. One that is ahead of the clock stays until the clock has passed it, because
-  -- numbers go on from the clock afterwards.
-  local function done(answer)
-    last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
-    local mark = call('EXISTS', base .. 'q', base .. 'x') > 0 and '+' or ''
-    if last == '' and mark ~= '' then
-      -- A lock that was never used, and an attempt at it that was withdrawn before it came.
-      last = now
-    end
-    if last ~= '' then
-      local ahead = math.max(0, math.floor(last / 1000) - now_ms())
-      call('SET', base .. 't', last .. mark, 'PX', string.format('%.0f', KEEP_MS + ahead))
-    end
-    return answer
-  end
-
-  local SHARED, PERMIT = 'ringfence:shared', 'ringfence:permit'
-
-  -- What the lock holds: '' for nothing.
-  local current = ''
-
-  local function look()
-    current = call('GETRANGE', lock, 0, 2047)
-    if current == '' and call('EXISTS', lock) == 1 then
-      current = '?'
-    end
-  end
-
-  local function is_group()
-    return current == SHARED or current == PERMIT
-  end
-
-  local function leave_group(member)
-    call('HDEL', base .. 'h', member)
-    call('ZREM', base .. 'l', member)
-    if call('ZREM', base .. 's', member) == 1 and call('ZCARD', base .. 's') == 0 then
-      call('DEL', lock)
-      current = ''
-    end
-  end
-
-  -- Ends what has lapsed of a group. A lease of one holder is ended by the server itself.
-  local function settle()
-    look()
-    if is_group() then
-      for _, member in ipairs(call('ZRANGEBYSCORE', base .. 's', '-inf', now_ms())) do
-        leave_group(member)
+    elseif mode == 'x' then
+      if not now then
+        look_at_clock()
       end
-    end
-  end
-
-  -- Whether the nonce has the lock; with its number.
-  local function held_number()
-    if is_group() then
-      local holder = call('HGET', base .. 'h', nonce)
-      return holder and string.match(holder, '^%d+')
-    end
-    local holder, number = string.match(current, '^(%x+)[:+](%d+):')
-    return holder == nonce and number
-  end
-
-  local function extend_group(member, ms)
-    call('ZADD', base .. 's', now_ms() + ms, member)
-    if call('PTTL', lock) <= ms then
-      call('PEXPIRE', lock, ms)
-      -- They end a little later than the lock, which says whether they count.
-      for _, key in ipairs({'h', 's', 'l'}) do
-        call('PEXPIRE', base .. key, ms + 1000)
-      end
-    end
-  end
-
-  local function join_group(member, mode, number, entry, ms)
-    if current == '' then
-      current = mode == 's' and SHARED or PERMIT
-      call('SET', lock, current, 'PX', ms)
-      call('DEL', base .. 'h', base .. 's', base .. 'l')
-    end
-    call('HSET', base .. 'h', member, number .. ':' .. entry)
-    if current == PERMIT then
-      call('ZADD', base .. 'l', string.sub(mode, 2), member)
-    end
-    extend_group(member, ms)
-  end
-
-  local function admits(mode)
-    if current == '' then
-      return true
-    elseif mode == 's' then
-      return current == SHARED
-    elseif mode == 'x' or current ~= PERMIT then
-      return false
-    end
-    local least = call('ZRANGE', base .. 'l', 0, 0, 'WITHSCORES')[2]
-    local limit = math.min(tonumber(string.sub(mode, 2)), tonumber(least) or math.huge)
-    return call('ZCARD', base .. 's') < limit
-  end
-
-  -- Writes into a lease of one holder that somebody waits, so that its release looks further than at the lease.
-  local function mark_line()
-    if not is_group() and string.match(current, '^%x+:%d+:%x+:x:') and call('EXISTS', base .. 'q') == 1 then
-      call('SETRANGE', lock, '16', '+')
-    end
-  end
-
-  local function grant(member, mode, entry, ms)
-    local number = next_number()
-    if mode == 'x' then
-      current = member .. ':' .. number .. ':' .. entry
-      call('SET', lock, current, 'PX', ms)
-      mark_line()
-    else
-      join_group(member, mode, number, entry, ms)
-    end
-    return number
-  end
-
-  local function leave_line(member)
-    call('HDEL', base .. 'w', member)
-    return call('ZREM', base .. 'q', member)
-  end
-
-  -- Gives the lock to the first in line for as long as it fits beside the holders. One whose process is gone is passed over.
-  local function serve_line()
-    -- Nobody fits beside one that has it alone.
-    while current == '' or is_group() do
-      local head = call('ZRANGE', base .. 'q', 0, 0)[1]
-      if not head then
-        return
-      end
-      local entry = string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
-      local session, mode, ttl = string.match(entry or '', '^(%x+):([xsp]%d*):(%d+):')
-      if session and not (string.match(mode, '^[xs]$') or string.match(mode, '^p[1-9]')) then
-        session = nil
-      end
-      if session and not admits(mode) then
-        return
-      end
-      leave_line(head)
-      if session then
-        local number = grant(head, mode, entry, math.min(tonumber(ttl), tonumber(OFFER_MS)))
-        if tell(session, 'turn', head, number) == 0 then
-          if mode == 'x' then
-            call('DEL', lock)
-            current = ''
-          else
-            leave_group(head)
+      if call('SET', lock, nonce .. ':' .. now .. ':' .. entry, 'NX', 'PX', ttl) then
+        last = redis.pcall('SET', base .. 't', now, 'PX', KEEP_MS, 'GET')
+        if last and (#last ~= 16 or last >= now) then
+          -- Not before somebody in line, not with a number that is too low, and not where the counter is none.
+          call('DEL', lock)
+          last = type(last) == 'string' and last or nil
+          return
+        end
+        answer = now
+      elseif verb == 'queue' then
+        -- Joins the line behind one who has it alone and knows that there is a line.
+        local held = call('GETRANGE', lock, '0', '2047')
+        if string.sub(held, 17, 17) == '+' and string.sub(held, 1, 16) ~= nonce then
+          last = call('GET', base .. 't')
+          local line = call('ZCARD', base .. 'q')
+          local tail = call('ZRANGE', base .. 'q', '-1', '-1', 'WITHSCORES')[2]
+          if last and #last == 17 and line < LINE_MAX and call('SISMEMBER', base .. 'x', nonce) == 0
+            and call('ZADD', base .. 'q', 'NX', string.format('%.0f', (tail or 0) + 1), nonce) == 1 then
+            call('HSET', base .. 'w', nonce, string.sub(now, 1, -4) .. ':' .. entry)
+            call('PEXPIRE', base .. 'q', KEEP_MS)
+            call('PEXPIRE', base .. 'w', KEEP_MS)
+            answer = {'waits', line, string.sub(last, 1, 16), held}
           end
         end
       end
-    end
-  end
 
-  -- The number of the lease, where the nonce has it; from now on for its whole TTL, however long it was offered for.
-  local function take()
-    local number = held_number()
-    if number and is_group() then
-      extend_group(nonce, ttl)
-    elseif number then
-      call('PEXPIRE', lock, ttl)
-    end
-    return number
-  end
-
-  -- The entries of up to so many holders.
-  local function holders(most)
-    if not is_group() then
-      return {current}
-    end
-    local entries = {}
-    for _, member in ipairs(call('ZRANGE', base .. 's', 0, most - 1)) do
-      -- A server that evicts may have evicted what says who it is.
-      table.insert(entries, member .. ':' .. (call('HGET', base .. 'h', member) or ''))
-    end
-    return entries
-  end
-
-  return function()
-    if mode then
-      settle()
-      local number = take()
-      if number then
-        -- The answer to this attempt was lost, or its turn has come.
-        return done(number)
+    elseif verb == 'mark' then
+      if not now then
+        look_at_clock()
       end
-      if call('SISMEMBER', base .. 'x', nonce) == 1 then
-        return done({'withdrawn'})
-      end
-      serve_line()
-      number = take()
-      if number then
-        return done(number)
-      end
-      if verb == 'look' and not call('ZSCORE', base .. 'q', nonce) then
-        return done({'gone'})
-      end
-      local line = call('ZCARD', base .. 'q')
-      if line == 0 and admits(mode) then
-        return done(grant(nonce, mode, entry, ttl))
-      end
-      if verb == 'acquire' then
-        return done({'busy', line, '0', unpack(holders(8))})
-      end
-      if not call('ZSCORE', base .. 'q', nonce) then
-        if line >= LINE_MAX then
-          return done({'full'})
+      local lasting, marked = mode, entry
+      local taken, number = string.match(call('GETRANGE', lock, '0', '33'), '^(%x+):(%d+):$')
+      if taken == nonce and number <= marked and marked <= now then
+        last = call('SET', base .. 't', marked, 'PX', KEEP_MS, 'GET') or ''
+        if last == number then
+          call('SETRANGE', lock, '0', lasting .. ':' .. marked)
+          answer = 1
         end
-        local last = call('ZRANGE', base .. 'q', -1, -1, 'WITHSCORES')[2]
-        call('ZADD', base .. 'q', (last or 0) + 1, nonce)
-        call('HSET', base .. 'w', nonce, string.format('%.0f', now_ms()) .. ':' .. entry)
-        mark_line()
       end
-      call('PEXPIRE', base .. 'q', KEEP_MS)
-      call('PEXPIRE', base .. 'w', KEEP_MS)
-      -- A turn with this number, or an earlier one, is over: it was told before this answer.
-      last = string.sub(last or call('GET', base .. 't') or now, 1, 16)
-      return done({'waits', line, last, unpack(holders(8))})
     end
 
-    if verb ~= 'inspect' then
-      -- A server that is out of memory refuses a script's first write, if that could need some, and none after it. What keeps
-      -- a lease or gives it back must not fail for that, so it begins with a write that needs none.
-      call('HDEL', base .. 'w', '')
+    if not answer then
+      return
     end
-
-    if verb == 'release' or verb == 'withdraw' then
-      if verb == 'withdraw' then
-        call('SADD', base .. 'x', nonce)
-        call('PEXPIRE', base .. 'x', ttl)
-      end
-      settle()
-      local held = held_number()
-      if held and is_group() then
-        leave_group(nonce)
-      elseif held then
-        call('DEL', lock)
-        current = ''
-      else
-        leave_line(nonce)
-      end
-      serve_line()
-      return done(held and 1 or 0)
-    end
-
-    if verb == 'renew' then
-      settle()
-      if not held_number() then
-        return 0
-      elseif is_group() then
-        extend_group(nonce, ttl)
-        -- Among how many at most it is held, for those who count votes.
-        return tonumber(call('ZSCORE', base .. 'l', nonce) or 1)
-      end
-      return call('PEXPIRE', lock, ttl)
-    end
-
-    if verb == 'mark' then
-      settle()
-      local number = held_number()
-      if not number then
-        -- It was marked before, with a number that was too low.
-        nonce = lasting
-        number = held_number()
-      end
-      if not number then
-        return 0
-      end
-      last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
-      -- Whether nobody else can have been given this number, or a higher one, by a mark on this server.
-      local is_new = last < marked or (last == marked and number == marked)
-      local known = tonumber(last)
-      last = last < marked and marked or last
-      if is_group() then
-        local taken = string.match(call('HGET', base .. 'h', nonce), '^%d+:(.*)$')
-        local ends, limit = call('ZSCORE', base .. 's', nonce), call('ZSCORE', base .. 'l', nonce)
-        call('HSET', base .. 'h', lasting, marked .. ':' .. taken)
-        call('ZADD', base .. 's', ends, lasting)
-        if limit then
-          call('ZADD', base .. 'l', limit, lasting)
-        end
-        if nonce ~= lasting then
-          leave_group(nonce)
-        end
-      else
-        call('SETRANGE', lock, '0', lasting)
-        call('SETRANGE', lock, '17', marked)
-      end
-      return done(is_new and 1 or known)
-    end
-
-    if verb == 'downgrade' then
-      settle()
-      local number = held_number()
-      if not number then
-        return 0
-      end
-      if not is_group() then
-        local session, rest = string.match(current, '^%x+[:+]%d+:(%x+):x:(.*)$')
-        call('DEL', lock)
-        current = ''
-        join_group(nonce, 's', number, session .. ':s:' .. rest, ttl)
-      else
-        extend_group(nonce, ttl)
-      end
-      serve_line()
-      return done(1)
-    end
-
-    if verb == 'evict' then
-      settle()
-      local session
-      if is_group() then
-        local holder = call('HGET', base .. 'h', nonce)
-        if not holder then
-          return 0
-        end
-        session = string.match(holder, '^%d+:(%x+):')
-        leave_group(nonce)
-      elseif held_number() then
-        session = string.match(current, '^%x+[:+]%d+:(%x+):')
-        call('DEL', lock)
-        current = ''
-      elseif current ~= '' and string.sub(redis.sha1hex(current), 1, 16) == nonce then
-        -- Somebody else's client has it, and is known by what it wrote.
-        call('DEL', lock)
-        current = ''
-      else
-        return 0
-      end
-      if session then
-        tell(session, 'lost', nonce, '0')
-      end
-      serve_line()
-      return done(1)
-    end
-
-    if verb == 'inspect' then
-      settle()
-      local held, line = {}, {}
-      if is_group() then
-        local ends = call('ZRANGE', base .. 's', 0, -1, 'WITHSCORES')
-        for index = 1, #ends, 2 do
-          table.insert(held, ends[index] .. ':' .. (call('HGET', base .. 'h', ends[index]) or ''))
-          table.insert(held, ends[index + 1] - now_ms())
-        end
-      elseif current ~= '' then
-        -- What only looks like ours is somebody else's, and known by what it is.
-        local id = string.match(current, '^([%da-f]+)[:+]%d+:%x+:x:%d+:')
-        local ours = id and #id == 16 and string.find(id, '[^0]')
-        table.insert(held, ours and current or string.sub(redis.sha1hex(current), 1, 16))
-        table.insert(held, call('PTTL', lock))
-      end
-      for _, member in ipairs(call('ZRANGE', base .. 'q', 0, -1)) do
-        table.insert(line, call('HGET', base .. 'w', member) or '')
-      end
-      return {now, held, line}
-    end
-
-    error('unknown verb ' .. verb)
+    made = made + 1
+    answers[made] = answer
   end
 end
 
-local long_way
+-- What fails here fails on the long way again, which says why.
+pcall(short_ways)
+if 2 * made == #KEYS then
+  return answers
+end
+if not now then
+  look_at_clock()
+end
+
+-- Everything else: the long way. The change that is made, and what its lock holds: '' for nothing.
+local lock, base, verb, nonce, ttl, mode, entry
+local current = ''
+local SHARED, PERMIT = 'ringfence:shared', 'ringfence:permit'
+
+-- A number above every earlier one of this lock: the server's clock, or one more than the last where that went back.
+local function next_number()
+  last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
+  last = last < now and now or string.format('%.0f', (tonumber(last) or 0) + 1)
+  if #last ~= 16 then
+    error({err = 'DAMAGED ' .. base .. 't holds no grant number'})
+  end
+  return last
+end
+
+local function now_ms()
+  return tonumber(string.sub(now, 1, -4))
+end
+
+-- Leaves the last number behind, with its mark. One that is ahead of the clock stays until the clock has passed it, because
+-- numbers go on from the clock afterwards.
+local function done(answer)
+  last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
+  local mark = call('EXISTS', base .. 'q', base .. 'x') > 0 and '+' or ''
+  if last == '' and mark ~= '' then
+    -- A lock that was never used, and an attempt at it that was withdrawn before it came.
+    last = now
+  end
+  if last ~= '' then
+    local ahead = math.max(0, math.floor(last / 1000) - now_ms())
+    call('SET', base .. 't', last .. mark, 'PX', string.format('%.0f', KEEP_MS + ahead))
+  end
+  return answer
+end
+
+local function look()
+  current = call('GETRANGE', lock, 0, 2047)
+  if current == '' and call('EXISTS', lock) == 1 then
+    current = '?'
+  end
+end
+
+local function is_group()
+  return current == SHARED or current == PERMIT
+end
+
+local function leave_group(member)
+  call('HDEL', base .. 'h', member)
+  call('ZREM', base .. 'l', member)
+  if call('ZREM', base .. 's', member) == 1 and call('ZCARD', base .. 's') == 0 then
+    call('DEL', lock)
+    current = ''
+  end
+end
+
+-- Ends what has lapsed of a group. A lease of one holder is ended by the server itself.
+local function settle()
+  look()
+  if is_group() then
+    for _, member in ipairs(call('ZRANGEBYSCORE', base .. 's', '-inf', now_ms())) do
+      leave_group(member)
+    end
+  end
+end
+
+-- Whether the nonce has the lock; with its number.
+local function held_number()
+  if is_group() then
+    local holder = call('HGET', base .. 'h', nonce)
+    return holder and string.match(holder, '^%d+')
+  end
+  local holder, number = string.match(current, '^(%x+)[:+](%d+):')
+  return holder == nonce and number
+end
+
+local function extend_group(member, ms)
+  call('ZADD', base .. 's', now_ms() + ms, member)
+  if call('PTTL', lock) <= ms then
+    call('PEXPIRE', lock, ms)
+    -- They end a little later than the lock, which says whether they count.
+    for _, key in ipairs({'h', 's', 'l'}) do
+      call('PEXPIRE', base .. key, ms + 1000)
+    end
+  end
+end
+
+local function join_group(member, mode, number, entry, ms)
+  if current == '' then
+    current = mode == 's' and SHARED or PERMIT
+    call('SET', lock, current, 'PX', ms)
+    call('DEL', base .. 'h', base .. 's', base .. 'l')
+  end
+  call('HSET', base .. 'h', member, number .. ':' .. entry)
+  if current == PERMIT then
+    call('ZADD', base .. 'l', string.sub(mode, 2), member)
+  end
+  extend_group(member, ms)
+end
+
+local function admits(mode)
+  if current == '' then
+    return true
+  elseif mode == 's' then
+    return current == SHARED
+  elseif mode == 'x' or current ~= PERMIT then
+    return false
+  end
+  local least = call('ZRANGE', base .. 'l', 0, 0, 'WITHSCORES')[2]
+  local limit = math.min(tonumber(string.sub(mode, 2)), tonumber(least) or math.huge)
+  return call('ZCARD', base .. 's') < limit
+end
+
+-- Writes into a lease of one holder that somebody waits, so that its release looks further than at the lease.
+local function mark_line()
+  if not is_group() and string.match(current, '^%x+:%d+:%x+:x:') and call('EXISTS', base .. 'q') == 1 then
+    call('SETRANGE', lock, '16', '+')
+  end
+end
+
+local function grant(member, mode, entry, ms)
+  local number = next_number()
+  if mode == 'x' then
+    current = member .. ':' .. number .. ':' .. entry
+    call('SET', lock, current, 'PX', ms)
+    mark_line()
+  else
+    join_group(member, mode, number, entry, ms)
+  end
+  return number
+end
+
+local function leave_line(member)
+  call('HDEL', base .. 'w', member)
+  return call('ZREM', base .. 'q', member)
+end
+
+-- Gives the lock to the first in line for as long as it fits beside the holders. One whose process is gone is passed over.
+local function serve_line()
+  -- Nobody fits beside one that has it alone.
+  while current == '' or is_group() do
+    local head = call('ZRANGE', base .. 'q', 0, 0)[1]
+    if not head then
+      return
+    end
+    local entry = string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
+    local session, mode, ttl = string.match(entry or '', '^(%x+):([xsp]%d*):(%d+):')
+    if session and not (string.match(mode, '^[xs]$') or string.match(mode, '^p[1-9]')) then
+      session = nil
+    end
+    if session and not admits(mode) then
+      return
+    end
+    leave_line(head)
+    if session then
+      local number = grant(head, mode, entry, math.min(tonumber(ttl), tonumber(OFFER_MS)))
+      if tell(base, session, 'turn', head, number) == 0 then
+        if mode == 'x' then
+          call('DEL', lock)
+          current = ''
+        else
+          leave_group(head)
+        end
+      end
+    end
+  end
+end
+
+-- The number of the lease, where the nonce has it; from now on for its whole TTL, however long it was offered for.
+local function take()
+  local number = held_number()
+  if number and is_group() then
+    extend_group(nonce, ttl)
+  elseif number then
+    call('PEXPIRE', lock, ttl)
+  end
+  return number
+end
+
+-- The entries of up to so many holders.
+local function holders(most)
+  if not is_group() then
+    return {current}
+  end
+  local entries = {}
+  for _, member in ipairs(call('ZRANGE', base .. 's', 0, most - 1)) do
+    -- A server that evicts may have evicted what says who it is.
+    table.insert(entries, member .. ':' .. (call('HGET', base .. 'h', member) or ''))
+  end
+  return entries
+end
+
 local function change()
-  local answer = short_way()
-  if answer then
-    return answer
+  if verb == 'acquire' or verb == 'queue' or verb == 'look' then
+    settle()
+    local number = take()
+    if number then
+      -- The answer to this attempt was lost, or its turn has come.
+      return done(number)
+    end
+    if call('SISMEMBER', base .. 'x', nonce) == 1 then
+      return done({'withdrawn'})
+    end
+    serve_line()
+    number = take()
+    if number then
+      return done(number)
+    end
+    if verb == 'look' and not call('ZSCORE', base .. 'q', nonce) then
+      return done({'gone'})
+    end
+    local line = call('ZCARD', base .. 'q')
+    if line == 0 and admits(mode) then
+      return done(grant(nonce, mode, entry, ttl))
+    end
+    if verb == 'acquire' then
+      return done({'busy', line, '0', unpack(holders(8))})
+    end
+    if not call('ZSCORE', base .. 'q', nonce) then
+      if line >= LINE_MAX then
+        return done({'full'})
+      end
+      local last = call('ZRANGE', base .. 'q', -1, -1, 'WITHSCORES')[2]
+      call('ZADD', base .. 'q', (last or 0) + 1, nonce)
+      call('HSET', base .. 'w', nonce, string.format('%.0f', now_ms()) .. ':' .. entry)
+      mark_line()
+    end
+    call('PEXPIRE', base .. 'q', KEEP_MS)
+    call('PEXPIRE', base .. 'w', KEEP_MS)
+    -- A turn with this number, or an earlier one, is over: it was told before this answer.
+    last = string.sub(last or call('GET', base .. 't') or now, 1, 16)
+    return done({'waits', line, last, unpack(holders(8))})
   end
-  if not now then
-    look_at_clock()
+
+  if verb ~= 'inspect' then
+    -- A server that is out of memory refuses a script's first write, if that could need some, and none after it. What keeps
+    -- a lease or gives it back must not fail for that, so it begins with a write that needs none.
+    call('HDEL', base .. 'w', '')
   end
-  long_way = long_way or define_long_way()
-  ttl = tonumber(ttl)
-  return long_way()
+
+  if verb == 'release' or verb == 'withdraw' then
+    if verb == 'withdraw' then
+      call('SADD', base .. 'x', nonce)
+      call('PEXPIRE', base .. 'x', ttl)
+    end
+    settle()
+    local held = held_number()
+    if held and is_group() then
+      leave_group(nonce)
+    elseif held then
+      call('DEL', lock)
+      current = ''
+    else
+      leave_line(nonce)
+    end
+    serve_line()
+    return done(held and 1 or 0)
+  end
+
+  if verb == 'renew' then
+    settle()
+    if not held_number() then
+      return 0
+    elseif is_group() then
+      extend_group(nonce, ttl)
+      -- Among how many at most it is held, for those who count votes.
+      return tonumber(call('ZSCORE', base .. 'l', nonce) or 1)
+    end
+    return call('PEXPIRE', lock, ttl)
+  end
+
+  if verb == 'mark' then
+    settle()
+    local lasting, marked = mode, entry
+    local number = held_number()
+    if not number then
+      -- It was marked before, with a number that was too low.
+      nonce = lasting
+      number = held_number()
+    end
+    if not number then
+      return 0
+    end
+    last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
+    -- Whether nobody else can have been given this number, or a higher one, by a mark on this server.
+    local is_new = last < marked or (last == marked and number == marked)
+    local known = tonumber(last)
+    last = last < marked and marked or last
+    if is_group() then
+      local taken = string.match(call('HGET', base .. 'h', nonce), '^%d+:(.*)$')
+      local ends, limit = call('ZSCORE', base .. 's', nonce), call('ZSCORE', base .. 'l', nonce)
+      call('HSET', base .. 'h', lasting, marked .. ':' .. taken)
+      call('ZADD', base .. 's', ends, lasting)
+      if limit then
+        call('ZADD', base .. 'l', limit, lasting)
+      end
+      if nonce ~= lasting then
+        leave_group(nonce)
+      end
+    else
+      call('SETRANGE', lock, '0', lasting)
+      call('SETRANGE', lock, '17', marked)
+    end
+    return done(is_new and 1 or known)
+  end
+
+  if verb == 'downgrade' then
+    settle()
+    local number = held_number()
+    if not number then
+      return 0
+    end
+    if not is_group() then
+      local session, rest = string.match(current, '^%x+[:+]%d+:(%x+):x:(.*)$')
+      call('DEL', lock)
+      current = ''
+      join_group(nonce, 's', number, session .. ':s:' .. rest, ttl)
+    else
+      extend_group(nonce, ttl)
+    end
+    serve_line()
+    return done(1)
+  end
+
+  if verb == 'evict' then
+    settle()
+    local session
+    if is_group() then
+      local holder = call('HGET', base .. 'h', nonce)
+      if not holder then
+        return 0
+      end
+      session = string.match(holder, '^%d+:(%x+):')
+      leave_group(nonce)
+    elseif held_number() then
+      session = string.match(current, '^%x+[:+]%d+:(%x+):')
+      call('DEL', lock)
+      current = ''
+    elseif current ~= '' and string.sub(redis.sha1hex(current), 1, 16) == nonce then
+      -- Somebody else's client has it, and is known by what it wrote.
+      call('DEL', lock)
+      current = ''
+    else
+      return 0
+    end
+    if session then
+      tell(base, session, 'lost', nonce, '0')
+    end
+    serve_line()
+    return done(1)
+  end
+
+  if verb == 'inspect' then
+    settle()
+    local held, line = {}, {}
+    if is_group() then
+      local ends = call('ZRANGE', base .. 's', 0, -1, 'WITHSCORES')
+      for index = 1, #ends, 2 do
+        table.insert(held, ends[index] .. ':' .. (call('HGET', base .. 'h', ends[index]) or ''))
+        table.insert(held, ends[index + 1] - now_ms())
+      end
+    elseif current ~= '' then
+      -- What only looks like ours is somebody else's, and known by what it is.
+      local id = string.match(current, '^([%da-f]+)[:+]%d+:%x+:x:%d+:')
+      local ours = id and #id == 16 and string.find(id, '[^0]')
+      table.insert(held, ours and current or string.sub(redis.sha1hex(current), 1, 16))
+      table.insert(held, call('PTTL', lock))
+    end
+    for _, member in ipairs(call('ZRANGE', base .. 'q', 0, -1)) do
+      table.insert(line, call('HGET', base .. 'w', member) or '')
+    end
+    return {now, held, line}
+  end
+
+  error('unknown verb ' .. verb)
 end
 
-local answers, at = {}, 1
-for index = 1, #KEYS, 2 do
-  lock, base = KEYS[index], KEYS[index + 1]
-  verb, nonce, ttl, last = ARGV[at], ARGV[at + 1], ARGV[at + 2], nil
-  at = at + 3
-  mode = nil
-  if verb == 'acquire' or verb == 'queue' or verb == 'look' then
-    mode, entry = ARGV[at], ARGV[at + 1]
-    at = at + 2
-  elseif verb == 'mark' then
-    lasting, marked = ARGV[at], ARGV[at + 1]
-    at = at + 2
+local first = made
+while 2 * made < #KEYS do
+  lock, base = KEYS[2 * made + 1], KEYS[2 * made + 2]
+  verb, nonce, ttl, mode, entry = unpack(ARGV, ARGS * made + 1, ARGS * made + ARGS)
+  ttl = tonumber(ttl)
+  if made > first then
+    last = nil
   end
-  local made, answer = pcall(change)
-  if not made then
+  local is_made, answer = pcall(change)
+  if not is_made then
     -- What failed is one change's affair: the others are answered.
     local says = type(answer) == 'table' and answer.err or tostring(answer)
     -- The server's own errors begin with a code, where nothing says before it in which line of this script they came.
@@ -563,6 +570,7 @@ for index = 1, #KEYS, 2 do
       redis.pcall('SET', base .. 't', string.sub(last, 1, 16) .. '+', 'PX', KEEP_MS)
     end
   end
-  answers[#answers + 1] = answer
+  made = made + 1
+  answers[made] = answer
 end
 return answers
