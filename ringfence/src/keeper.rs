@@ -135,34 +135,33 @@ impl Keeper {
         let mut work = Work::default();
         if let Some((first, _)) = order.first().filter(|(first, _)| *first <= now) {
             work.lag = now.saturating_since(*first);
-            // What is nearly due goes along.
-            let is_near = |(due, nonce): &&(BootInstant, Nonce)| {
-                *due <= now.saturating_add(leases[nonce].lease.key.ttl.as_duration() / 10)
-            };
-            let near: Vec<_> = order.iter().take_while(is_near).copied().collect();
-            for (due, nonce) in near {
+            let mut later = Vec::new();
+            while let Some(&(due, nonce)) = order.first() {
                 let kept = leases.get_mut(&nonce).expect("what is due is kept");
-                let lease = Arc::clone(&kept.lease);
+                let lease = &kept.lease;
+                // What is nearly due goes along.
+                if due > now.saturating_add(lease.key.ttl.as_duration() / 10) {
+                    break;
+                }
+                order.pop_first();
                 match lease.state.deadline(now) {
                     None => {
-                        order.remove(&(due, nonce));
+                        work.lapsed.push(Arc::clone(lease));
                         leases.remove(&nonce);
-                        work.lapsed.push(lease);
                     }
                     Some(_) if now < lease.renewed_until() => {
-                        order.remove(&(due, nonce));
+                        work.renew.push(Arc::clone(lease));
                         kept.due = None;
-                        work.renew.push(lease);
                     }
                     Some(deadline) if due <= now => {
-                        order.remove(&(due, nonce));
+                        work.overstayed.push(Arc::clone(lease));
                         kept.due = Some(deadline);
-                        order.insert((deadline, nonce));
-                        work.overstayed.push(lease);
+                        later.push((deadline, nonce));
                     }
-                    Some(_) => {}
+                    Some(_) => later.push((due, nonce)),
                 }
             }
+            order.extend(later);
         }
         // A look that is planned stays planned, even if the lease that it was for is gone: or else a lease that is taken and
         // released again and again would have to wake us each time.
