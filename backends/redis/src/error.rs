@@ -20,12 +20,17 @@ pub(crate) fn of_call(error: RedisError, server: &str) -> Error {
 
 /// The error of a call that was not sent, because there is no connection.
 pub(crate) fn of_connecting(error: RedisError, server: &str) -> Error {
+    explain_greeting(error).about(server)
+}
+
+/// What is wrong where a connection ends as soon as it begins.
+fn explain_greeting(error: RedisError) -> Error {
     if error.is_connection_dropped() && !error.is_connection_refusal() && !error.is_timeout() {
-        let advice =
-            "it hangs up on us: it may be in protected mode, have no connection left, or speak TLS (rediss:)";
-        return Error::new(ErrorKind::Unavailable, advice).about(server).because(error);
+        let advice = "it hangs up on us: it may be in protected mode, have no connection left, or speak TLS (rediss:, or \
+                      tls=on for several servers)";
+        return Error::new(ErrorKind::Unavailable, advice).because(error);
     }
-    explain(error).about(server)
+    explain(error)
 }
 
 /// The error of asking a Sentinel, which has users of its own.
@@ -35,7 +40,7 @@ pub(crate) fn of_sentinel(error: RedisError) -> Error {
                       and what stands before the @ is for the servers";
         return Error::new(ErrorKind::Refused, advice).because(error);
     }
-    explain(error)
+    explain_greeting(error)
 }
 
 /// The error of one change of a lock, among others that were made. A change that failed in its middle may be half done.
@@ -122,7 +127,7 @@ fn explain(error: RedisError) -> Error {
         (Theirs::Io, _) if error.is_timeout() => (
             ErrorKind::Unavailable,
             "it does not answer in time: it is overloaded or cut off, or the port is not that of a Redis server (by TLS, \
-             where the URL says rediss:)",
+             where the URL says rediss: or tls=on)",
         ),
         (Theirs::Io, _) => (
             ErrorKind::Unavailable,

@@ -12,11 +12,11 @@ use ringfence_core::{BackendUrl, Error, ErrorKind, Quorum, Result, nearest};
 use crate::keys::Keys;
 use crate::route::Route;
 use crate::sentinel::Sentinels;
-use crate::tls::{self, TLS_PARAMS};
+use crate::tls;
 
 /// The parameters of a Redis URL, beside those of the hall.
 pub const PARAMS: &[&str] =
-    &["keys", "db", "replicas", "ca", "cert", "key", "sentinel_user", "sentinel_password"];
+    &["keys", "db", "replicas", "tls", "ca", "cert", "key", "sentinel_user", "sentinel_password"];
 
 /// The parameters of a `redlock:` URL.
 pub const REDLOCK_PARAMS: &[&str] = &["keys", "db", "quorum", "tls", "ca", "cert", "key"];
@@ -24,7 +24,7 @@ pub const REDLOCK_PARAMS: &[&str] = &["keys", "db", "quorum", "tls", "ca", "cert
 /// With fewer nodes none may fail.
 const NODES_MIN: usize = 3;
 
-/// Parameters that only some schemes know.
+/// Parameters that only one scheme knows.
 const SENTINEL_PARAMS: [&str; 2] = ["sentinel_user", "sentinel_password"];
 
 /// The port of a server, and of a Sentinel, where the URL names none.
@@ -61,18 +61,12 @@ impl Options {
         });
         let replicas = replicas.transpose()?;
         let scheme = url.scheme();
-        let (is_tls, by_sentinels) = (scheme == "rediss", scheme == "redis+sentinel");
-        for (known, params, instead) in [
-            (is_tls, &TLS_PARAMS[..], "is about TLS: write rediss://host"),
-            (
-                by_sentinels,
-                &SENTINEL_PARAMS,
-                "is about Sentinels: write redis+sentinel://host,host,host/service",
-            ),
-        ] {
-            if !known && let Some(param) = params.iter().find(|param| url.param(param).is_some()) {
-                return Err(invalid(format!("{scheme}: has no {param}=, which {instead}")));
-            }
+        if scheme != "redis+sentinel"
+            && let Some(param) = SENTINEL_PARAMS.iter().find(|param| url.param(param).is_some())
+        {
+            return Err(invalid(format!(
+                "{scheme}: has no {param}=, which is about Sentinels: write redis+sentinel://host,host,host/service"
+            )));
         }
         let path = url.path().strip_prefix('/').unwrap_or_default();
         let target = match scheme {
@@ -87,9 +81,7 @@ impl Options {
                     )));
                 };
                 let (host, port) = split_port(host, SERVER_PORT)?;
-                let access = Access::parse(url, path)?;
-                let access = if is_tls { access.by_tls(tls::certificates(url)?) } else { access };
-                Target::Server(Route::At(access.at(host, port)?))
+                Target::Server(Route::At(Access::parse(url, path)?.at(host, port)?))
             }
         };
         Ok(Self { target, keys, replicas, shown: url.to_string() })
@@ -99,16 +91,7 @@ impl Options {
     pub(crate) fn parse_nodes(url: &BackendUrl) -> Result<(Vec<Self>, Quorum)> {
         let keys = parse_keys(url)?;
         let access = Access::parse(url, url.path().strip_prefix('/').unwrap_or_default())?;
-        let is_tls = match url.param("tls") {
-            None | Some("off") => false,
-            Some("on") => true,
-            Some(other) => return Err(invalid(format!("tls={other:?} is neither \"on\" nor \"off\""))),
-        };
-        if !is_tls && let Some(param) = TLS_PARAMS.iter().find(|param| url.param(param).is_some()) {
-            return Err(invalid(format!("redlock: has {param}=, which is about TLS, and no tls=on")));
-        }
-        let access = if is_tls { access.by_tls(tls::certificates(url)?) } else { access };
-        let scheme = if is_tls { "rediss" } else { "redis" };
+        let scheme = if access.tls.is_some() { "rediss" } else { "redis" };
         let mut nodes: Vec<Self> = Vec::new();
         for written in url.hosts() {
             let (host, port) = split_port(written, SERVER_PORT)?;
@@ -176,16 +159,14 @@ fn sentinels(url: &BackendUrl, path: &str) -> Result<Sentinels> {
                 .to_owned(),
         ));
     }
-    let theirs = Access::of(url.param("sentinel_user"), url.param("sentinel_password"));
+    let access = Access::parse(url, db)?;
+    let (user, password) = (url.param("sentinel_user"), url.param("sentinel_password"));
+    let theirs = Access { settings: login(user, password), tls: access.tls.clone() };
     let addresses = url.hosts().iter().map(|host| {
         let (host, port) = split_port(host, SENTINEL_PORT)?;
         theirs.at(host, port)
     });
-    Ok(Sentinels {
-        addresses: addresses.collect::<Result<_>>()?,
-        service: service.to_owned(),
-        access: Access::parse(url, db)?,
-    })
+    Ok(Sentinels { addresses: addresses.collect::<Result<_>>()?, service: service.to_owned(), access })
 }
 
 fn cluster(url: &BackendUrl, path: &str) -> Result<Target> {
@@ -247,23 +228,8 @@ impl Access {
         };
         let db: u16 = if db.is_empty() { Ok(0) } else { db.parse() }
             .map_err(|_| invalid(format!("{db:?} is no database: it is a number, as in redis://host/0")))?;
-        let Self { settings, tls } = Self::of(url.user(), url.password());
-        Ok(Self { settings: settings.set_db(db.into()), tls })
-    }
-
-    fn of(user: Option<&str>, password: Option<&str>) -> Self {
-        let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
-        if let Some(user) = user {
-            settings = settings.set_username(user);
-        }
-        if let Some(password) = password {
-            settings = settings.set_password(password);
-        }
-        Self { settings, tls: None }
-    }
-
-    pub(crate) fn by_tls(self, certificates: TlsCertificates) -> Self {
-        Self { tls: Some(certificates), ..self }
+        let settings = login(url.user(), url.password()).set_db(db.into());
+        Ok(Self { settings, tls: tls::of(url)? })
     }
 
     /// A server, written as `host:port`.
@@ -292,6 +258,17 @@ impl Access {
             .map_err(|error| invalid("it names no server".to_owned()).because(error))?;
         Ok(server.set_redis_settings(self.settings.clone()))
     }
+}
+
+fn login(user: Option<&str>, password: Option<&str>) -> RedisConnectionInfo {
+    let mut settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
+    if let Some(user) = user {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = password {
+        settings = settings.set_password(password);
+    }
+    settings
 }
 
 fn split_port(host: &str, default: u16) -> Result<(String, u16)> {
@@ -421,6 +398,7 @@ mod tests {
             ("redlock://a,b,c?quorum=most", "2, the majority, to 3, all of them"),
             ("redlock://a,b,c:0", "no port"),
             ("redlock://a,b,c/orders", "no database"),
+            ("redlock://a,b,c?ca=/ca.pem", "redlock: has ca=, which is about TLS, and no tls=on"),
             ("redlock://a,b,c?keys=verbatin", "did you mean \"verbatim\"?"),
         ] {
             let error = Options::parse_nodes(&BackendUrl::parse(url).unwrap()).unwrap_err();
@@ -438,6 +416,22 @@ mod tests {
         assert_eq!(node.addr().to_string(), "fd00::1:6379");
         assert_eq!(node.redis_settings().password(), Some("secret"));
         assert!(!format!("{options:?}").contains("secret"), "{options:?}");
+    }
+
+    #[test]
+    fn whoever_a_url_leads_to_is_spoken_to_by_tls_or_nobody_is() {
+        for (params, by_tls) in [("", false), ("tls=off", false), ("tls=on", true)] {
+            let is_by_tls = |server: &ConnectionInfo| matches!(server.addr(), ConnectionAddr::TcpTls { .. });
+            let options = parse(&format!("redis+sentinel://one,two/orders?{params}")).unwrap();
+            let Target::Server(Route::BySentinels(found)) = &options.target else { panic!("{options:?}") };
+            let primary = found.access.at("three".to_owned(), 1).unwrap();
+            for server in found.addresses.iter().chain([&primary]) {
+                assert_eq!(is_by_tls(server), by_tls, "{params:?}: {server:?}");
+            }
+            let options = parse(&format!("redis+cluster://one,two?{params}")).unwrap();
+            let Target::Cluster { access, .. } = &options.target else { panic!("{options:?}") };
+            assert_eq!(is_by_tls(&access.at_address("three:1").unwrap()), by_tls, "{params:?}");
+        }
     }
 
     #[test]
@@ -459,7 +453,13 @@ mod tests {
             ("redis://one?replicas=0", "from 1 to 255"),
             ("redis://one?replicas=all", "from 1 to 255"),
             ("redis://one?sentinel_user=ann", "no sentinel_user=, which is about Sentinels"),
-            ("redis+sentinel://one?ca=/ca.pem", "no ca="),
+            ("redis://one?tls=on", "redis: has no tls=, one server is spoken to by TLS with rediss://"),
+            ("rediss://one?tls=on", "rediss: has no tls="),
+            ("redis+unix:///run/redis.sock?key=/dev/null", "redis+unix: has no key="),
+            ("redis+sentinel://one/service?ca=/ca.pem", "ca=, which is about TLS, and no tls=on"),
+            ("redis+sentinel://one/service?tls=yes", "neither \"on\" nor \"off\""),
+            ("redis+cluster://one?tls=off&cert=/dev/null", "cert=, which is about TLS, and no tls=on"),
+            ("redis+cluster://one?tls=on&ca=/no/such/file", "ca=/no/such/file cannot be read"),
             ("redis+sentinel://one,two", "/service"),
             ("redis+sentinel:/service", "redis+sentinel://host:26379"),
             ("redis+sentinel://one/service/orders", "no database"),

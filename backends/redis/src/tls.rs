@@ -10,11 +10,33 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError};
 
-/// The parameters of a URL that are about TLS.
-pub(crate) const TLS_PARAMS: [&str; 3] = ["ca", "cert", "key"];
+/// Whether the servers of a URL, each of them, are spoken to by TLS, and with which certificates.
+pub(crate) fn of(url: &BackendUrl) -> Result<Option<TlsCertificates>> {
+    let scheme = url.scheme();
+    let is_one_server = matches!(scheme, "redis" | "rediss" | "redis+unix");
+    let is_on = match url.param("tls") {
+        Some(_) if is_one_server => {
+            return Err(invalid(format!(
+                "{scheme}: has no tls=, one server is spoken to by TLS with rediss://host"
+            )));
+        }
+        None | Some("off") => scheme == "rediss",
+        Some("on") => true,
+        Some(other) => return Err(invalid(format!("tls={other:?} is neither \"on\" nor \"off\""))),
+    };
+    let param = ["ca", "cert", "key"].into_iter().find(|param| url.param(param).is_some());
+    match param {
+        _ if is_on => certificates(url).map(Some),
+        None => Ok(None),
+        Some(param) if is_one_server => {
+            Err(invalid(format!("{scheme}: has no {param}=, which is about TLS: write rediss://host")))
+        }
+        Some(param) => Err(invalid(format!("{scheme}: has {param}=, which is about TLS, and no tls=on"))),
+    }
+}
 
 /// Reads what the parameters name. Without `ca` the authorities are those that the system knows.
-pub(crate) fn certificates(url: &BackendUrl) -> Result<TlsCertificates> {
+fn certificates(url: &BackendUrl) -> Result<TlsCertificates> {
     // The driver takes its cryptography from a place that the process shares. Where the program has put one there, it stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let root_cert = url.param("ca").map(|path| certificates_in("ca", path)).transpose()?;
@@ -82,7 +104,7 @@ pub(crate) fn explain(error: &RedisError) -> Option<(ErrorKind, &'static str)> {
         ),
         rustls::Error::InvalidMessage(_) => (
             ErrorKind::InvalidUrl,
-            "it does not speak TLS on this port: name the port that does, or write redis: for a connection without",
+            "it does not speak TLS on this port: name the port that does, or do without: redis: in place of rediss:, no tls=on",
         ),
         _ => (ErrorKind::Refused, "no trusted connection comes about"),
     })
@@ -96,7 +118,8 @@ fn of_certificate(why: &CertificateError) -> &'static str {
              ?ca=/path.pem, or have the system know it"
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "its certificate is for another host: write the URL with a host that the certificate names"
+            "its certificate is for another host: write the URL with a host that the certificate names, and have Sentinels and \
+             clusters name it by that as well (announce-hostnames, cluster-announce-hostname)"
         }
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }

@@ -27,15 +27,22 @@ impl RedisCluster {
     ///
     /// Panics when that takes too long.
     pub async fn start() -> Option<Self> {
-        Self::start_with(0).await
+        Self::start_with(RedisOptions::new(), 0).await
     }
 
     /// As [`Self::start`], with a replica for each master. It returns when every replica follows its master.
     pub async fn start_with_replicas() -> Option<Self> {
-        Self::start_with(1).await
+        Self::start_with(RedisOptions::new(), 1).await
     }
 
-    async fn start_with(replicas: usize) -> Option<Self> {
+    /// As [`Self::start`], where all nodes speak TLS and nothing else, also with each other. They have one certificate, which is
+    /// for 127.0.0.1 and for no name.
+    pub async fn start_with_tls() -> Option<Self> {
+        Self::start_with(RedisOptions::new().tls().set("tls-cluster", &["yes"]), 0).await
+    }
+
+    /// `plain` is what a node is beside what all of ours are.
+    async fn start_with(plain: RedisOptions, replicas: usize) -> Option<Self> {
         let folder = TempDir::new().expect("a temporary directory");
         let ports: Vec<Port> = (0..Self::MASTERS * (1 + replicas)).map(|_| Port::claim()).collect();
         let numbers: Vec<u16> = ports.iter().map(Port::number).collect();
@@ -43,7 +50,8 @@ impl RedisCluster {
         for port in ports {
             let file = folder.path().join(format!("{}.conf", port.number()));
             fs::write(&file, membership(port.number(), &numbers)).expect("a temporary file can be written");
-            let options = RedisOptions::new()
+            let options = plain
+                .clone()
                 .set("cluster-enabled", &["yes"])
                 .set("cluster-config-file", &[&file.to_string_lossy()])
                 .set("cluster-node-timeout", &["2000"])
@@ -278,6 +286,18 @@ mod tests {
         assert!(told(source, &["get", one]).await.starts_with("MOVED"));
         cluster.move_slot(slot, from).await;
         assert_eq!(source.command(&["mget", one, two]).await, "value\nvalue");
+    }
+
+    #[tokio::test]
+    async fn by_tls_a_slot_is_moved_as_well() {
+        let Some(cluster) = RedisCluster::start_with_tls().await else { return };
+        let slot = cluster.slot_of("key").await;
+        let from = cluster.master_of(slot).await;
+        let to = (from + 1) % RedisCluster::MASTERS;
+        assert!(cluster.nodes()[from].url().starts_with("rediss://"));
+        cluster.nodes()[from].command(&["set", "key", "value"]).await;
+        cluster.move_slot(slot, to).await;
+        assert_eq!(cluster.nodes()[to].command(&["get", "key"]).await, "value");
     }
 
     #[tokio::test]

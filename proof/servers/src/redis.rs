@@ -21,7 +21,7 @@ pub struct RedisOptions {
     arguments: Vec<String>,
     environment: Vec<(OsString, OsString)>,
     password: Option<String>,
-    has_tls: bool,
+    pub(crate) certificates: Option<Certificates>,
 }
 
 impl RedisOptions {
@@ -59,10 +59,11 @@ impl RedisOptions {
         self
     }
 
-    /// A server that speaks TLS, and nothing else, on its port. Its certificate is for 127.0.0.1, and for no name.
+    /// A server that speaks TLS, and nothing else, on its port. Its certificate is for 127.0.0.1, and for no name. Those that
+    /// are started with clones of these options have one certificate.
     #[must_use]
     pub fn tls(mut self) -> Self {
-        self.has_tls = true;
+        self.certificates = Some(Certificates::make(Ipv4Addr::LOCALHOST));
         self
     }
 
@@ -92,8 +93,12 @@ impl RedisOptions {
             None => require("redis-server")?,
         };
         let folder = TempDir::new().expect("a temporary directory");
-        let certificates = self.has_tls.then(|| Certificates::make(folder.path(), Ipv4Addr::LOCALHOST));
-        let cli = Cli { program: cli, port: port.number(), password: self.password.clone(), certificates };
+        let cli = Cli {
+            program: cli,
+            port: port.number(),
+            password: self.password.clone(),
+            certificates: self.certificates.clone(),
+        };
         let data = folder.path().join("data");
         fs::create_dir(&data).expect("a temporary directory can be written to");
         let socket = folder.path().join("redis.sock");
@@ -102,19 +107,20 @@ impl RedisOptions {
         let mut arguments: Vec<OsString> = vec![
             word("--bind"),
             word("127.0.0.1"),
-            word(if cli.certificates.is_some() { "--tls-port" } else { "--port" }),
-            word(&port.number().to_string()),
             word("--unixsocket"),
             socket.clone().into(),
             word("--dir"),
             data.clone().into(),
         ];
         arguments.extend(["--save", "", "--appendonly", "no", "--daemonize", "no"].map(word));
-        if let Some(files) = &cli.certificates {
-            arguments.extend(["--port", "0", "--tls-auth-clients", "no"].map(word));
-            arguments.extend([word("--tls-cert-file"), files.certificate.clone().into()]);
-            arguments.extend([word("--tls-key-file"), files.key.clone().into()]);
-            arguments.extend([word("--tls-ca-cert-file"), files.authority.clone().into()]);
+        match &cli.certificates {
+            None => arguments.extend([word("--port"), word(&port.number().to_string())]),
+            Some(files) => arguments.extend(
+                files
+                    .settings(port.number())
+                    .into_iter()
+                    .flat_map(|(setting, value)| [format!("--{setting}").into(), value.into()]),
+            ),
         }
         if let Some(password) = &self.password {
             arguments.extend(["--requirepass", password].map(word));
@@ -446,8 +452,7 @@ mod tests {
         let Some(server) = RedisOptions::new().tls().start().await else { return };
         assert_eq!(server.url(), format!("rediss://127.0.0.1:{}", server.port()));
         assert_eq!(server.command(&["ping"]).await, "PONG");
-        let other = TempDir::new().unwrap();
-        let strangers = Certificates::make(other.path(), Ipv4Addr::LOCALHOST);
+        let strangers = Certificates::make(Ipv4Addr::LOCALHOST);
         for certificates in [None, Some(strangers)] {
             let error = Cli { certificates, ..server.cli.clone() }.ask(&["ping"]).await.unwrap_err();
             assert!(!error.is_empty(), "a failure says something");

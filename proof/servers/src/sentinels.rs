@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use crate::port::Port;
 use crate::redis::{Cli, Instance, LEASH, RedisOptions, RedisServer, until, until_within};
 use crate::require::require;
+use crate::tls::Certificates;
 
 /// As which user the servers and the Sentinels talk to each other, so that they can be cut off and the clients not.
 const INTERNAL: &str = "internal";
@@ -52,19 +53,28 @@ impl Sentinels {
     ///
     /// Panics when that takes too long.
     pub async fn start() -> Option<Self> {
-        Self::start_with(None, None).await
+        Self::start_with(RedisOptions::new(), "127.0.0.1", None).await
     }
 
     /// As [`Self::start`], where the servers ask for one password and the Sentinels for another.
     pub async fn start_with_passwords(servers: &str, sentinels: &str) -> Option<Self> {
-        Self::start_with(Some(servers), Some(sentinels)).await
+        Self::start_with(RedisOptions::new().password(servers), "127.0.0.1", Some(sentinels)).await
     }
 
-    async fn start_with(password: Option<&str>, sentinels_password: Option<&str>) -> Option<Self> {
+    /// As [`Self::start`], where all of them speak TLS and nothing else, also with each other. They have one certificate, which
+    /// is for 127.0.0.1 and for no name. The Sentinels name the primary of the beginning by this host: 127.0.0.1 or a name that
+    /// leads there.
+    pub async fn start_with_tls(host: &str) -> Option<Self> {
+        Self::start_with(RedisOptions::new().tls().set("tls-replication", &["yes"]), host, None).await
+    }
+
+    /// `plain` is what a server is beside what all of ours are.
+    async fn start_with(plain: RedisOptions, host: &str, sentinels_password: Option<&str>) -> Option<Self> {
+        let certificates = plain.certificates.clone();
         let program = require("redis-server")?;
         let mut servers: Vec<RedisServer> = Vec::new();
         for _ in 0..COUNT {
-            let mut options = options(password);
+            let mut options = options(plain.clone());
             if let Some(primary) = servers.first() {
                 options = options.set("replicaof", &["127.0.0.1", &primary.port().to_string()]);
             }
@@ -85,20 +95,15 @@ impl Sentinels {
         for port in ports {
             let folder = TempDir::new().expect("a temporary directory");
             let file = folder.path().join("sentinel.conf");
-            let text = configuration(
-                port.number(),
-                &server_ports,
-                &sentinel_ports,
-                sentinels_password,
-                folder.path(),
-            );
-            fs::write(&file, text).expect("a temporary file can be written");
+            let mut lines = configuration(port.number(), host, &server_ports, &sentinel_ports, folder.path());
+            lines.extend(greeting(port.number(), sentinels_password, certificates.as_ref()));
+            fs::write(&file, lines.join("\n") + "\n").expect("a temporary file can be written");
             let mut command = Command::new("sh");
             command.args(["-c", LEASH]).arg(&program).arg(&file).arg("--sentinel");
             let instance = Instance::start(command, "+monitor").await;
             let password = sentinels_password.map(str::to_owned);
-            let cli =
-                Cli { program: require("redis-cli")?, port: port.number(), password, certificates: None };
+            let certificates = certificates.clone();
+            let cli = Cli { program: require("redis-cli")?, port: port.number(), password, certificates };
             sentinels.push(Sentinel { _instance: instance, cli, _port: port, _folder: folder });
         }
         let started = Self { servers, sentinels };
@@ -206,54 +211,57 @@ impl Sentinel {
 }
 
 /// Any of the servers may become the primary, so they are all alike.
-fn options(password: Option<&str>) -> RedisOptions {
-    let options = RedisOptions::new()
+fn options(plain: RedisOptions) -> RedisOptions {
+    plain
         // By default a primary waits five seconds for more replicas before it serves the first.
         .set("repl-diskless-sync-delay", &["0"])
         .set("user", &[INTERNAL, "on", &format!(">{INTERNAL_PASSWORD}"), "~*", "&*", "+@all"])
         .set("masteruser", &[INTERNAL])
-        .set("masterauth", &[INTERNAL_PASSWORD]);
-    match password {
-        Some(password) => options.password(password),
-        None => options,
-    }
+        .set("masterauth", &[INTERNAL_PASSWORD])
 }
 
 /// The configuration of one Sentinel, which names all servers and all other Sentinels: they would find each other within
 /// some seconds, and the tests need not wait for it.
-fn configuration(
-    port: u16,
-    servers: &[u16],
-    sentinels: &[u16],
-    password: Option<&str>,
-    folder: &Path,
-) -> String {
+fn configuration(port: u16, host: &str, servers: &[u16], sentinels: &[u16], folder: &Path) -> Vec<String> {
     let service = Sentinels::SERVICE;
     // Forty hexadecimal digits, made from the port.
     let id = |port: u16| format!("{port:040x}");
     let mut lines = vec![
-        format!("port {port}"),
         "bind 127.0.0.1".to_owned(),
         format!("dir {}", folder.display()),
         format!("sentinel myid {}", id(port)),
-        format!("sentinel monitor {service} 127.0.0.1 {} {QUORUM}", servers[0]),
+        "sentinel resolve-hostnames yes".to_owned(),
+        "sentinel announce-hostnames yes".to_owned(),
+        format!("sentinel monitor {service} {host} {} {QUORUM}", servers[0]),
         format!("sentinel auth-user {service} {INTERNAL}"),
         format!("sentinel auth-pass {service} {INTERNAL_PASSWORD}"),
         format!("sentinel down-after-milliseconds {service} 500"),
         format!("sentinel failover-timeout {service} 2000"),
         format!("sentinel parallel-syncs {service} 1"),
     ];
-    if let Some(password) = password {
-        lines.push(format!("requirepass {password}"));
-        lines.push(format!("sentinel sentinel-pass {password}"));
-    }
     let replicas = servers[1..].iter();
     lines.extend(replicas.map(|port| format!("sentinel known-replica {service} 127.0.0.1 {port}")));
     let others = sentinels.iter().filter(|other| **other != port);
     lines.extend(
         others.map(|other| format!("sentinel known-sentinel {service} 127.0.0.1 {other} {}", id(*other))),
     );
-    lines.join("\n") + "\n"
+    lines
+}
+
+/// How one Sentinel is spoken to, and speaks to the others.
+fn greeting(port: u16, password: Option<&str>, certificates: Option<&Certificates>) -> Vec<String> {
+    let mut lines = match certificates {
+        None => vec![format!("port {port}")],
+        Some(files) => {
+            let settings = files.settings(port).into_iter().chain([("tls-replication", "yes".to_owned())]);
+            settings.map(|(setting, value)| format!("{setting} {value}")).collect()
+        }
+    };
+    if let Some(password) = password {
+        lines.push(format!("requirepass {password}"));
+        lines.push(format!("sentinel sentinel-pass {password}"));
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -297,6 +305,18 @@ mod tests {
         until("a Sentinel does not reach one of the two", async || is_reached(1).await).await;
         sentinels.mend(old.port()).await;
         until("a Sentinel reaches both", async || is_reached(2).await).await;
+    }
+
+    #[tokio::test]
+    async fn by_tls_a_killed_primary_is_replaced_as_well() {
+        let Some(mut sentinels) = Sentinels::start_with_tls("localhost").await else { return };
+        let sentinel = &sentinels.sentinels[0].cli;
+        let named = sentinel.ask(&["sentinel", "get-master-addr-by-name", Sentinels::SERVICE]).await.unwrap();
+        assert_eq!(named.lines().next(), Some("localhost"));
+        let stranger = Cli { certificates: None, ..sentinel.clone() };
+        stranger.ask(&["ping"]).await.expect_err("it speaks nothing but TLS");
+        let old = sentinels.kill_primary().await;
+        sentinels.wait_for_failover(old).await.command(&["set", "key", "value"]).await;
     }
 
     #[tokio::test]

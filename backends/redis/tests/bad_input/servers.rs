@@ -277,7 +277,7 @@ async fn a_server_that_speaks_tls_and_is_spoken_to_without() {
     let Some(server) = RedisOptions::new().tls().start().await else { return };
     let error = refused("redis", server.port()).await;
     assert_eq!((error.retry(), error.effect()), (Retry::Later, Effect::None), "{error:?}");
-    assert!(error.to_string().contains("speak TLS (rediss:)"), "{error}");
+    assert!(error.to_string().contains("speak TLS (rediss:, or tls=on"), "{error}");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ fn asks_for(name: &str, wait: Wait) -> AcquireRequest {
     request
 }
 
-async fn until(what: &str, asks: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, asks: impl AsyncFn() -> bool) {
     let answered = async {
         while !asks().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
