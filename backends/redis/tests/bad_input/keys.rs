@@ -10,7 +10,7 @@ use ringfence_core::{
     Mode, Nonce, RecordKey, Release, Renewal, Result, Retry, SystemClock, Ttl, Wait,
 };
 use ringfence_redis::RedisBackend;
-use ringfence_servers::RedisServer;
+use ringfence_servers::{RedisOptions, RedisServer};
 
 use crate::common::{ask, connect, hold, name, request};
 use crate::{expect, message};
@@ -341,49 +341,135 @@ async fn malformed_holders_of_a_group_are_no_panic() {
     }
 }
 
-/// Makes a huge value of a record out of a huge string.
-const GROW: &str = "return redis.call('HSET', KEYS[1], 'value', redis.call('GET', 'huge'))";
+/// 1 GiB, as long as a string may be where a server is told to allow it.
+const HUGE: u64 = 1 << 30;
 
+/// Where the huge string is kept while it is in nobody's way.
+const PARKED: &str = "huge";
+
+/// Puts a string of 1 GiB under a key. To fill so much memory takes most of a second, so that one is moved around.
+async fn put_huge(server: &RedisServer, key: &str) {
+    if server.command(&["EXISTS", PARKED]).await == "0" {
+        server.command(&["SETRANGE", PARKED, &(HUGE - 1).to_string(), "x"]).await;
+    }
+    server.command(&["RENAME", PARKED, key]).await;
+}
+
+/// Takes it away again, if it is still there.
+async fn take_huge(server: &RedisServer, key: &str) {
+    if server.command(&["STRLEN", key]).await == HUGE.to_string() {
+        server.command(&["RENAME", key, PARKED]).await;
+    }
+}
+
+/// What grows where a value is copied or carried, each at its highest so far.
+#[derive(Debug)]
+struct Effort {
+    /// Bytes that the server has sent.
+    carried: u64,
+    /// The server's memory, in bytes, and ours.
+    theirs: u64,
+    ours: u64,
+    /// How long the server's scripts have run, in microseconds.
+    took: u64,
+}
+
+impl Effort {
+    async fn so_far(server: &RedisServer) -> Self {
+        let number = async |field| -> u64 {
+            server.info(field).await.and_then(|value| value.parse().ok()).expect("every server counts")
+        };
+        let after = |text: &str, word: &str| -> u64 {
+            let value =
+                text.split_once(word).unwrap_or_else(|| panic!("no {word:?} in {text:?}")).1.trim_start();
+            value
+                .split(|end: char| !end.is_ascii_digit())
+                .next()
+                .unwrap_or_default()
+                .parse()
+                .expect("a number")
+        };
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux says how a process is");
+        let scripts = server.command(&["INFO", "commandstats"]).await;
+        Self {
+            carried: number("total_net_output_bytes").await,
+            theirs: number("used_memory_peak").await,
+            ours: after(&status, "VmHWM:") * 1024,
+            took: after(scripts.split_once("cmdstat_evalsha:").expect("scripts have run").1, "usec="),
+        }
+    }
+}
+
+/// Neither the answers nor anybody's memory grow with a value that is no lock of ours.
 #[tokio::test]
-async fn a_huge_value_is_not_carried_over_the_network() {
-    let Some((server, client)) = stage().await else { return };
-    let huge = |key: String| {
-        let server = &server;
-        async move { server.command(&["SETRANGE", &key, &(64 << 20).to_string(), "x"]).await }
-    };
-    let carried =
-        async || server.info("total_net_output_bytes").await.and_then(|sum| sum.parse::<u64>().ok());
-    huge(LOCK.to_owned()).await;
-    let before = carried().await.expect("a sum");
+async fn a_huge_value_is_neither_copied_nor_carried() {
+    let Some(server) = RedisOptions::new().set("proto-max-bulk-len", &["2gb"]).start().await else { return };
+    let client = connect(&server.url()).await.expect("a server that runs");
+    let beside = |key| format!("{LOCK}:{key}");
+    // Connections, scripts and what else is only there once somebody has used it.
+    hold(&client, &name("warm"), Mode::Exclusive).await;
+    put_huge(&server, LOCK).await;
+    let before = Effort::so_far(&server).await;
     for mode in [Mode::Exclusive, Mode::Shared] {
         assert!(matches!(ask(&client, &lock(), mode).await, Ok(Attempt::Busy(_))), "{mode}");
     }
-    let state = client.inspect(&lock()).await.expect("a state");
     client.list(ListQuery::default()).await.expect("a listing");
-    let evicted = client.evict(&lock(), state.holders[0].token.nonce()).await.expect("an answer");
-    assert_eq!(evicted, Eviction::Evicted);
-    for key in ["t", "q", "h", "r:value"] {
-        huge(format!("{LOCK}:{key}")).await;
+    neighbour_works(&client).await;
+    take_huge(&server, LOCK).await;
+    for key in ["q", "h", "r:value"] {
+        put_huge(&server, &beside(key)).await;
         drop(every_call(&client).await);
-        server.command(&["DEL", &format!("{LOCK}:{key}"), LOCK]).await;
+        take_huge(&server, &beside(key)).await;
+        server.command(&["DEL", &beside(key), LOCK]).await;
     }
     let held = hold(&client, &lock(), Mode::Exclusive).await;
     let key = RecordKey::of(lock());
-    huge(format!("{LOCK}:r:value")).await;
+    put_huge(&server, &beside("r:value")).await;
     for refused in record_calls(&client, &key, &held).await {
         expect(&refused.expect_err("that is no record"), ErrorKind::Corrupt, Retry::Never, Effect::None);
     }
-    server.command(&["DEL", &format!("{LOCK}:r:value")]).await;
+    take_huge(&server, &beside("r:value")).await;
     client.records().open(&key, held.token).await.expect("an open record");
     client.records().write(&key, held.token, Bytes::from_static(b"ours")).await.expect("a write");
-    huge("huge".to_owned()).await;
-    server.command(&["EVAL", GROW, "1", &format!("{LOCK}:r:value")]).await;
+    // What stands in a hash is sent there whole, so that this one is as long as is quickly sent.
+    server.command(&["EVAL", GROW, "1", &beside("r:value")]).await;
     let read = client.records().read(&key).await;
     expect(&read.expect_err("no record is as long"), ErrorKind::Corrupt, Retry::Never, Effect::None);
     let open = client.records().open(&key, held.token).await;
     expect(&open.expect_err("no record is as long"), ErrorKind::Corrupt, Retry::Never, Effect::None);
-    let sum = carried().await.expect("a sum") - before;
-    assert!(sum < 1 << 20, "{sum} bytes were carried");
+    put_huge(&server, LOCK).await;
+    let state = client.inspect(&lock()).await.expect("a state");
+    let evicted = client.evict(&lock(), state.holders[0].token.nonce()).await.expect("an answer");
+    assert_eq!(evicted, Eviction::Evicted);
+    hold(&client, &lock(), Mode::Exclusive).await;
+    let after = Effort::so_far(&server).await;
+    assert!(after.carried - before.carried < 1 << 20, "it was carried: {before:?} {after:?}");
+    assert!(after.theirs - before.theirs < HUGE / 8, "it was copied by the server: {before:?} {after:?}");
+    assert!(after.ours - before.ours < HUGE / 8, "it was copied by us: {before:?} {after:?}");
+    // To copy it once takes seconds, and all of this without that some milliseconds, and to free it some more.
+    assert!(after.took - before.took < 1_000_000, "it was looked through: {before:?} {after:?}");
+}
+
+/// Makes a huge value of a record.
+const GROW: &str = "return redis.call('HSET', KEYS[1], 'value', string.rep('x', 16777216))";
+
+/// The counter is read in the command that replaces it, on the way of every grant: to look first how long it is would cost
+/// everybody, for the sake of a key that nobody else has any use for. So a huge one is read once, by the server, and is gone.
+#[tokio::test]
+async fn a_huge_counter_is_not_carried_and_is_replaced() {
+    let Some((server, client)) = stage().await else { return };
+    hold(&client, &name("warm"), Mode::Exclusive).await;
+    let counter = format!("{LOCK}:t");
+    for mode in [Mode::Exclusive, Mode::Shared] {
+        server.command(&["SETRANGE", &counter, &(64 << 20).to_string(), "x"]).await;
+        let before = Effort::so_far(&server).await;
+        client.inspect(&lock()).await.expect("a state");
+        let lease = hold(&client, &lock(), mode).await;
+        let after = Effort::so_far(&server).await;
+        assert!(after.carried - before.carried < 1 << 20, "it was carried: {before:?} {after:?}");
+        assert_eq!(server.command(&["STRLEN", &counter]).await, "16", "{mode}");
+        client.release(slice::from_ref(&lease.key)).await.expect("an answer");
+    }
 }
 
 /// Every call of a record, without its answer.
