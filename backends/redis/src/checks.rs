@@ -138,6 +138,14 @@ pub(crate) async fn log_what_is_wrong(client: &Client) {
     }
 }
 
+/// What tells a server apart from every other one, where it says so: one round trip. For clients of one server.
+pub(crate) async fn identity(client: &Client) -> Result<Option<String>> {
+    let nodes = Node::all(client).await?;
+    let [node] = &nodes[..] else { return Ok(None) };
+    let info = Info::of(node, redis::cmd("INFO").arg("server")).await?;
+    Ok(info.as_ref().and_then(Info::run_id).map(str::to_owned))
+}
+
 /// Asks for something that the server may refuse to say, to us or to everybody: then `None`.
 pub(crate) async fn ask(node: &Node<'_>, command: &Cmd) -> Result<Option<Value>> {
     match node.link.ask(Call::of(command)).await? {
@@ -153,7 +161,11 @@ struct Info(HashMap<String, String>);
 
 impl Info {
     async fn ask(node: &Node<'_>) -> Result<Option<Self>> {
-        let Some(reply) = ask(node, &redis::cmd("INFO")).await? else { return Ok(None) };
+        Self::of(node, &redis::cmd("INFO")).await
+    }
+
+    async fn of(node: &Node<'_>, command: &Cmd) -> Result<Option<Self>> {
+        let Some(reply) = ask(node, command).await? else { return Ok(None) };
         let odd = error::odd_reply(&reply, node.link.server());
         from_redis_value::<String>(reply).map(|text| Some(Self::parse(&text))).map_err(|_| odd)
     }
@@ -165,6 +177,12 @@ impl Info {
 
     fn text(&self, field: &str) -> Option<&str> {
         self.0.get(field).map(String::as_str)
+    }
+
+    /// What a server draws for itself when it starts. Services that hide it say something that is the same for all.
+    fn run_id(&self) -> Option<&str> {
+        let is_drawn = |id: &&str| id.len() == 40 && id.bytes().any(|digit| digit != b'0');
+        self.text("run_id").filter(is_drawn)
     }
 
     fn number(&self, field: &str) -> Option<u64> {
@@ -482,5 +500,21 @@ fn rounded(duration: Duration) -> String {
     match duration.as_millis() {
         millis @ 0..10_000 => format!("{millis} ms"),
         millis => format!("{} s", (millis + 500) / 1000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_known_by_what_it_has_drawn_and_by_nothing_that_others_say_as_well() {
+        let id = "05a8e9a6e1f4ba4f3a9f4f0f4d9e0b6c7d8e9f0a";
+        let zeros = "0".repeat(40);
+        for (said, known) in [(id, Some(id)), (&zeros, None), ("0", None), ("", None)] {
+            let info = Info::parse(&format!("# Server\r\nrun_id:{said}\r\ntcp_port:6379\r\n"));
+            assert_eq!(info.run_id(), known, "{said:?}");
+        }
+        assert_eq!(Info::parse("# Server\r\n").run_id(), None);
     }
 }

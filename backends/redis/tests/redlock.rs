@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, Effect, Error, ErrorKind, FencingToken,
-    HolderInfo, Lease, LockName, Mode, RecordKey, Release, Renewal, Result, SystemClock, Ttl, Wait,
+    HolderInfo, Lease, LockName, Mode, RecordKey, Release, Renewal, Result, Severity, SystemClock, Ttl, Wait,
 };
 use ringfence_redis::RedlockBackend;
 use ringfence_servers::{Event, Process, Proxy, RedisOptions, RedisServer, Taker, WallClock, node};
@@ -772,6 +772,79 @@ async fn a_quorum_is_enough_to_connect_and_less_is_not() {
     let error = connect(ports(&nodes).into_iter(), "", clock()).await.expect_err("two are no majority");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(error.to_string().contains("2 of 5 nodes can be used and 3 have to agree"), "{error}");
+}
+
+/// Three nodes by these addresses.
+async fn connect_to(nodes: [&str; 3], parameters: &str) -> Result<RedlockBackend> {
+    let url = BackendUrl::parse(&format!("redlock://{}?{parameters}", nodes.join(",")))?;
+    RedlockBackend::connect(&url, Arc::new(SystemClock::new())).await
+}
+
+#[tokio::test]
+async fn nodes_that_are_one_server_are_refused() {
+    let Some(one) = RedisServer::start().await else { return };
+    let Some(other) = RedisServer::start().await else { return };
+    let (way, late) = (Proxy::start(one.port()).await, Proxy::start(one.port()).await);
+    // Later than the two that are a quorum.
+    late.delay(Duration::from_millis(20));
+    let [one, other, way, late] =
+        [one.port(), other.port(), way.port(), late.port()].map(|port| format!("127.0.0.1:{port}"));
+    let by_name = one.replace("127.0.0.1", "localhost");
+    for ([first, second, third], parameters, twins) in [
+        ([&one, &other, &by_name], "quorum=3", [&one, &by_name]),
+        ([&way, &one, &other], "quorum=3", [&way, &one]),
+        ([&one, &other, &late], "", [&one, &late]),
+    ] {
+        let error = refused(connect_to([first, second, third], parameters).await);
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::InvalidUrl, Effect::None), "{error}");
+        let [one, other] = twins;
+        let said = format!("redis://{one} and redis://{other} are one server");
+        assert!(error.to_string().contains(&said), "expected {said:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_was_away_at_first_and_is_another_one_is_found() {
+    let Some(one) = RedisServer::start().await else { return };
+    let Some(other) = RedisServer::start().await else { return };
+    let away = Proxy::start(one.port()).await;
+    away.cut();
+    let nodes = [one.port(), other.port(), away.port()].map(|port| format!("127.0.0.1:{port}"));
+    let [first, second, third] = &nodes;
+    let clock = SystemClock::new();
+    let began = clock.now();
+    let ann = connect_to([first, second, third], "").await.expect("a quorum");
+    let took = clock.now().saturating_since(began);
+    assert!(took < Duration::from_secs(2), "a node that is silent is not waited for: {took:?}");
+    away.mend();
+    let findings = ann.examine().await.expect("they can be looked at");
+    let found = findings.iter().find(|finding| finding.about == "nodes");
+    let found = found.unwrap_or_else(|| panic!("nothing about the nodes: {findings:?}"));
+    assert_eq!(found.severity, Severity::Problem, "{found:?}");
+    assert!(found.what.contains(&format!("redis://{first} and redis://{third} are one server")), "{found:?}");
+}
+
+#[tokio::test]
+async fn nodes_that_do_not_say_who_they_are_are_believed() {
+    let silent =
+        || RedisOptions::new().set("user", &["default", "on", "nopass", "~*", "&*", "+@all", "-info"]);
+    let Some(one) = silent().start().await else { return };
+    let Some(other) = silent().start().await else { return };
+    let way = Proxy::start(one.port()).await;
+    let nodes = [one.port(), other.port(), way.port()].map(|port| format!("127.0.0.1:{port}"));
+    let [first, second, third] = &nodes;
+    let ann = connect_to([first, second, third], "quorum=3").await.expect("no reason to refuse them");
+    let findings = ann.examine().await.expect("they can be looked at");
+    assert!(findings.iter().all(|finding| finding.about != "nodes"), "{findings:?}");
+}
+
+/// Real nodes, which all say who they are, are nobody's twins.
+#[tokio::test]
+async fn five_servers_are_five() {
+    let Some(nodes) = Nodes::start().await else { return };
+    let ann = Client::with(&nodes, "quorum=5", Arc::new(SystemClock::new())).await;
+    let findings = ann.backend.examine().await.expect("they can be looked at");
+    assert!(findings.iter().all(|finding| finding.about != "nodes"), "{findings:?}");
 }
 
 #[tokio::test]

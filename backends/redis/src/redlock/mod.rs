@@ -27,13 +27,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Effect, Eviction, FencedStore, Finding,
-    Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue,
-    Quorum, Records, Release, Renewal, Result, Scope, Tokens, Ttl, WakeUp,
+    AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Effect, Error, ErrorKind, Eviction,
+    FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
+    Nonce, Page, Queue, Quorum, Records, Release, Renewal, Result, Scope, Tokens, Ttl, WakeUp,
 };
 
 use self::nodes::{Node, Nodes};
 use crate::backend::Client;
+use crate::checks;
 use crate::keys::Keys;
 use crate::options::Options;
 
@@ -48,6 +49,12 @@ const TTL_MAX: Duration = Duration::from_hours(23);
 /// How long nodes may take to be connected to, at first.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 
+/// How much later than a quorum a node may be connected to for its word to be heard on whether it is a server of its own.
+const CONNECT_GRACE: Duration = Duration::from_millis(250);
+
+/// What to do about two nodes that are one server.
+const NO_TWINS: &str = "name as many servers that have nothing in common";
+
 /// How long an examination may take.
 const EXAMINE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -61,7 +68,7 @@ const PATIENCE_PARTS: u32 = 5;
 const THREE_OF_FIVE: Quorum = Quorum::new(3, 5).expect("three are a majority of five");
 
 /// What Redlock promises on the nodes of a URL; where it names none, on five of which three have to agree. Errors with
-/// [`ErrorKind::InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl).
+/// [`ErrorKind::InvalidUrl`].
 pub fn redlock_guarantees(url: &BackendUrl) -> Result<Guarantees> {
     Ok(guarantees_of(if url.hosts().is_empty() { THREE_OF_FIVE } else { Options::parse_nodes(url)?.1 }))
 }
@@ -114,21 +121,32 @@ struct Redlock {
 }
 
 impl RedlockBackend {
-    /// Connects to the nodes of a URL, and returns when a quorum of them can be used. One round trip, and those of the
-    /// connections.
+    /// Connects to the nodes of a URL, and returns when a quorum of them can be used and the others can as well, or have had a
+    /// quarter of a second more. One round trip, and those of the connections.
     ///
-    /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl),
-    /// [`Unavailable`](ringfence_core::ErrorKind::Unavailable) where too few nodes can be reached,
-    /// [`Refused`](ringfence_core::ErrorKind::Refused) where too many have another password or access rules that keep us out.
+    /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`], also where two of the nodes that could be
+    /// connected to by then are one server, as far as servers tell us; with [`ErrorKind::Unavailable`] where too few nodes can be
+    /// reached, [`ErrorKind::Refused`] where too many have another password or access rules that keep us out.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
         let (options, quorum) = Options::parse_nodes(url)?;
         let keys = options[0].keys;
         let nodes =
             options.into_iter().map(|options| Arc::new(Node::new(Client::new(options, Arc::clone(&clock)))));
         let nodes = Nodes::new(nodes.collect(), quorum);
-        let connected =
-            nodes.ask_quorum(CONNECT_PATIENCE, |node| async move { node.client.servers.connect().await });
-        connected.await.map_err(|error| error.about(url))?;
+        let mut round = nodes.ask(nodes.every(), CONNECT_PATIENCE, |node| async move {
+            node.client.servers.connect().await?;
+            checks::identity(&node.client).await
+        });
+        let mut known = nodes.quorum_of(&mut round).await.map_err(|error| error.about(url))?;
+        let others = async {
+            while let Some((node, answer)) = round.next().await {
+                known.extend(answer.map(|identity| (node, identity)));
+            }
+        };
+        let _ = tokio::time::timeout(CONNECT_GRACE, others).await;
+        if let Some(what) = nodes.twins(known) {
+            return Err(Error::new(ErrorKind::InvalidUrl, format!("{what}: {NO_TWINS}")).about(url));
+        }
         let redlock = Arc::new(Redlock { nodes, keys, clock });
         Ok(Self { redlock, guarantees: guarantees_of(quorum), shown: url.to_string() })
     }
@@ -176,15 +194,19 @@ impl Redlock {
     async fn examine(&self) -> Result<Vec<Finding>> {
         let nodes = &self.nodes;
         let mut round = nodes.ask(nodes.every(), EXAMINE_PATIENCE, |node| async move {
-            node.checks.examine(&node.client).await
+            Ok((node.checks.examine(&node.client).await?, checks::identity(&node.client).await?))
         });
-        let (mut findings, mut failures) = (Vec::new(), Vec::new());
+        let (mut findings, mut known, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         while let Some((number, answer)) = round.next().await {
             match answer {
-                Ok(found) => findings.extend(found.into_iter().map(|mut finding| {
-                    finding.what = format!("{}: {}", nodes.get(number).client.servers.shown(), finding.what);
-                    finding
-                })),
+                Ok((found, identity)) => {
+                    known.push((number, identity));
+                    findings.extend(found.into_iter().map(|mut finding| {
+                        finding.what =
+                            format!("{}: {}", nodes.get(number).client.servers.shown(), finding.what);
+                        finding
+                    }));
+                }
                 Err(error) => {
                     let advice = "bring it back: what a quorum bears is counted with all nodes";
                     findings.push(Finding::problem("node", error.to_string(), advice));
@@ -192,6 +214,7 @@ impl Redlock {
                 }
             }
         }
+        findings.extend(nodes.twins(known).map(|what| Finding::problem("nodes", what, NO_TWINS)));
         let needed = nodes.quorum.needed().into();
         if failures.len() > nodes.count() - needed {
             Err(nodes.too_few(needed, failures))

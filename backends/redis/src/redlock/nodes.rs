@@ -1,6 +1,6 @@
 //! The nodes, and how all of them are asked at once.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
 use std::ops::Range;
@@ -150,19 +150,36 @@ impl Nodes {
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
+        let answers = self.quorum_of(&mut self.ask(self.every(), patience, question)).await?;
+        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+    }
+
+    /// Those of a round that went to all nodes, with the node of each.
+    pub(crate) async fn quorum_of<T: Send + 'static>(&self, round: &mut Round<T>) -> Result<Vec<(usize, T)>> {
         let needed = self.quorum.needed().into();
-        let mut round = self.ask(self.every(), patience, question);
         let (mut answers, mut failures) = (Vec::new(), Vec::new());
         while answers.len() < needed
             && failures.len() <= self.count() - needed
-            && let Some((_, answer)) = round.next().await
+            && let Some((node, answer)) = round.next().await
         {
             match answer {
-                Ok(answer) => answers.push(answer),
+                Ok(answer) => answers.push((node, answer)),
                 Err(error) => failures.push(error),
             }
         }
         if answers.len() < needed { Err(self.too_few(needed, failures)) } else { Ok(answers) }
+    }
+
+    /// What is to be said where two of the nodes are one server, by what some of them say that they are.
+    pub(crate) fn twins(&self, mut known: Vec<(usize, Option<String>)>) -> Option<String> {
+        known.sort_unstable();
+        let mut by_identity = HashMap::new();
+        let (one, other) = known.into_iter().find_map(|(node, identity)| {
+            let twin = by_identity.insert(identity?, node)?;
+            Some((twin, node))
+        })?;
+        let shown = |node: usize| self.all[node].client.servers.shown();
+        Some(format!("{} and {} are one server, which would vote twice", shown(one), shown(other)))
     }
 
     /// The error where too many nodes failed for a quorum of the others.
