@@ -60,6 +60,12 @@ impl Finding {
     pub fn advising(self, advice: impl Into<String>) -> Self {
         Self { advice: Some(advice.into()), ..self }
     }
+
+    /// The same finding, said of one of several servers that were looked at.
+    #[must_use]
+    pub fn at(self, server: impl fmt::Display) -> Self {
+        Self { what: format!("{server}: {}", self.what), ..self }
+    }
 }
 
 #[cfg(test)]
@@ -69,6 +75,12 @@ mod tests {
     #[test]
     fn the_worse_is_the_greater() {
         assert!(Severity::Problem > Severity::Warning && Severity::Warning > Severity::Fine);
+    }
+
+    #[test]
+    fn one_of_several_servers_is_named() {
+        let one = Finding::warning("clock", "it stands still", "wind it up").at("redis://one");
+        assert_eq!(one, Finding::warning("clock", "redis://one: it stands still", "wind it up"));
     }
 
     #[test]

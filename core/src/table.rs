@@ -218,6 +218,11 @@ impl Answer {
 }
 
 impl Refusal {
+    /// Refuses a value of more than [`RECORD_VALUE_MAX`] bytes.
+    pub fn of_size(value: &[u8]) -> Result<(), Self> {
+        if value.len() > RECORD_VALUE_MAX { Err(Self::ValueTooLarge(value.len())) } else { Ok(()) }
+    }
+
     /// The error that a [`FencedStore`](crate::FencedStore) returns for it.
     pub fn into_error(self, key: &RecordKey, token: FencingToken) -> Error {
         let (kind, why) = match self {
@@ -810,8 +815,8 @@ impl Table {
         if let Err(refusal) = self.check_token(key, token, *guard) {
             return Answer::Refused(refusal);
         }
-        if value.len() > RECORD_VALUE_MAX {
-            return Answer::Refused(Refusal::ValueTooLarge(value.len()));
+        if let Err(refusal) = Refusal::of_size(&value) {
+            return Answer::Refused(refusal);
         }
         let Some(record) = self.records.get_mut(key).filter(|record| record.mark == token) else {
             return Answer::Refused(Refusal::NotOpened);

@@ -3,9 +3,7 @@
 
 use bytes::Bytes;
 use ringfence_core::table::{Answer, Op, Refusal};
-use ringfence_core::{
-    BoxFuture, FencedStore, FencingToken, Opened, RECORD_VALUE_MAX, Record, RecordKey, Result, Version,
-};
+use ringfence_core::{BoxFuture, FencedStore, FencingToken, Opened, Record, RecordKey, Result, Version};
 
 use crate::backend::{LocalBackend, only};
 
@@ -34,10 +32,8 @@ impl FencedStore for LocalBackend {
         value: Bytes,
     ) -> BoxFuture<'a, Result<Version>> {
         Box::pin(async move {
-            if value.len() > RECORD_VALUE_MAX {
-                // The table would say the same, but only after the value stood in the log.
-                return Err(Refusal::ValueTooLarge(value.len()).into_error(key, token));
-            }
+            // The table would say the same, but only after the value stood in the log.
+            Refusal::of_size(&value).map_err(|refusal| refusal.into_error(key, token))?;
             self.store.check_disk()?;
             let (version, position) = self.store.with_log(|state| {
                 self.store.check_place(state)?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use redis::Value;
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Contention, Effect, Error,
-    ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock, LeaseKey,
+    AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, BoxFuture, Clock, Contention, Effect,
+    Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock, LeaseKey,
     ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result,
     Retry, Scope, Tokens, Ttl, Wait,
 };
@@ -35,7 +35,7 @@ const OFFER: Duration = Duration::from_millis(750);
 /// With less than this left of its turn, a waiter asks first whether it still has it.
 const OFFER_LEFT_MIN: Duration = Duration::from_millis(250);
 
-/// The pause after a withdrawal that did not get through, doubled after each, up to [`LOOK_EVERY`].
+/// The longest pause after a withdrawal that did not get through, doubled after each, up to [`LOOK_EVERY`].
 const WITHDRAW_PAUSE: Duration = Duration::from_millis(20);
 
 /// Which part of a TTL a renewal of several leases waits for masters that do not answer, before it tells of the others.
@@ -229,7 +229,7 @@ impl Client {
     /// attempt's lease could live. Says whether nothing is left of it.
     pub(crate) async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Ttl) -> bool {
         let ends = self.now().saturating_add(ttl.as_duration());
-        let mut pause = WITHDRAW_PAUSE;
+        let mut pauses = Backoff::new(WITHDRAW_PAUSE, LOOK_EVERY);
         while let Err(error) = self.change(Change::new(keys.clone(), "withdraw", nonce).lasting(ttl)).await {
             if error.retry() == Retry::Never {
                 tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
@@ -238,8 +238,7 @@ impl Client {
             if self.now() >= ends {
                 break;
             }
-            tokio::time::sleep(pause.min(ends.saturating_since(self.now()))).await;
-            pause = (2 * pause).min(LOOK_EVERY);
+            tokio::time::sleep(pauses.pause().min(ends.saturating_since(self.now()))).await;
         }
         true
     }

@@ -56,12 +56,10 @@ impl Checks {
         let mut findings = Vec::new();
         for node in &nodes {
             let found = self.examine_one(node).await?;
-            findings.extend(found.into_iter().map(|mut finding| {
-                if client.servers.is_cluster() {
-                    finding.what = format!("{}: {}", node.link.server(), finding.what);
-                }
-                finding
-            }));
+            let is_one_of_several = client.servers.is_cluster();
+            let placed =
+                |finding: Finding| if is_one_of_several { finding.at(node.link.server()) } else { finding };
+            findings.extend(found.into_iter().map(placed));
         }
         Ok(findings)
     }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use redis::{ErrorKind as Theirs, RedisError, ServerErrorKind, Value};
-use ringfence_core::{Error, ErrorKind, Result};
+use ringfence_core::{Backoff, Error, ErrorKind, Result};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -30,8 +30,8 @@ use crate::servers::{Answered, answered, confirmation, unconfirmed};
 /// sends us around for longer has not agreed on who has it.
 const REDIRECTS_MAX: usize = 8;
 
-/// How soon a call is tried again whose slot is on its way between two masters, doubled after each time, and for how long in
-/// all.
+/// The longest pause before a call is tried again whose slot is on its way between two masters, doubled after each time, and how
+/// long all of them may take together.
 const MOVING_PAUSE: Duration = Duration::from_millis(5);
 const MOVING_PATIENCE: Duration = ANSWER_PATIENCE;
 
@@ -256,16 +256,16 @@ impl Cluster {
 
     /// The answer of the slot's master, when the slot is in one place.
     pub(crate) async fn call(&self, slot: u16, call: Call<'_>) -> Result<Answers> {
-        let (mut pause, mut waited) = (MOVING_PAUSE, Duration::ZERO);
+        let (mut pauses, mut left) = (Backoff::new(MOVING_PAUSE, MOVING_PATIENCE), MOVING_PATIENCE);
         loop {
             let (node, answer) = self.route(slot, Purpose::Call, call).await?;
             let is_moving = answer.as_ref().is_err_and(is_moving);
-            if !is_moving || waited >= MOVING_PATIENCE {
+            if !is_moving || left.is_zero() {
                 return explained((node, answer));
             }
+            let pause = pauses.pause().min(left);
             tokio::time::sleep(pause).await;
-            waited += pause;
-            pause *= 2;
+            left -= pause;
         }
     }
 

@@ -4,8 +4,7 @@ use bytes::Bytes;
 use redis::Value;
 use ringfence_core::table::Refusal;
 use ringfence_core::{
-    BoxFuture, Error, FencedStore, FencingToken, HANDOVER_BITS, Opened, RECORD_VALUE_MAX, Record, RecordKey,
-    Result, Version,
+    BoxFuture, Error, FencedStore, FencingToken, HANDOVER_BITS, Opened, Record, RecordKey, Result, Version,
 };
 
 use crate::backend::{Client, RedisBackend};
@@ -89,9 +88,7 @@ impl FencedStore for RedisBackend {
         value: Bytes,
     ) -> BoxFuture<'a, Result<Version>> {
         Box::pin(async move {
-            if value.len() > RECORD_VALUE_MAX {
-                return Err(Refusal::ValueTooLarge(value.len()).into_error(key, token));
-            }
+            Refusal::of_size(&value).map_err(|refusal| refusal.into_error(key, token))?;
             let found = self.call("write", key, Some(Fenced { token, writes: &[&value] })).await?;
             found.first().and_then(number).map(Version).ok_or_else(|| self.damaged(key))
         })

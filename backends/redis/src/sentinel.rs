@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ConnectionInfo, Value};
-use ringfence_core::{Error, ErrorKind, Result, Retry, nearest};
+use ringfence_core::{Backoff, Error, ErrorKind, Result, Retry, nearest};
 use tokio::task::JoinSet;
 
 use crate::error;
@@ -19,8 +19,9 @@ use crate::scripts::{number, text};
 /// How long Sentinels may take to answer, and a primary to accept a connection: short enough for a second and a third try.
 const TRY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The pause after a try that led to no primary.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause after a first try that led to no primary, and after any: in a failover many look for the next one together.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_MOST: Duration = Duration::from_millis(200);
 
 /// The Sentinels of a URL.
 #[derive(Clone, Debug)]
@@ -45,13 +46,14 @@ impl Sentinels {
     /// Opens a connection to the primary. Tries again while a failover may be under way.
     pub(crate) async fn open(&self, config: &AsyncConnectionConfig) -> Result<MultiplexedConnection> {
         let mut last = Error::new(ErrorKind::Unavailable, "its Sentinels lead to no primary in time");
+        let mut pauses = Backoff::new(PAUSE_FIRST, PAUSE_MOST);
         let tries = async {
             loop {
                 match self.try_to_open(config).await {
                     Err(error) if error.retry() == Retry::Later => last = error,
                     settled => return settled,
                 }
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(pauses.pause()).await;
             }
         };
         let opened = tokio::time::timeout(CONNECT_PATIENCE, tries).await;

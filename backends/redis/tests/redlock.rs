@@ -838,13 +838,18 @@ async fn nodes_that_do_not_say_who_they_are_are_believed() {
     assert!(findings.iter().all(|finding| finding.about != "nodes"), "{findings:?}");
 }
 
-/// Real nodes, which all say who they are, are nobody's twins.
+/// Real nodes, which all say who they are, are nobody's twins, and each is looked at for itself.
 #[tokio::test]
 async fn five_servers_are_five() {
     let Some(nodes) = Nodes::start().await else { return };
     let ann = Client::with(&nodes, "quorum=5", Arc::new(SystemClock::new())).await;
     let findings = ann.backend.examine().await.expect("they can be looked at");
     assert!(findings.iter().all(|finding| finding.about != "nodes"), "{findings:?}");
+    for way in &ann.ways {
+        let node = format!("redis://127.0.0.1:{}: ", way.port());
+        let of_node = findings.iter().filter(|finding| finding.what.starts_with(&node));
+        assert_eq!(of_node.count() * NODES, findings.len(), "{node}: {findings:?}");
+    }
 }
 
 #[tokio::test]

@@ -201,11 +201,8 @@ impl Redlock {
             match answer {
                 Ok((found, identity)) => {
                     known.push((number, identity));
-                    findings.extend(found.into_iter().map(|mut finding| {
-                        finding.what =
-                            format!("{}: {}", nodes.get(number).client.servers.shown(), finding.what);
-                        finding
-                    }));
+                    let server = nodes.get(number).client.servers.shown();
+                    findings.extend(found.into_iter().map(|finding| finding.at(server)));
                 }
                 Err(error) => {
                     let advice = "bring it back: what a quorum bears is counted with all nodes";

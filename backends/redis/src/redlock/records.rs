@@ -17,8 +17,8 @@ use bytes::Bytes;
 use redis::Value;
 use ringfence_core::table::Refusal;
 use ringfence_core::{
-    Backoff, BoxFuture, Error, ErrorKind, FencedStore, FencingToken, Nonce, Opened, RECORD_VALUE_MAX, Record,
-    RecordKey, Result, Version,
+    Backoff, BoxFuture, Error, ErrorKind, FencedStore, FencingToken, Nonce, Opened, Record, RecordKey,
+    Result, Version,
 };
 
 use super::{PATIENCE_MOST, Redlock, RedlockBackend};
@@ -267,9 +267,7 @@ impl FencedStore for RedlockBackend {
         value: Bytes,
     ) -> BoxFuture<'a, Result<Version>> {
         Box::pin(async move {
-            if value.len() > RECORD_VALUE_MAX {
-                return Err(Refusal::ValueTooLarge(value.len()).into_error(key, token));
-            }
+            Refusal::of_size(&value).map_err(|refusal| refusal.into_error(key, token))?;
             self.redlock.write(key, token, value).await
         })
     }
