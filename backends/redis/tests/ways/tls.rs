@@ -22,7 +22,8 @@ fn shown(path: Option<&Path>) -> String {
     path.expect("a server with TLS").display().to_string()
 }
 
-/// Has two processes take a lock, one after the other, and returns what the second one holds, and on what.
+/// Has two processes take a lock, one after the other, and then the second one once more, without a wait: that lease stands for
+/// its whole TTL, where a turn stands for a moment until it is renewed.
 async fn hand_over(url: &str) -> (RedisBackend, Lease) {
     let (ann, ben) = (connect(url).await.unwrap(), connect(url).await.unwrap());
     let first = granted(ann.acquire(request(Wait::No))).await;
@@ -34,7 +35,9 @@ async fn hand_over(url: &str) -> (RedisBackend, Lease) {
     });
     assert!(second.token.sequence() > first.token.sequence());
     assert!(second.lasts < second.key.ttl.as_duration(), "it was told of its turn: {second:?}");
-    (ben, second)
+    assert_eq!(release(&ben, &second).await, Release::Released);
+    let third = granted(ben.acquire(request(Wait::No))).await;
+    (ben, third)
 }
 
 #[tokio::test]
