@@ -31,7 +31,6 @@ const ON_A_KEY: &[&str] = &[
     "type",
     "zadd",
     "zcard",
-    "zpopmin",
     "zrange",
     "zrangebyscore",
     "zrem",

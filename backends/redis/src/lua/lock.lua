@@ -63,32 +63,27 @@ local function short_ways()
       if held == nonce .. ':' then
         answer = call('DEL', lock)
       elseif held == nonce .. '+' then
-        -- Gives the lock to the first in line, where that one wants it alone too and hears of it. A server that is out of
-        -- memory refuses a script's first write, if that could need some, and none after it.
-        local head, place = unpack(call('ZPOPMIN', base .. 'q'))
-        if not head then
-          return
-        end
-        local waits = string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
+        -- Gives the lock to the first in line, where that one wants it alone too and hears of it.
+        local head = call('ZRANGE', base .. 'q', '0', '0')[1]
+        local waits = head and string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
         local session, lasts = string.match(waits or '', '^(%x+):x:(%d+):')
-        if session and #head == #nonce then
-          look_at_clock()
-          last = call('SET', base .. 't', now .. '+', 'PX', KEEP_MS, 'GET') or ''
-        end
-        if not last or #last ~= 17 or string.sub(last, 1, 16) >= now then
-          call('ZADD', base .. 'q', place, head)
-          call('PEXPIRE', base .. 'q', KEEP_MS)
+        if not session or #head ~= #nonce then
           return
         end
+        look_at_clock()
+        last = call('SET', base .. 't', now .. '+', 'PX', KEEP_MS, 'GET') or ''
+        if #last ~= 17 or string.sub(last, 1, 16) >= now then
+          return
+        end
+        call('ZREM', base .. 'q', head)
         call('HDEL', base .. 'w', head)
-        lasts = tonumber(lasts) < tonumber(OFFER_MS) and lasts or OFFER_MS
-        call('SET', lock, head .. '+' .. now .. ':' .. waits, 'PX', lasts)
         if tell(base, session, 'turn', head, now) == 0 then
-          -- Its process is gone. The lock is its last holder's again, whose release looks further.
-          call('SETRANGE', lock, '0', nonce)
+          -- Its process is gone: the long way goes on to the next one, with a number of its own.
           last = now
           return
         end
+        lasts = tonumber(lasts) < tonumber(OFFER_MS) and lasts or OFFER_MS
+        call('SET', lock, head .. '+' .. now .. ':' .. waits, 'PX', lasts)
         answer = 1
       end
 
