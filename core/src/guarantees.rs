@@ -207,7 +207,7 @@ impl fmt::Display for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::FirstComeFirstServed => {
-                "first come, first served; a waiter that is paused when its turn comes loses its place after a second"
+                "first come, first served; a waiter that is paused when its turn comes loses its place after a few seconds at most"
             }
             Self::Unordered => "none: whoever asks at the right moment",
         })

@@ -21,6 +21,10 @@ type Opening = BoxFuture<'static, Result<Arc<dyn Backend>>>;
 
 /// A new backend joins here, under a feature of its scheme's name.
 const SCHEMES: &[Scheme] = &[
+    #[cfg(feature = "etcd")]
+    Scheme { name: "etcd", ..ETCD },
+    #[cfg(feature = "etcd")]
+    Scheme { name: "etcds", ..ETCD },
     #[cfg(feature = "local")]
     Scheme {
         name: "local",
@@ -56,6 +60,16 @@ const SCHEMES: &[Scheme] = &[
         },
     },
 ];
+
+#[cfg(feature = "etcd")]
+const ETCD: Scheme = Scheme {
+    name: "",
+    guarantees: |_| Ok(ringfence_etcd::guarantees()),
+    params: ringfence_etcd::PARAMS,
+    open: |url, clock| {
+        Box::pin(async move { Ok(Arc::new(ringfence_etcd::EtcdBackend::connect(&url, clock).await?) as _) })
+    },
+};
 
 #[cfg(feature = "redis")]
 const REDIS: Scheme = Scheme {

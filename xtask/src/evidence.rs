@@ -3,13 +3,35 @@
 /// The ways to one Redis server.
 const REDIS: &[&str] = &["redis", "redis+sentinel", "redis+unix", "rediss"];
 
+/// The ways to an etcd cluster.
+const ETCD: &[&str] = &["etcd", "etcds"];
+
 /// Where a killed holder's lease is free at its TTL.
-const IN_MEMORY: &[&str] =
-    &["memory", "redis", "redis+cluster", "redis+sentinel", "redis+unix", "rediss", "redlock"];
+const AT_TTL: &[&str] = &[
+    "etcd",
+    "etcds",
+    "memory",
+    "redis",
+    "redis+cluster",
+    "redis+sentinel",
+    "redis+unix",
+    "rediss",
+    "redlock",
+];
 
 /// Every backend.
-const ALL: &[&str] =
-    &["memory", "local", "redis", "redis+cluster", "redis+sentinel", "redis+unix", "rediss", "redlock"];
+const ALL: &[&str] = &[
+    "etcd",
+    "etcds",
+    "memory",
+    "local",
+    "redis",
+    "redis+cluster",
+    "redis+sentinel",
+    "redis+unix",
+    "rediss",
+    "redlock",
+];
 
 /// What a promise is about, of which schemes (or of which URLs that ask for others), and tests that would fail without it. A
 /// promise may have several lines.
@@ -28,6 +50,28 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "a_number_that_somebody_else_may_have_is_not_granted",
             "a_clock_that_jumps_breaks_exclusion_and_no_stale_write_is_accepted",
             "tokens_of_five_nodes_rise_while_a_quorum_bears_what_is_forgotten",
+        ],
+    ),
+    (
+        "Order of waiters",
+        ETCD,
+        &[
+            "first_come_first_served",
+            "trying_does_not_overtake",
+            "a_waiting_writer_is_not_starved",
+            "readers_share_one_turn",
+            "a_stopped_waiter_does_not_hold_up_the_line",
+        ],
+    ),
+    ("Wake-up", ETCD, &["waits_for_release"]),
+    (
+        "A paused holder",
+        ETCD,
+        &[
+            "a_lease_lapses_after_its_ttl",
+            "renewal_tells_of_loss",
+            "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
         ],
     ),
     ("Order of waiters", &["redlock"], &["waiters_that_split_the_votes_all_get_their_turn"]),
@@ -177,7 +221,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         &["memory", "local"],
         &["waits_for_release", "a_release_is_news_for_the_next_in_line_and_for_nobody_else"],
     ),
-    ("A killed holder", IN_MEMORY, &["a_lease_lapses_after_its_ttl"]),
+    ("A killed holder", AT_TTL, &["a_lease_lapses_after_its_ttl"]),
     (
         "A killed holder",
         &["local"],

@@ -5,8 +5,10 @@ use ringfence::{Claim, Guarantees};
 
 use crate::command::{Result, root};
 use crate::evidence::EVIDENCE;
+use crate::messages::messages;
 
-/// Write GUARANTEES.md, and the table of backends in README.md, from what the backends promise as data.
+/// Write GUARANTEES.md, and the table of backends in README.md, from what the backends promise as data; and the messages of etcd
+/// from its protocol.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Write nothing; fail if a document says anything else than the code.
@@ -26,8 +28,11 @@ const README_COLUMNS: [&str; 4] = ["Who can contend", "Fencing tokens", "A kille
 pub(crate) fn run(args: Args) -> Result {
     let backends = backends()?;
     let readme = fs::read_to_string(root().join("README.md"))?;
-    let documents =
-        [("GUARANTEES.md", guarantees(&backends)?), ("README.md", with_table(&readme, &table(&backends)?)?)];
+    let documents = [
+        ("GUARANTEES.md", guarantees(&backends)?),
+        ("README.md", with_table(&readme, &table(&backends)?)?),
+        messages()?,
+    ];
     for (name, wanted) in documents {
         let path = root().join(name);
         // A document that does not exist yet differs from every text.
@@ -35,7 +40,7 @@ pub(crate) fn run(args: Args) -> Result {
             continue;
         }
         if args.check {
-            return Err(format!("{name} is not what the code promises: run `cargo xtask gen`").into());
+            return Err(format!("{name} is not what it is written from: run `cargo xtask gen`").into());
         }
         fs::write(path, wanted)?;
         eprintln!("gen: wrote {name}");

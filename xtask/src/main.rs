@@ -5,6 +5,7 @@ mod command;
 mod evidence;
 mod fuzz;
 mod generate;
+mod messages;
 mod setup;
 mod test;
 

@@ -100,6 +100,20 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "etcd",
+        detect: &["etcd", "--version"],
+        source: Source::Apt("etcd-server"),
+        purpose: "is what the etcd backend is for; no test uses its usual ports",
+        vital: false,
+    },
+    Tool {
+        name: "etcdctl",
+        detect: &["etcdctl", "version"],
+        source: Source::Apt("etcd-client"),
+        purpose: "shares locks with us, and tells those servers what to do",
+        vital: false,
+    },
+    Tool {
         name: "strace",
         detect: &["strace", "-V"],
         source: Source::Apt("strace"),

@@ -7,10 +7,12 @@
 //! - [`WallClock`] is a clock that is set forward and back under the processes that it governs.
 //! - [`RedisServer`] is a real server of a test's own, [`Sentinels`] and [`RedisCluster`] are several that belong together;
 //!   [`python`] and [`node`] run other people's clients of them.
+//! - [`EtcdCluster`] is one of etcd, of one member or several.
 //! - [`Proxy`] is the network between a client and a server, with its faults.
 //! - [`Taker`] is a process that takes a lock and can be stopped or killed in any state.
 
 mod cluster;
+mod etcd;
 mod peers;
 mod port;
 mod process;
@@ -24,6 +26,7 @@ mod tls;
 mod wall_clock;
 
 pub use cluster::RedisCluster;
+pub use etcd::EtcdCluster;
 pub use peers::{node, python, valkey};
 pub use process::Process;
 pub use proxy::Proxy;

@@ -10,6 +10,8 @@ const ADMIN_PATHS: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// The Debian packages of the tools that our tests use.
 const PACKAGES: &[(&str, &str)] = &[
     ("cc", "build-essential"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
     ("fsfreeze", "util-linux"),
     ("mkfs.ext4", "e2fsprogs"),
     ("redis-cli", "redis-tools"),

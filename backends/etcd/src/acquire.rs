@@ -1,0 +1,500 @@
+//! How a lease is got: a key in the line, and nobody ahead of it who is in the way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_core::{
+    AcquireRequest, Attempt, Backoff, BootInstant, Contention, Effect, Error, ErrorKind, Lease, LeaseKey,
+    LockName, Mode, Nonce, Result, Retry, Wait,
+};
+
+use crate::backend::Client;
+use crate::batch::TXN;
+use crate::error;
+use crate::held::{Holding, loss_of};
+use crate::keys::Range;
+use crate::leases::ServerLease;
+use crate::line::{self, Place, Standing};
+use crate::ops;
+use crate::proto::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
+use crate::watch::{Ear, News, Watch, What};
+
+/// How long a place in line lives without its waiter, at most: one that is stopped or cut off costs the next one as much.
+const PLACE: Duration = Duration::from_secs(2);
+
+/// How often a waiter sees to it that its place lives on.
+const KEEP_EVERY: Duration = Duration::from_millis(500);
+
+/// How often a waiter looks where it stands, whatever it hears: the net under an event that was lost.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// A place is kept alive when this part of its life is over, and so is the lease of a grant, so that it is fresh.
+const FRESH_PART: u32 = 8;
+
+/// What a turn will live by is kept alive meanwhile when this part of its life is over.
+const LASTING_PART: u32 = 3;
+
+/// How many places are read to say who is in the way. Of more holders, the others are counted as waiters.
+const FRONT: i64 = 64;
+
+/// How often an attempt finds its lease gone under its hands before it gives up.
+const TRIES: usize = 3;
+
+/// The pauses between tries to withdraw.
+const WITHDRAW_FIRST: Duration = Duration::from_millis(20);
+const WITHDRAW_MOST: Duration = Duration::from_millis(500);
+
+/// For how long it is remembered that an attempt was withdrawn. No command is under way for that long.
+const WITHDRAWN: Duration = Duration::from_mins(1);
+
+impl Client {
+    /// Asks for a lease, and waits for it as the request says.
+    pub(crate) async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {
+        self.keys.check(&request.name)?;
+        let mut attempt = Pending { client: &self, request: &mut request, may_stand: None, settled: false };
+        let outcome = match attempt.seek().await {
+            Err(error) if attempt.may_stand.is_some() => {
+                let withdrawal = attempt.withdrawal();
+                let is_undone = Box::pin(self.withdraw(withdrawal)).await;
+                Err(if is_undone { error.without_effect() } else { error.with_unknown_effect() })
+            }
+            outcome => outcome,
+        };
+        attempt.settled = true;
+        outcome
+    }
+
+    /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for as long as the lease
+    /// could live. Says whether nothing is left of it.
+    async fn withdraw(&self, withdrawal: Withdrawal) -> bool {
+        let Withdrawal { name, key, nonce, ttl } = withdrawal;
+        let ends = self.now().saturating_add(ttl);
+        let mut backoff = Backoff::new(WITHDRAW_FIRST, WITHDRAW_MOST);
+        loop {
+            let withdrawn = async {
+                let (reminder, _) = self.leases.grant(WITHDRAWN).await?;
+                let success =
+                    vec![ops::delete(&key), ops::put(&self.keys.withdrawn(nonce), Vec::new(), reminder.id())];
+                self.batch.change(&name, TxnRequest { success, ..TxnRequest::default() }).await
+            };
+            match withdrawn.await {
+                Ok(_) => return true,
+                Err(error) if error.retry() == Retry::Never && error.kind() != ErrorKind::Lost => {
+                    tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
+                    return false;
+                }
+                Err(_) if self.now() >= ends => return true,
+                Err(_) => tokio::time::sleep(backoff.pause()).await,
+            }
+        }
+    }
+}
+
+/// What has to be undone.
+struct Withdrawal {
+    name: LockName,
+    key: Vec<u8>,
+    nonce: Nonce,
+    ttl: Duration,
+}
+
+/// An attempt under way; withdrawn in the background if its future is dropped.
+struct Pending<'a> {
+    client: &'a Arc<Client>,
+    request: &'a mut AcquireRequest,
+    /// The key that the cluster may have.
+    may_stand: Option<Vec<u8>>,
+    settled: bool,
+}
+
+/// What became of asking.
+enum Asked {
+    Holds(Granted),
+    /// It has a place in line.
+    Stands(Stand),
+    Busy(Contention),
+    /// Nothing was done: a lease had ended meanwhile.
+    Again,
+}
+
+/// A place at the front.
+struct Granted {
+    key: Vec<u8>,
+    created: i64,
+    lease: Arc<ServerLease>,
+    sent: BootInstant,
+}
+
+/// A place that is not at the front.
+struct Stand {
+    key: Vec<u8>,
+    created: i64,
+    lease: Arc<ServerLease>,
+    behind: Standing,
+    /// The revision of the store at which that was so.
+    looked: i64,
+}
+
+impl Pending<'_> {
+    /// Asks until it is granted, or nobody waits any more.
+    async fn seek(&mut self) -> Result<Attempt> {
+        let mut tries = 0;
+        loop {
+            let deadline = match self.request.wait {
+                Wait::Until(deadline) if self.client.now() < deadline => Some(deadline),
+                _ => None,
+            };
+            match Box::pin(self.ask(deadline.is_some())).await? {
+                Asked::Holds(granted) => return self.grant(granted),
+                Asked::Busy(contention) => return Ok(Attempt::Busy(contention)),
+                Asked::Stands(stand) => match deadline {
+                    Some(deadline) => {
+                        if let Some(attempt) = Box::pin(self.wait(stand, deadline)).await? {
+                            return Ok(attempt);
+                        }
+                    }
+                    None => return Box::pin(self.give_up(&stand.key)).await,
+                },
+                Asked::Again => {
+                    tries += 1;
+                    if tries == TRIES {
+                        return Err(Error::new(
+                            ErrorKind::Unavailable,
+                            "the cluster ends leases as soon as it has granted them: look at its members' clocks and disks",
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the lock if nobody is there, and else, if it waits, a place in line.
+    async fn ask(&mut self, waits: bool) -> Result<Asked> {
+        let client = self.client;
+        let (mode, ttl) = (self.request.mode, self.request.ttl.as_duration());
+        let lease = client.leases.get(ttl).await?;
+        // The place of one that waits lives by a lease of its own, and only while somebody waits.
+        let in_line = if waits && ttl > PLACE {
+            match client.leases.present(PLACE) {
+                Some(place) if client.leases.refresh(&place, FRESH_PART).await? => Some(place),
+                _ => None,
+            }
+        } else {
+            Some(Arc::clone(&lease))
+        };
+        let key = client.keys.place(&self.request.name, lease.id(), self.request.nonce);
+        let line = client.keys.line(&self.request.name);
+        let value = line::value(mode, ttl, &self.request.holder);
+        let stays = ops::created_at(&client.keys.withdrawn(self.request.nonce), 0);
+
+        let joins = waits || mode != Mode::Exclusive;
+        let otherwise = match &in_line {
+            Some(place) if joins => ops::txn(TxnRequest {
+                compare: vec![stays.clone()],
+                success: vec![ops::put(&key, value.clone(), place.id()), ops::range(ahead(mode, &line, 0))],
+                failure: Vec::new(),
+            }),
+            _ => ops::range(front(&line)),
+        };
+        let txn = TxnRequest {
+            compare: vec![ops::is_empty(&line), stays],
+            success: vec![ops::put(&key, value.clone(), lease.id())],
+            failure: vec![otherwise],
+        };
+
+        let sent = client.now();
+        self.may_stand = Some(key.clone());
+        let (answer, is_fresh) = tokio::join!(
+            client.batch.change(&self.request.name, txn),
+            client.leases.refresh(&lease, FRESH_PART)
+        );
+        if let Ok(false) = is_fresh {
+            client.held.lost_with(&lease);
+        }
+        let answer = match answer {
+            Err(error) if error::is_of_lease(&error) => {
+                // Either of them, and it costs little to get both anew.
+                lease.end();
+                client.held.lost_with(&lease);
+                if let Some(place) = &in_line {
+                    place.end();
+                }
+                self.may_stand = None;
+                return Ok(Asked::Again);
+            }
+            Err(error) => {
+                if error.effect() == Effect::None {
+                    self.may_stand = None;
+                }
+                return Err(error);
+            }
+            Ok(answer) => answer,
+        };
+        let odd = || error::odd_answer("a place in line that is not there", client.servers.shown());
+        if answer.succeeded {
+            let created = ops::revision(&answer);
+            return Ok(Asked::Holds(Granted { key, created, lease, sent }));
+        }
+        let Some(place) = in_line.filter(|_| joins) else {
+            // It is in nobody's way, and nothing was written.
+            self.may_stand = None;
+            if !waits {
+                return Ok(Asked::Busy(contention(&answer, 0).ok_or_else(odd)?));
+            }
+            client.leases.get(PLACE).await?;
+            return Ok(Asked::Again);
+        };
+        let joined = ops::nested(&answer, 0).ok_or_else(odd)?;
+        if !joined.succeeded {
+            return Err(Error::new(ErrorKind::Unavailable, "the attempt was withdrawn meanwhile"));
+        }
+        let found = ops::found(joined, 1).ok_or_else(odd)?;
+        let (created, behind) = look(mode, &key, found).ok_or_else(odd)?;
+        Ok(match behind {
+            Standing::Holds => Asked::Holds(Granted { key, created, lease: place, sent }),
+            behind => {
+                Asked::Stands(Stand { key, created, lease: place, behind, looked: ops::revision(&answer) })
+            }
+        })
+    }
+
+    /// Stands in line until its turn comes or the wait ends. `None`: its place is gone, and it has to ask again.
+    async fn wait(&mut self, stand: Stand, deadline: BootInstant) -> Result<Option<Attempt>> {
+        let client = self.client;
+        let Stand { key, created, lease, behind, mut looked } = stand;
+        let news = Arc::new(News::default());
+        let _own = client.watches.watch(What::end_of(&key), Ear::Waiter(Arc::clone(&news)));
+        let mut in_the_way = (self.watch_for(&behind, &news), behind);
+        let mut heard = 0;
+        let mut looked_at = client.now();
+        // What the turn will live by, so that it need not be granted first when it comes.
+        let mut lasting = client.leases.get(self.request.ttl.as_duration()).await?;
+        loop {
+            let now = client.now();
+            if now >= deadline {
+                return Box::pin(self.give_up(&key)).await.map(Some);
+            }
+            let wake_at = now.saturating_add(KEEP_EVERY).min(deadline);
+            let nap = client.clock.nap(wake_at).unwrap_or_default();
+            tokio::select! {
+                biased;
+                () = &mut self.request.abandoned => return Box::pin(self.give_up(&key)).await.map(Some),
+                () = news.next() => {}
+                () = tokio::time::sleep(nap) => {}
+            }
+            let sent = client.now();
+            let is_due = sent.saturating_since(looked_at) >= LOOK_EVERY;
+            let looks = news.heard() != heard || news.missed(looked) || is_due;
+            heard = news.heard();
+            let seen = async {
+                let (is_alive, is_lasting, seen) = tokio::join!(
+                    client.leases.refresh(&lease, FRESH_PART),
+                    client.leases.refresh(&lasting, LASTING_PART),
+                    async {
+                        if looks { self.claim(&key, created, &lasting).await.map(Some) } else { Ok(None) }
+                    }
+                );
+                // Whoever has its turn has no need of a place any more.
+                if let Ok(Some(Seen::Claimed)) = seen {
+                    return seen;
+                }
+                if !is_lasting? {
+                    client.held.lost_with(&lasting);
+                }
+                if is_alive? { seen } else { Ok(Some(Seen::Gone)) }
+            };
+            match seen.await {
+                Ok(None) => {}
+                Ok(Some(Seen::Gone)) => {
+                    self.may_stand = None;
+                    return Ok(None);
+                }
+                Ok(Some(Seen::Claimed)) => {
+                    return self.grant(Granted { key, created, lease: lasting, sent }).map(Some);
+                }
+                Ok(Some(Seen::Behind(standing, revision))) => {
+                    (looked, looked_at) = (revision, sent);
+                    if standing != in_the_way.1 {
+                        in_the_way = (self.watch_for(&standing, &news), standing);
+                    }
+                }
+                // What the turn was to live by is no more, and the place is there as before.
+                Err(error) if error::is_of_lease(&error) => {
+                    lasting.end();
+                    client.held.lost_with(&lasting);
+                    lasting = client.leases.get(self.request.ttl.as_duration()).await?;
+                    heard = u64::MAX;
+                }
+                // A cluster without a leader for a moment costs nobody a place: its leases live on until it has one.
+                Err(error)
+                    if error.retry() == Retry::Later
+                        && sent.saturating_since(looked_at) < self.request.ttl.as_duration() + LOOK_EVERY =>
+                {
+                    tracing::debug!(%error, "a waiter cannot look where it stands");
+                    // What was heard is looked at again.
+                    heard = u64::MAX;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Watches what is in the way.
+    fn watch_for(&self, behind: &Standing, news: &Arc<News>) -> Watch {
+        let what = match behind {
+            // A holder that becomes a reader lets other readers in.
+            Standing::Behind(key) => What { changes: self.request.mode == Mode::Shared, ..What::end_of(key) },
+            Standing::Holds | Standing::BehindAny => {
+                What { range: self.client.keys.line(&self.request.name), changes: false }
+            }
+        };
+        self.client.watches.watch(what, Ear::Waiter(Arc::clone(news)))
+    }
+
+    /// Looks where it stands, and claims the turn if it has come: by a write that finds its own key as it was created. A read
+    /// would not do: after a pause a server may answer it with what was. That nobody is ahead any more stays true once it is.
+    async fn claim(&self, key: &[u8], created: i64, lasting: &ServerLease) -> Result<Seen> {
+        let (client, mode) = (self.client, self.request.mode);
+        let line = client.keys.line(&self.request.name);
+        let odd = || error::odd_answer("a line without the place that was found", client.servers.shown());
+        let seen = |answer: &TxnResponse| {
+            let found = ops::found(answer, 0).ok_or_else(odd)?;
+            let Some((_, behind)) = look(mode, key, found) else { return Ok(Seen::Gone) };
+            Ok(Seen::Behind(behind, ops::revision(answer)))
+        };
+        let is_there = ops::created_at(key, created);
+        let claim = ops::move_to(key, lasting.id());
+        let look = ops::range(ahead(mode, &line, created));
+        if mode == Mode::Exclusive {
+            let txn = TxnRequest {
+                compare: vec![is_there, ops::is_first(&line, created)],
+                success: vec![claim],
+                failure: vec![look],
+            };
+            let answer = client.batch.change(&self.request.name, txn).await?;
+            return if answer.succeeded { Ok(Seen::Claimed) } else { seen(&answer) };
+        }
+        let txn = TxnRequest { success: vec![look], ..TxnRequest::default() };
+        match seen(&client.servers.call(TXN, txn).await?)? {
+            Seen::Behind(Standing::Holds, _) => {}
+            waits => return Ok(waits),
+        }
+        let txn = TxnRequest { compare: vec![is_there], success: vec![claim], failure: Vec::new() };
+        let answer = client.batch.change(&self.request.name, txn).await?;
+        Ok(if answer.succeeded { Seen::Claimed } else { Seen::Gone })
+    }
+
+    /// The lease of a place at the front.
+    fn grant(&mut self, granted: Granted) -> Result<Attempt> {
+        let Granted { key, created, lease, sent } = granted;
+        let client = self.client;
+        let AcquireRequest { name, nonce, ttl, .. } = &*self.request;
+        let token = line::token(created, *nonce).ok_or_else(|| {
+            error::odd_answer("a revision that is no number of a grant", client.servers.shown())
+        })?;
+        let counted_from = sent.min(lease.renewed());
+        let granted = Lease::new(LeaseKey::new(name.clone(), *nonce, *ttl), token, counted_from);
+        // One that was granted as soon as it stood in line lives as long as a place, until it is renewed.
+        let granted = granted.offered_for(lease.lasts());
+        if granted.deadline() <= client.now() {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the cluster's answer came when the lease that it granted was over: it is overloaded or cut off",
+            ));
+        }
+        let holding =
+            Holding { name: name.clone(), key: key.clone(), created, lease, deadline: granted.deadline() };
+        let watch = client.watches.watch(What::end_of(&key), Ear::Holder(loss_of(&client.held, *nonce)));
+        if client.held.insert(*nonce, holding, watch) {
+            client.look_after_leases();
+        }
+        Ok(Attempt::Granted(granted))
+    }
+
+    /// Leaves the line.
+    async fn give_up(&mut self, key: &[u8]) -> Result<Attempt> {
+        let client = self.client;
+        let line = client.keys.line(&self.request.name);
+        let txn =
+            TxnRequest { success: vec![ops::delete(key), ops::range(front(&line))], ..TxnRequest::default() };
+        match client.batch.change(&self.request.name, txn).await {
+            Ok(answer) => {
+                let odd = || error::odd_answer("a line that is none", client.servers.shown());
+                self.may_stand = None;
+                Ok(Attempt::Busy(contention(&answer, 1).ok_or_else(odd)?))
+            }
+            // The line is left in the background, where nobody waits for it.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                self.withdraw_in_background();
+                self.may_stand = None;
+                Ok(Attempt::Busy(Contention::default()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn withdrawal(&self) -> Withdrawal {
+        Withdrawal {
+            name: self.request.name.clone(),
+            key: self.may_stand.clone().unwrap_or_default(),
+            nonce: self.request.nonce,
+            ttl: self.request.ttl.as_duration(),
+        }
+    }
+
+    fn withdraw_in_background(&self) {
+        let (client, withdrawal) = (Arc::clone(self.client), self.withdrawal());
+        self.client.runtime.spawn(async move { client.withdraw(withdrawal).await });
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if !self.settled && self.may_stand.is_some() {
+            self.withdraw_in_background();
+        }
+    }
+}
+
+/// What one that stands in line sees.
+enum Seen {
+    /// Its key is not there any more.
+    Gone,
+    /// Where it stands, at this revision.
+    Behind(Standing, i64),
+    /// Its turn has come, and it has claimed it.
+    Claimed,
+}
+
+/// What has to be read of a line to know where one stands that was created at this revision; at zero, as the last one. An
+/// exclusive lock is behind the one before it, whoever that is, so that the length of the line costs nothing.
+fn ahead(mode: Mode, line: &Range, created: i64) -> RangeRequest {
+    let range = RangeRequest { max_create_revision: created, ..ops::get_range(line) };
+    match mode {
+        Mode::Exclusive => RangeRequest { limit: 2, keys_only: true, ..ops::youngest_first(range) },
+        Mode::Shared | Mode::Permit(_) => ops::oldest_first(range),
+    }
+}
+
+/// Those at the front of the line.
+fn front(line: &Range) -> RangeRequest {
+    RangeRequest { limit: FRONT, ..ops::oldest_first(ops::get_range(line)) }
+}
+
+/// When its own place was created, and where that stands, by what [`ahead`] found; `None` if it is not there.
+fn look(mode: Mode, key: &[u8], found: &RangeResponse) -> Option<(i64, Standing)> {
+    let mut places: Vec<Place> = found.kvs.iter().map(Place::read).collect();
+    places.sort_by(|one, two| (one.created, &one.key).cmp(&(two.created, &two.key)));
+    let own = places.iter().position(|place| place.key == key)?;
+    Some((places[own].created, line::standing(mode, &places[..own])))
+}
+
+/// Who is in the way, by what [`front`] found.
+fn contention(answer: &TxnResponse, index: usize) -> Option<Contention> {
+    let found = ops::found(answer, index)?;
+    let front: Vec<Place> = found.kvs.iter().map(Place::read).collect();
+    let holding = line::holding(&front);
+    let holders: Vec<_> = front.into_iter().take(holding).map(|place| place.holder).collect();
+    let waiters = usize::try_from(found.count).ok()?.saturating_sub(holders.len());
+    Some(Contention::new(holders, waiters))
+}

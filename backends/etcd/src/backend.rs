@@ -1,0 +1,266 @@
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ringfence_core::{
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Error, Eviction,
+    FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
+    Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens, Ttl,
+};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use crate::batch::{Batch, RANGE};
+use crate::checks;
+use crate::error;
+use crate::held::Held;
+use crate::keys::{Keys, nonce_of};
+use crate::leases::Leases;
+use crate::line::{self, Place};
+use crate::ops;
+use crate::options::Options;
+use crate::proto::{RangeRequest, RangeResponse, TxnRequest};
+use crate::servers::Servers;
+use crate::view;
+use crate::watch::Watches;
+
+/// The shortest TTL that etcd knows. A cluster's own minimum, which is higher by default, is learned when we connect to it.
+const TTL_MIN_MS: u64 = 1000;
+
+/// What an etcd cluster promises.
+pub fn guarantees() -> Guarantees {
+    let mut guarantees = Guarantees::of_one_process();
+    guarantees.scope = Scope::Network;
+    guarantees.tokens = Tokens::Durable;
+    guarantees.queue = Queue::FirstComeFirstServed;
+    guarantees.lease_clock = LeaseClock::Session;
+    guarantees.records = Records::Durable;
+    guarantees.ttl_min = ttl(TTL_MIN_MS);
+    guarantees
+}
+
+fn ttl(millis: u64) -> Ttl {
+    Ttl::new(std::time::Duration::from_millis(millis)).unwrap_or(Ttl::MAX)
+}
+
+/// Locks on an etcd cluster; see the crate's documentation.
+///
+/// Dropping it closes its connections. What it still holds ends at its TTL.
+pub struct EtcdBackend {
+    pub(crate) client: Arc<Client>,
+    guarantees: Guarantees,
+}
+
+/// What the calls of one process share.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) servers: Arc<Servers>,
+    pub(crate) leases: Leases,
+    pub(crate) batch: Batch,
+    pub(crate) watches: Watches,
+    pub(crate) held: Arc<Held>,
+    pub(crate) keys: Keys,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) runtime: Handle,
+}
+
+impl EtcdBackend {
+    /// Connects to the cluster of a URL: three round trips, and those of the connection. Two of them write: a lease is granted
+    /// and revoked, to learn the shortest TTL that the cluster knows.
+    ///
+    /// Must be called in a tokio runtime. Errors with [`InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl),
+    /// [`Unavailable`](ringfence_core::ErrorKind::Unavailable) where no member can be reached or there is no majority,
+    /// [`Refused`](ringfence_core::ErrorKind::Refused) for a wrong password,
+    /// [`Unsupported`](ringfence_core::ErrorKind::Unsupported) for a version that is too old.
+    pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
+        let client = Arc::new(Client::new(Options::parse(url)?, clock));
+        checks::refuse_what_is_too_old(&client).await?;
+        let mut guarantees = guarantees();
+        let (shortest, seconds) = client.leases.grant(guarantees.ttl_min.as_duration()).await?;
+        guarantees.ttl_min = ttl(seconds.saturating_mul(1000));
+        let revoking = Arc::clone(&client);
+        client.runtime.spawn(async move {
+            // It would end by itself.
+            let _ = revoking.leases.revoke(&shortest).await;
+        });
+        Ok(Self { client, guarantees })
+    }
+}
+
+impl Client {
+    /// A client of a cluster. It connects when it is first used.
+    fn new(options: Options, clock: Arc<dyn Clock>) -> Self {
+        let Options { members, login, keys, shown } = options;
+        let runtime = Handle::current();
+        let servers = Arc::new(Servers::new(members, login, shown));
+        Self {
+            leases: Leases::new(Arc::clone(&servers), Arc::clone(&clock), runtime.clone()),
+            batch: Batch::new(Arc::clone(&servers), runtime.clone()),
+            watches: Watches::new(Arc::clone(&servers), runtime.clone()),
+            held: Arc::default(),
+            servers,
+            keys,
+            clock,
+            runtime,
+        }
+    }
+
+    pub(crate) fn now(&self) -> BootInstant {
+        self.clock.now()
+    }
+
+    /// Begins to end leases that nobody renews. The server's lease that they share with others may live on, so that nobody else
+    /// would end them.
+    pub(crate) fn look_after_leases(self: &Arc<Self>) {
+        let (client, held) = (Arc::downgrade(self), Arc::clone(&self.held));
+        let clock = Arc::clone(&self.clock);
+        self.runtime.spawn(async move {
+            loop {
+                let (overdue, next) = held.overdue(clock.now());
+                for (nonce, holding) in overdue {
+                    let Some(client) = client.upgrade() else { return };
+                    // What cannot be deleted now ends with its server's lease.
+                    let _ = client.delete(&holding.name, &holding.key).await;
+                    client.held.lost(nonce);
+                }
+                let Some(nap) = next.map(|next| clock.nap(next)) else { return };
+                tokio::select! {
+                    () = tokio::time::sleep(nap.unwrap_or_default()) => {}
+                    () = held.sooner.notified() => {}
+                }
+            }
+        });
+    }
+
+    /// Deletes the key of a lease. Says whether it was there. The key has the nonce of the attempt, so that it is nobody else's.
+    async fn delete(&self, name: &LockName, key: &[u8]) -> Result<bool> {
+        let txn = TxnRequest { success: vec![ops::delete(key)], ..TxnRequest::default() };
+        let answer = self.batch.change(name, txn).await?;
+        let deleted = ops::deleted(&answer, 0);
+        Ok(deleted.ok_or_else(|| error::odd_answer("a deletion without a count", self.servers.shown()))? > 0)
+    }
+
+    async fn release(&self, lease: &LeaseKey) -> Result<Release> {
+        let Some(holding) = self.held.giving_back(lease.nonce) else {
+            return self.release_of_another(lease).await;
+        };
+        let was_there = self.delete(&holding.name, &holding.key).await?;
+        self.held.remove(lease.nonce);
+        Ok(if was_there { Release::Released } else { Release::NotHeld })
+    }
+
+    /// Gives back a lease that this client did not get, which is looked for in the line.
+    async fn release_of_another(&self, lease: &LeaseKey) -> Result<Release> {
+        let range = RangeRequest { keys_only: true, ..ops::get_range(&self.keys.line(&lease.name)) };
+        let found: RangeResponse = self.servers.call(RANGE, range).await.map_err(Error::without_effect)?;
+        let Some(found) = found.kvs.iter().find(|found| nonce_of(&found.key) == Some(lease.nonce)) else {
+            return Ok(Release::NotHeld);
+        };
+        Ok(if self.delete(&lease.name, &found.key).await? { Release::Released } else { Release::NotHeld })
+    }
+
+    async fn release_all(self: &Arc<Self>, leases: &[LeaseKey]) -> Result<Vec<Release>> {
+        if let [lease] = leases {
+            return Ok(vec![self.release(lease).await?]);
+        }
+        let released =
+            self.each(leases.iter().cloned(), |client, lease| async move { client.release(&lease).await });
+        released.await.into_iter().collect()
+    }
+
+    async fn evict(&self, name: &LockName, holder: Nonce) -> Result<Eviction> {
+        let line = view::line(self, name).await?;
+        let holding = line::holding(&line);
+        let is_meant = |place: &&Place| place.token.is_some_and(|token| token.nonce() == holder);
+        let Some(place) = line[..holding].iter().find(is_meant) else { return Ok(Eviction::NotHeld) };
+        let txn = TxnRequest {
+            compare: vec![ops::created_at(&place.key, place.created)],
+            success: vec![ops::delete(&place.key)],
+            failure: Vec::new(),
+        };
+        let answer = self.batch.change(name, txn).await?;
+        Ok(if answer.succeeded { Eviction::Evicted } else { Eviction::NotHeld })
+    }
+
+    /// Does the same with each, all at the same time.
+    pub(crate) async fn each<T, A, F>(
+        self: &Arc<Self>,
+        items: impl Iterator<Item = T>,
+        act: impl Fn(Arc<Self>, T) -> F,
+    ) -> Vec<Result<A>>
+    where
+        A: Send + 'static,
+        F: Future<Output = Result<A>> + Send + 'static,
+    {
+        let mut acting = JoinSet::new();
+        for (place, item) in items.enumerate() {
+            let acted = act(Arc::clone(self), item);
+            acting.spawn_on(async move { (place, acted.await) }, &self.runtime);
+        }
+        let mut acted = acting.join_all().await;
+        acted.sort_by_key(|(place, _)| *place);
+        acted.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+}
+
+impl Backend for EtcdBackend {
+    fn guarantees(&self) -> &Guarantees {
+        &self.guarantees
+    }
+
+    fn acquire(&self, request: AcquireRequest) -> BoxFuture<'_, Result<Attempt>> {
+        Box::pin(Arc::clone(&self.client).acquire(request))
+    }
+
+    fn renew<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Renewal>>> {
+        Box::pin(self.client.renew(leases))
+    }
+
+    fn release<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Release>>> {
+        Box::pin(self.client.release_all(leases))
+    }
+
+    fn downgrade<'a>(&'a self, lease: &'a LeaseKey) -> BoxFuture<'a, Result<Renewal>> {
+        Box::pin(self.client.downgrade(lease))
+    }
+
+    fn inspect<'a>(&'a self, name: &'a LockName) -> BoxFuture<'a, Result<LockState>> {
+        Box::pin(view::inspect(&self.client, name))
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<LockState>>> {
+        Box::pin(view::list(&self.client, query))
+    }
+
+    fn evict<'a>(&'a self, name: &'a LockName, holder: Nonce) -> BoxFuture<'a, Result<Eviction>> {
+        Box::pin(self.client.evict(name, holder))
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(checks::examine(&self.client))
+    }
+
+    fn records(&self) -> &dyn FencedStore {
+        self
+    }
+
+    fn on_loss(&self, listener: LossListener) {
+        self.client.held.listen(listener);
+    }
+
+    fn lifeline(&self) -> Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+}
+
+impl fmt::Debug for EtcdBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for EtcdBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.client.servers.shown())
+    }
+}

@@ -1,0 +1,140 @@
+//! Several changes of one process in one replicated write.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use ringfence_core::{BoxFuture, Coalescer, Effect, Error, ErrorKind, LockName, Result};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use crate::error;
+use crate::ops;
+use crate::proto::{RangeRequest, ResponseHeader, TxnRequest, TxnResponse};
+use crate::servers::Servers;
+
+pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
+pub(crate) const TXN: &str = "/etcdserverpb.KV/Txn";
+
+/// How many batches are under way at a time.
+const FLIGHTS: usize = 2;
+
+/// How many changes go together. A server takes 128 operations in one transaction, of all levels, unless it was told otherwise.
+const BATCH: usize = 64;
+
+/// One change of one lock, and what is to be known of it.
+struct Change {
+    name: LockName,
+    txn: TxnRequest,
+}
+
+/// How many keys are looked at together. A server takes 128 operations, unless it was told otherwise.
+const LOOKS: usize = 128;
+
+/// Changes of one process share transactions: the first goes at once, what comes meanwhile goes together in the next. So do looks
+/// at keys, apart from them, because they write nothing.
+///
+/// A change that the server refuses takes no other with it: then each goes for itself.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    changes: Coalescer<Change, Result<TxnResponse>>,
+    looks: Coalescer<Vec<u8>, Result<i64>>,
+}
+
+impl Batch {
+    pub(crate) fn new(servers: Arc<Servers>, runtime: Handle) -> Self {
+        let (looking, adopting) = (Arc::clone(&servers), runtime.clone());
+        let send = move |changes| Box::pin(send_all(Arc::clone(&servers), changes)) as BoxFuture<'static, _>;
+        let look = move |keys| Box::pin(look_at_all(Arc::clone(&looking), keys)) as BoxFuture<'static, _>;
+        Self {
+            changes: Coalescer::new(FLIGHTS, BATCH, send, move |changes| drop(adopting.spawn(changes))),
+            looks: Coalescer::new(FLIGHTS, LOOKS, look, move |looks| drop(runtime.spawn(looks))),
+        }
+    }
+
+    /// The revision at which a key was created; zero if it is not there.
+    pub(crate) async fn look(&self, key: Vec<u8>) -> Result<i64> {
+        self.looks.request(key).await.unwrap_or_else(|| Err(shutting_down()))
+    }
+
+    /// Makes a change of a lock.
+    pub(crate) async fn change(&self, name: &LockName, txn: TxnRequest) -> Result<TxnResponse> {
+        let made = self.changes.request(Change { name: name.clone(), txn }).await;
+        made.unwrap_or_else(|| Err(shutting_down().with_unknown_effect()))
+    }
+}
+
+fn shutting_down() -> Error {
+    let why = "the round trip ended without an answer, because the program is shutting down";
+    Error::new(ErrorKind::Unavailable, why)
+}
+
+async fn look_at_all(servers: Arc<Servers>, keys: Vec<Vec<u8>>) -> Vec<Result<i64>> {
+    let get = |key: &Vec<u8>| ops::range(RangeRequest { keys_only: true, ..ops::get(key) });
+    let txn = TxnRequest { success: keys.iter().map(get).collect(), ..TxnRequest::default() };
+    let seen: Result<TxnResponse> = servers.call(TXN, txn).await.map_err(Error::without_effect);
+    let created = |index| {
+        let found = ops::found(seen.as_ref().map_err(Error::clone)?, index);
+        let odd = || error::odd_answer("not as many keys as were asked for", servers.shown());
+        Ok(found.ok_or_else(odd)?.kvs.first().map_or(0, |found| found.create_revision))
+    };
+    (0..keys.len()).map(created).collect()
+}
+
+/// Sends changes, and returns the answer of each.
+async fn send_all(servers: Arc<Servers>, changes: Vec<Change>) -> Vec<Result<TxnResponse>> {
+    let mut answers: Vec<Option<Result<TxnResponse>>> = changes.iter().map(|_| None).collect();
+    let mut left: Vec<(usize, Change)> = changes.into_iter().enumerate().collect();
+    // All keys of one transaction are created at one revision, so that it can hold one change of a lock: nobody could say which
+    // of two came first.
+    let mut under_way = JoinSet::new();
+    while !left.is_empty() {
+        let mut names: HashSet<LockName, RandomState> = HashSet::default();
+        let (now, later) = left.into_iter().partition(|(_, change)| names.insert(change.name.clone()));
+        under_way.spawn(send_together(Arc::clone(&servers), now));
+        left = later;
+    }
+    while let Some(sent) = under_way.join_next().await {
+        for (place, answer) in sent.into_iter().flatten() {
+            answers[place] = Some(answer);
+        }
+    }
+    let bug = || Err(Error::new(ErrorKind::Bug, "a change panicked on its way").with_unknown_effect());
+    answers.into_iter().map(|answer| answer.unwrap_or_else(bug)).collect()
+}
+
+async fn send_together(
+    servers: Arc<Servers>,
+    changes: Vec<(usize, Change)>,
+) -> Vec<(usize, Result<TxnResponse>)> {
+    if let [(place, change)] = &changes[..] {
+        return vec![(*place, servers.call(TXN, change.txn.clone()).await)];
+    }
+    let together = TxnRequest {
+        success: changes.iter().map(|(_, change)| ops::txn(change.txn.clone())).collect(),
+        ..TxnRequest::default()
+    };
+    match servers.call(TXN, together).await {
+        Ok(answer) => {
+            let answer: TxnResponse = answer;
+            let header = Some(ResponseHeader { revision: ops::revision(&answer) });
+            let each = changes.iter().enumerate().map(|(index, (place, _))| {
+                let made = ops::nested(&answer, index)
+                    .map(|nested| TxnResponse { header, ..nested.clone() })
+                    .ok_or_else(|| error::odd_answer("a batch without its parts", servers.shown()));
+                (*place, made)
+            });
+            each.collect()
+        }
+        // Nobody knows whose fault it was, and nothing was done.
+        Err(error) if error.effect() == Effect::None && error.kind() != ErrorKind::Unavailable => {
+            let mut alone = JoinSet::new();
+            for (place, change) in changes {
+                let servers = Arc::clone(&servers);
+                alone.spawn(async move { (place, servers.call(TXN, change.txn).await) });
+            }
+            alone.join_all().await
+        }
+        Err(error) => changes.into_iter().map(|(place, _)| (place, Err(error.clone()))).collect(),
+    }
+}

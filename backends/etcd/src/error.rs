@@ -1,0 +1,169 @@
+//! What the cluster and the transport say, as errors of ours.
+
+use ringfence_core::{Error, ErrorKind};
+use tonic::{Code, Status};
+
+/// What a lease is called that the cluster does not know, or knows no more.
+const NO_LEASE: &str = "requested lease not found";
+/// What the cluster says when a token of ours is too old for it.
+const FORGOTTEN: [&str; 2] = ["invalid auth token", "revision of auth store is old"];
+
+/// The error of a call that was on its way when this was said.
+pub(crate) fn of_call(status: &Status, member: &str) -> Error {
+    let error = explain(status).about(member);
+    if is_refusal(status) { error } else { error.with_unknown_effect() }
+}
+
+/// The error of a call that was not sent, because there is no connection.
+pub(crate) fn of_connecting(error: &tonic::transport::Error, member: &str) -> Error {
+    let says = chain(error);
+    let (kind, advice) = match () {
+        () if says.contains("UnknownIssuer") || says.contains("BadSignature") => (
+            ErrorKind::Refused,
+            "its certificate is signed by an authority that we do not know: name the authority's PEM file with \
+             ?ca=/path.pem, or have the system know it",
+        ),
+        () if says.contains("NotValidForName") => (
+            ErrorKind::Refused,
+            "its certificate is for another host: write the URL with a host that the certificate names",
+        ),
+        () if says.contains("invalid peer certificate") => {
+            (ErrorKind::Refused, "its certificate cannot be trusted")
+        }
+        () if says.contains("InvalidMessage") || says.contains("corrupt message") => (
+            ErrorKind::InvalidUrl,
+            "it does not speak TLS on this port: name the port that does, or write etcd: for a connection without",
+        ),
+        () => (
+            ErrorKind::Unavailable,
+            "it cannot be reached: see whether it runs, and whether the URL names it (etcds: where it speaks TLS)",
+        ),
+    };
+    Error::new(kind, advice).about(member).because(says)
+}
+
+/// The error of saying who we are.
+pub(crate) fn of_login(status: &Status, member: &str) -> Error {
+    let advice = match status.code() {
+        Code::InvalidArgument => "it refuses our user or password: check the URL",
+        Code::FailedPrecondition => {
+            "it asks nobody who they are: leave the user and the password out of the URL, or enable its authentication"
+        }
+        _ => return explain(status).about(member),
+    };
+    Error::new(ErrorKind::Refused, advice).about(member).because(status.message())
+}
+
+/// A member does not answer.
+pub(crate) fn no_answer(member: &str) -> Error {
+    let advice = "it does not answer in time: it is overloaded or cut off, the cluster has lost its majority, or the port is \
+                  not that of etcd for clients";
+    Error::new(ErrorKind::Unavailable, advice).about(member)
+}
+
+/// No member could be connected to in time.
+pub(crate) fn no_connection_in_time(shown: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, "no connection to any member came about in time").about(shown)
+}
+
+/// An answer that no version of etcd gives.
+pub(crate) fn odd_answer(what: &str, shown: &str) -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("an answer of the wrong shape, {what}; is this etcd, version 3.4 or later?"),
+    )
+    .about(shown)
+}
+
+/// Whether the lease that was named is no more.
+pub(crate) fn is_of_lease(error: &Error) -> bool {
+    // The only question that an error of ours cannot answer by its kind, and nobody but us asks it.
+    error.kind() == ErrorKind::Lost
+}
+
+/// Whether the cluster has forgotten who we are, and did not do what was asked.
+pub(crate) fn is_forgotten_login(status: &Status) -> bool {
+    FORGOTTEN.iter().any(|words| status.message().contains(words))
+}
+
+/// Whether another member may do better.
+pub(crate) fn is_of_member(status: &Status) -> bool {
+    !is_refusal(status)
+}
+
+/// Whether the cluster itself said so, and so did not do what was asked.
+fn is_refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::ResourceExhausted
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::Unauthenticated
+    )
+}
+
+fn explain(status: &Status) -> Error {
+    let says = status.message();
+    let (kind, advice) = match status.code() {
+        _ if says.contains(NO_LEASE) => (ErrorKind::Lost, "the lease is over"),
+        _ if says.contains("database space exceeded") => (
+            ErrorKind::Full,
+            "its database is full: compact and defragment it, then disarm the alarm (etcdctl compact, defrag, alarm disarm); \
+             locks can be given back meanwhile",
+        ),
+        _ if says.contains("user name is empty") => {
+            (ErrorKind::Refused, "it wants to know who we are: write user:password@ before the hosts")
+        }
+        _ if is_forgotten_login(status) => (
+            ErrorKind::Refused,
+            "it does not know us: write user:password@ before the hosts, or look whether its authentication was changed",
+        ),
+        Code::PermissionDenied => (
+            ErrorKind::Refused,
+            "our user may not do this: the role that we need is in docs/etcd.md, and `ringfence doctor` prints it",
+        ),
+        _ if says.contains("request is too large") => {
+            (ErrorKind::InvalidRequest, "the request is larger than its --max-request-bytes allows")
+        }
+        Code::ResourceExhausted => {
+            (ErrorKind::Unavailable, "it has too much to do right now: try again soon")
+        }
+        Code::Unimplemented => {
+            (ErrorKind::Unsupported, "it does not know this call: etcd 3.4 is the least that we need")
+        }
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal => (
+            ErrorKind::Unavailable,
+            "it cannot be used right now: see whether it runs, and whether the cluster has its majority",
+        ),
+        _ => (ErrorKind::Corrupt, "it refuses what we ask: is this etcd, version 3.4 or later?"),
+    };
+    let cause = match std::error::Error::source(status) {
+        Some(source) => format!("{says}: {}", chain(source)),
+        None => says.to_owned(),
+    };
+    Error::new(kind, advice).because(one_line(&cause))
+}
+
+/// What an error says, and what its causes say, where that is something else.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut says = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !says.contains(&more) {
+            says = format!("{says}: {more}");
+        }
+        source = cause.source();
+    }
+    one_line(&says)
+}
+
+/// A message of ours is one line.
+fn one_line(text: &str) -> String {
+    text.trim_end().replace('\n', ", ")
+}

@@ -1,0 +1,212 @@
+//! Who stands in line for a lock, and whose turn it is: the keys of the lock in the order in which they were created.
+
+use std::time::Duration;
+
+use ringfence_core::{FencingToken, HolderInfo, Mode, Nonce};
+
+use crate::keys::nonce_of;
+use crate::proto::KeyValue;
+
+/// What the value of a key of ours begins with.
+const OURS: &str = "ringfence1";
+
+/// What stands in the value of a place.
+pub(crate) fn value(mode: Mode, ttl: Duration, holder: &HolderInfo) -> Vec<u8> {
+    let mode = match mode {
+        Mode::Exclusive => "x".to_owned(),
+        Mode::Shared => "s".to_owned(),
+        Mode::Permit(limit) => format!("p{limit}"),
+    };
+    format!(
+        "{OURS}:{mode}:{}:{}\n{}\n{}\n{}",
+        ttl.as_millis(),
+        holder.pid(),
+        holder.label(),
+        holder.host(),
+        holder.metadata()
+    )
+    .into_bytes()
+}
+
+/// One that stands in line. Those at the front hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) key: Vec<u8>,
+    pub(crate) created: i64,
+    pub(crate) mode: Mode,
+    pub(crate) holder: HolderInfo,
+    /// Its token. A key that has neither a nonce nor a lease has none.
+    pub(crate) token: Option<FencingToken>,
+    /// The TTL that it asked for, where it is one of ours.
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) lease: i64,
+}
+
+impl Place {
+    /// From a key and its value. What is not ours is somebody else's exclusive lock, as etcd's own clients take them.
+    pub(crate) fn read(found: &KeyValue) -> Self {
+        let nonce = nonce_of(&found.key);
+        let (mode, ttl, holder) = match nonce.and_then(|_| parse(&found.value)) {
+            Some((mode, ttl, holder)) => (mode, Some(ttl), holder),
+            None => (Mode::Exclusive, None, stranger()),
+        };
+        // Others have a lease of their own for each place, by which an operator can name them.
+        let nonce = nonce.or_else(|| Nonce::from_u64(found.lease.unsigned_abs()));
+        let token = nonce.and_then(|nonce| token(found.create_revision, nonce));
+        Self {
+            key: found.key.clone(),
+            created: found.create_revision,
+            mode,
+            holder,
+            token,
+            ttl,
+            lease: found.lease,
+        }
+    }
+}
+
+/// The token of a place, which is granted in the order in which places are taken.
+pub(crate) fn token(created: i64, nonce: Nonce) -> Option<FencingToken> {
+    FencingToken::of_grant(u64::try_from(created).ok()?, nonce).ok()
+}
+
+fn stranger() -> HolderInfo {
+    HolderInfo::new("another client", "unknown", 0).expect("the label is short")
+}
+
+fn parse(value: &[u8]) -> Option<(Mode, Duration, HolderInfo)> {
+    let (head, text) = std::str::from_utf8(value).ok()?.split_once('\n')?;
+    let mut head = head.split(':');
+    let (ours, mode, ttl, pid) = (head.next()?, head.next()?, head.next()?, head.next()?);
+    let mode = match (ours == OURS).then(|| mode.split_at_checked(1)).flatten()? {
+        ("x", "") => Mode::Exclusive,
+        ("s", "") => Mode::Shared,
+        ("p", limit) => Mode::permit(limit.parse().ok()?).ok()?,
+        _ => return None,
+    };
+    let mut text = text.splitn(3, '\n');
+    let (label, host, metadata) = (text.next()?, text.next()?, text.next()?);
+    let holder =
+        HolderInfo::new(label, host, pid.parse().ok()?).and_then(|holder| holder.with_metadata(metadata));
+    Some((mode, Duration::from_millis(ttl.parse().ok()?), holder.ok()?))
+}
+
+/// Where one stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// At the front: it holds.
+    Holds,
+    /// Behind this key: while that is there, it does not hold.
+    Behind(Vec<u8>),
+    /// Among permits of which too many are ahead: it may hold as soon as any of them goes.
+    BehindAny,
+}
+
+/// Where one stands of this mode, with these ahead of it, the oldest first.
+pub(crate) fn standing(mode: Mode, ahead: &[Place]) -> Standing {
+    let behind =
+        |place: Option<&Place>| place.map_or(Standing::Holds, |place| Standing::Behind(place.key.clone()));
+    match mode {
+        Mode::Exclusive => behind(ahead.last()),
+        Mode::Shared => behind(ahead.iter().rfind(|place| place.mode != Mode::Shared)),
+        Mode::Permit(limit) => {
+            let mut least = limit;
+            for place in ahead.iter().rev() {
+                let Mode::Permit(theirs) = place.mode else { return behind(Some(place)) };
+                least = least.min(theirs);
+            }
+            let is_room = u64::try_from(ahead.len()).is_ok_and(|ahead| ahead < u64::from(least.get()));
+            if is_room { Standing::Holds } else { Standing::BehindAny }
+        }
+    }
+}
+
+/// How many at the front of a line hold.
+pub(crate) fn holding(line: &[Place]) -> usize {
+    let holds = |index: &usize| standing(line[*index].mode, &line[..*index]) == Standing::Holds;
+    (0..line.len()).take_while(holds).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn place(created: i64, mode: Mode) -> Place {
+        let holder = HolderInfo::new("cron: nightly", "web-1", 42).unwrap().with_metadata("a:b\nc").unwrap();
+        let nonce = Nonce::from_u64(u64::try_from(created).unwrap()).unwrap();
+        let found = KeyValue {
+            key: format!("lock/694d-{:016x}", nonce.get()).into_bytes(),
+            create_revision: created,
+            mod_revision: created,
+            value: value(mode, Duration::from_secs(30), &holder),
+            lease: 0x694d,
+        };
+        let place = Place::read(&found);
+        assert_eq!((place.mode, &place.holder, place.ttl), (mode, &holder, Some(Duration::from_secs(30))));
+        assert_eq!(place.token, token(created, nonce));
+        place
+    }
+
+    fn line(modes: &[Mode]) -> Vec<Place> {
+        (1..).zip(modes).map(|(created, mode)| place(created, *mode)).collect()
+    }
+
+    fn permit(limit: u32) -> Mode {
+        Mode::permit(limit).unwrap()
+    }
+
+    #[test]
+    fn the_front_of_a_line_holds() {
+        use Mode::{Exclusive, Shared};
+        for (modes, expected) in [
+            (&[][..], 0),
+            (&[Exclusive, Exclusive], 1),
+            (&[Exclusive, Shared], 1),
+            (&[Shared, Shared, Exclusive, Shared], 2),
+            (&[permit(2), permit(2), permit(2)], 2),
+            (&[permit(3), permit(1), permit(3)], 1),
+            (&[permit(3), permit(3), permit(2), permit(3)], 2),
+            (&[permit(2), Shared, permit(2)], 1),
+            (&[Shared, permit(2)], 1),
+        ] {
+            assert_eq!(holding(&line(modes)), expected, "{modes:?}");
+        }
+    }
+
+    #[test]
+    fn each_waits_for_the_one_that_is_in_its_way() {
+        use Mode::{Exclusive, Shared};
+        let ahead = line(&[Exclusive, Shared, Shared]);
+        assert_eq!(standing(Exclusive, &ahead), Standing::Behind(ahead[2].key.clone()));
+        assert_eq!(standing(Shared, &ahead), Standing::Behind(ahead[0].key.clone()));
+        assert_eq!(standing(permit(2), &ahead), Standing::Behind(ahead[2].key.clone()));
+        assert_eq!(standing(permit(2), &line(&[permit(2); 2])), Standing::BehindAny);
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_is_an_exclusive_lock() {
+        for (key, value) in [
+            ("lock/694d5765fc71500b", ""),
+            ("lock/694d-00000000000000ff", "ringfence1:x:30000:1\nno host"),
+            ("lock/694d-00000000000000ff", "ringfence1:p0:30000:1\na\nb\n"),
+            ("lock/694d-00000000000000ff", "ringfence1:\u{e9}:30000:1\na\nb\n"),
+            ("lock/694d-00000000000000ff", "ringfence2:s:30000:1\na\nb\n"),
+            ("lock/694d-00000000000000FF", "ringfence1:s:30000:1\na\nb\n"),
+        ] {
+            let found =
+                KeyValue { key: key.into(), create_revision: 7, value: value.into(), ..KeyValue::default() };
+            let place = Place::read(&found);
+            assert_eq!((place.mode, place.holder.label()), (Mode::Exclusive, "another client"), "{value:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn anything_is_read_without_a_panic(key in "[0-9a-f-]{0,30}", value in prop::collection::vec(any::<u8>(), 0..60)) {
+            let found = KeyValue { key: key.into_bytes(), value, create_revision: -1, ..KeyValue::default() };
+            prop_assert_eq!(Place::read(&found).token, None);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The members of the cluster: one of them is spoken to, and the next one when it does not answer.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use prost::Message;
+use ringfence_core::{Error, ErrorKind, Result};
+use tokio::sync::watch;
+use tokio_stream::Stream;
+use tonic::client::Grpc;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use crate::error;
+use crate::proto::{AuthenticateRequest, AuthenticateResponse};
+
+/// How long a member may take to accept a connection, before the next one is tried.
+pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a member may take to answer.
+pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The largest answer that is taken: as large as etcd's own client takes.
+const ANSWER_MAX: usize = i32::MAX as usize;
+
+/// One member, as the URL names it.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) address: String,
+}
+
+/// Who we are to the cluster.
+pub(crate) struct Login {
+    name: String,
+    password: String,
+}
+
+impl Login {
+    pub(crate) fn new(name: &str, password: &str) -> Self {
+        Self { name: name.to_owned(), password: password.to_owned() }
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:***", self.name)
+    }
+}
+
+/// The members, and the connection to one of them.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    members: Vec<Member>,
+    login: Option<Login>,
+    shown: String,
+    current: Mutex<Current>,
+    /// Held by whoever connects, so that the others wait for that connection.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Current {
+    link: Option<Arc<Link>>,
+    /// Which member to try next.
+    next: usize,
+}
+
+/// A connection to one member.
+#[derive(Debug)]
+pub(crate) struct Link {
+    channel: Channel,
+    pub(crate) address: String,
+    /// What shows who we are, where the cluster wants to know.
+    token: Option<MetadataValue<Ascii>>,
+    /// Becomes true when the connection is given up.
+    left: watch::Sender<bool>,
+}
+
+impl Servers {
+    pub(crate) fn new(members: Vec<Member>, login: Option<Login>, shown: String) -> Self {
+        Self { members, login, shown, current: Mutex::default(), connecting: tokio::sync::Mutex::default() }
+    }
+
+    /// The URL as it may be shown.
+    pub(crate) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Asks the member at hand. Effects are unknown where it does not answer.
+    pub(crate) async fn call<Q: Message + Clone + 'static, A: Message + Default + 'static>(
+        &self,
+        path: &'static str,
+        question: Q,
+    ) -> Result<A> {
+        self.call_within(ANSWER_PATIENCE, path, question).await
+    }
+
+    /// As [`Self::call`], with another patience.
+    pub(crate) async fn call_within<Q: Message + Clone + 'static, A: Message + Default + 'static>(
+        &self,
+        patience: Duration,
+        path: &'static str,
+        question: Q,
+    ) -> Result<A> {
+        let ask = |link: Arc<Link>| {
+            let question = question.clone();
+            async move { link.ask(path, question).await }
+        };
+        self.with_link(patience, ask).await
+    }
+
+    /// Has something done on a connection, and once more where the cluster has forgotten who we are, because that was not done.
+    pub(crate) async fn with_link<A, F>(&self, patience: Duration, act: impl Fn(Arc<Link>) -> F) -> Result<A>
+    where
+        F: Future<Output = Result<A, Status>>,
+    {
+        let ends = tokio::time::sleep(patience);
+        tokio::pin!(ends);
+        let mut is_known_again = false;
+        loop {
+            let link = tokio::select! {
+                biased;
+                link = self.link() => link?,
+                () = &mut ends => return Err(error::no_connection_in_time(&self.shown)),
+            };
+            let outcome = tokio::select! {
+                biased;
+                outcome = act(Arc::clone(&link)) => outcome,
+                () = &mut ends => {
+                    self.leave(&link);
+                    return Err(error::no_answer(&link.address).with_unknown_effect());
+                }
+            };
+            let status = match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(status) => status,
+            };
+            let is_forgotten = error::is_forgotten_login(&status);
+            if is_forgotten || error::is_of_member(&status) {
+                self.leave(&link);
+            }
+            if is_forgotten && self.login.is_some() && !is_known_again {
+                is_known_again = true;
+                continue;
+            }
+            return Err(error::of_call(&status, &link.address));
+        }
+    }
+
+    /// Asks every member, by a connection of its own.
+    pub(crate) async fn call_each<Q: Message + Clone + 'static, A: Message + Default + 'static>(
+        &self,
+        path: &'static str,
+        question: Q,
+    ) -> Vec<(&str, Result<A>)> {
+        let mut answers = Vec::new();
+        for member in &self.members {
+            let asked = async {
+                let link = self.connect(member).await?;
+                let answer = tokio::time::timeout(ANSWER_PATIENCE, link.ask(path, question.clone())).await;
+                answer
+                    .map_err(|_| error::no_answer(&member.address))?
+                    .map_err(|status| error::of_call(&status, &member.address))
+            };
+            answers.push((&*member.address, asked.await));
+        }
+        answers
+    }
+
+    /// The connection at hand, or a new one.
+    pub(crate) async fn link(&self) -> Result<Arc<Link>> {
+        if let Some(link) = &self.current().link {
+            return Ok(Arc::clone(link));
+        }
+        let _connecting = self.connecting.lock().await;
+        if let Some(link) = &self.current().link {
+            return Ok(Arc::clone(link));
+        }
+        let mut trouble = None;
+        for _ in &self.members {
+            let member = {
+                let mut current = self.current();
+                let member = &self.members[current.next % self.members.len()];
+                // Whoever runs out of patience with it leaves the next one to the next caller.
+                current.next = (current.next + 1) % self.members.len();
+                member
+            };
+            match self.connect(member).await {
+                Ok(link) => {
+                    let link = Arc::new(link);
+                    let mut current = self.current();
+                    current.link = Some(Arc::clone(&link));
+                    // A member that answers is come back to, when the others do not.
+                    return Ok(link);
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    tracing::debug!(%error, "a member cannot be reached");
+                    trouble = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(trouble.unwrap_or_else(|| Error::new(ErrorKind::Bug, "a URL without members was accepted")))
+    }
+
+    async fn connect(&self, member: &Member) -> Result<Link> {
+        let connected = tokio::time::timeout(CONNECT_PATIENCE, member.endpoint.connect()).await;
+        let channel = connected
+            .map_err(|_| error::no_answer(&member.address))?
+            .map_err(|error| error::of_connecting(&error, &member.address))?;
+        let mut link =
+            Link { channel, address: member.address.clone(), token: None, left: watch::Sender::new(false) };
+        if let Some(Login { name, password }) = &self.login {
+            let question = AuthenticateRequest { name: name.clone(), password: password.clone() };
+            let asked = link.ask("/etcdserverpb.Auth/Authenticate", question);
+            let answer = tokio::time::timeout(ANSWER_PATIENCE, asked).await;
+            let answer: AuthenticateResponse = answer
+                .map_err(|_| error::no_answer(&member.address))?
+                .map_err(|status| error::of_login(&status, &member.address))?;
+            link.token = answer.token.parse().ok();
+        }
+        Ok(link)
+    }
+
+    /// Gives a connection up: the next call goes to the next member.
+    pub(crate) fn leave(&self, link: &Arc<Link>) {
+        let mut current = self.current();
+        if current.link.as_ref().is_some_and(|present| Arc::ptr_eq(present, link)) {
+            current.link = None;
+        }
+        drop(current);
+        link.left.send_replace(true);
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Link {
+    /// A question with one answer.
+    pub(crate) async fn ask<Q: Message + 'static, A: Message + Default + 'static>(
+        &self,
+        path: &'static str,
+        question: Q,
+    ) -> Result<A, Status> {
+        let mut grpc = self.ready().await?;
+        let codec: ProstCodec<Q, A> = ProstCodec::default();
+        let answer = grpc.unary(self.dressed(question), PathAndQuery::from_static(path), codec).await?;
+        Ok(answer.into_inner())
+    }
+
+    /// Questions with answers, both as they come. Returns when the first answer begins.
+    pub(crate) async fn converse<Q: Message + 'static, A: Message + Default + 'static>(
+        &self,
+        path: &'static str,
+        questions: impl Stream<Item = Q> + Send + 'static,
+    ) -> Result<Streaming<A>, Status> {
+        let mut grpc = self.ready().await?;
+        let codec: ProstCodec<Q, A> = ProstCodec::default();
+        let answers = grpc.streaming(self.dressed(questions), PathAndQuery::from_static(path), codec).await?;
+        Ok(answers.into_inner())
+    }
+
+    /// Waits until the connection is given up.
+    pub(crate) async fn is_left(&self) {
+        // The sender lives as long as we do.
+        let _ = self.left.subscribe().wait_for(|left| *left).await;
+    }
+
+    async fn ready(&self) -> Result<Grpc<Channel>, Status> {
+        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_MAX);
+        grpc.ready().await.map_err(|error| Status::new(Code::Unavailable, error.to_string()))?;
+        Ok(grpc)
+    }
+
+    fn dressed<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.clone());
+        }
+        request
+    }
+}

@@ -1,0 +1,264 @@
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ringfence_testkit::PATIENCE;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::port::Port;
+use crate::process::Process;
+use crate::redis::{LEASH, until, until_within};
+use crate::require::require;
+
+/// How long members may take to elect a leader on a busy machine.
+const ELECTION_PATIENCE: Duration = PATIENCE.saturating_mul(3);
+
+/// A real etcd cluster on ports of 127.0.0.1, with nothing in it and nobody else on it.
+///
+/// Dropping it kills its members, whatever state they are in; they end with the test's process too, however that ends.
+#[derive(Debug)]
+pub struct EtcdCluster {
+    members: Vec<Member>,
+    etcdctl: PathBuf,
+    /// What `etcdctl` says of who we are, beside the members.
+    login: Option<String>,
+    _folder: TempDir,
+}
+
+#[derive(Debug)]
+struct Member {
+    process: Process,
+    arguments: Vec<String>,
+    program: PathBuf,
+    client: Port,
+    _peer: Port,
+}
+
+impl EtcdCluster {
+    /// Starts one of so many members, and returns when all of them are healthy. `None`, and said as [`skip`](crate::skip) does,
+    /// where `etcd` or `etcdctl` is not installed.
+    ///
+    /// Its leases live for a second at least.
+    ///
+    /// Panics when it does not start.
+    pub async fn start(members: usize) -> Option<Self> {
+        Self::start_with(members, &[]).await
+    }
+
+    /// As [`Self::start`], with more arguments for each member: `&["--quota-backend-bytes", "16777216"]`.
+    pub async fn start_with(members: usize, arguments: &[&str]) -> Option<Self> {
+        let (etcd, etcdctl) = (require("etcd")?, require("etcdctl")?);
+        let folder = TempDir::new().expect("a temporary directory");
+        let ports: Vec<(Port, Port)> = (0..members).map(|_| (Port::claim(), Port::claim())).collect();
+        let url = |port: &Port| format!("http://127.0.0.1:{}", port.number());
+        let peers: Vec<String> =
+            ports.iter().enumerate().map(|(index, (_, peer))| format!("n{index}={}", url(peer))).collect();
+        let peers = peers.join(",");
+        let start = |(index, (client, peer)): (usize, (Port, Port))| {
+            let data = folder.path().join(format!("n{index}"));
+            let mut all: Vec<String> = [
+                // Sooner than by default, so that tests do not wait for elections, and a lease can be as short as a second.
+                ["--heartbeat-interval", "50"],
+                ["--election-timeout", "500"],
+                ["--logger", "zap"],
+                ["--log-level", "fatal"],
+                ["--initial-cluster-state", "new"],
+            ]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+            for (name, value) in [
+                ("--name", format!("n{index}")),
+                ("--data-dir", data.to_string_lossy().into_owned()),
+                ("--listen-client-urls", url(&client)),
+                ("--advertise-client-urls", url(&client)),
+                ("--listen-peer-urls", url(&peer)),
+                ("--initial-advertise-peer-urls", url(&peer)),
+                ("--initial-cluster", peers.clone()),
+            ] {
+                all.extend([name.to_owned(), value]);
+            }
+            all.extend(arguments.iter().map(ToString::to_string));
+            let process = launch(&etcd, &all);
+            Member { process, arguments: all, program: etcd.clone(), client, _peer: peer }
+        };
+        let members = ports.into_iter().enumerate().map(start).collect();
+        let cluster = Self { members, etcdctl, login: None, _folder: folder };
+        for index in 0..cluster.members.len() {
+            cluster.is_healthy(index).await;
+        }
+        Some(cluster)
+    }
+
+    /// Its URL, as in `etcd://127.0.0.1:11042,127.0.0.1:11044`.
+    pub fn url(&self) -> String {
+        let members: Vec<String> = (0..self.members.len()).map(|index| self.address(index)).collect();
+        format!("etcd://{}", members.join(","))
+    }
+
+    /// How many members it has.
+    pub fn count(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The port of a member for clients. It keeps it until the cluster is dropped, whatever happens to it.
+    pub fn port(&self, member: usize) -> u16 {
+        self.members[member].client.number()
+    }
+
+    fn address(&self, member: usize) -> String {
+        format!("127.0.0.1:{}", self.port(member))
+    }
+
+    /// From now on `etcdctl` says that it is this user, written as `user:password`.
+    pub fn log_in(&mut self, login: &str) {
+        self.login = Some(login.to_owned());
+    }
+
+    /// The command `etcdctl` for these members, for a test to add to.
+    pub fn etcdctl_command(&self) -> Command {
+        let mut command = Command::new(&self.etcdctl);
+        let members: Vec<String> = (0..self.members.len()).map(|index| self.address(index)).collect();
+        command.env("ETCDCTL_API", "3").arg("--endpoints").arg(members.join(","));
+        if let Some(login) = &self.login {
+            command.arg("--user").arg(login);
+        }
+        command
+    }
+
+    /// Has the cluster do something by `etcdctl`, and returns what that prints.
+    ///
+    /// Panics when it fails or takes too long.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the cluster may have done it or not.
+    pub async fn etcdctl(&self, words: &[&str]) -> String {
+        self.ask(words).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// As [`Self::etcdctl`]; the error is what `etcdctl` says.
+    pub async fn ask(&self, words: &[&str]) -> Result<String, String> {
+        let mut command = tokio::process::Command::from(self.etcdctl_command());
+        command.args(words).stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output())
+            .await
+            .map_err(|_| format!("no answer within {PATIENCE:?}"))?
+            .expect("etcdctl starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// The member that leads, as soon as those that answer agree on one.
+    pub async fn leader(&self) -> usize {
+        until_within(ELECTION_PATIENCE, "the members have a leader", async || {
+            for index in 0..self.members.len() {
+                let mut command = tokio::process::Command::from(self.etcdctl_command());
+                command.args(["--endpoints", &self.address(index), "--command-timeout", "1s"]);
+                command.args(["endpoint", "status", "--write-out", "json"]).kill_on_drop(true);
+                let Ok(output) = command.output().await else { continue };
+                let Ok(status) = serde_json::from_slice::<Value>(&output.stdout) else { continue };
+                let status = &status[0]["Status"];
+                if status["leader"].is_u64() && status["leader"] == status["header"]["member_id"] {
+                    return Some(index);
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    /// Stops a member (SIGSTOP), and returns when it has stopped: connections to it are made, and nobody answers.
+    pub fn stop(&self, member: usize) {
+        self.members[member].process.stop().expect("a member that runs can be stopped");
+    }
+
+    /// Lets a member run on (SIGCONT).
+    pub fn resume(&self, member: usize) {
+        self.members[member].process.resume().expect("a member that is stopped can be resumed");
+    }
+
+    /// Kills a member (SIGKILL), and returns when it is dead: connections to it are refused.
+    pub fn kill(&mut self, member: usize) {
+        self.members[member].process.kill().expect("a member can be killed");
+    }
+
+    /// Starts a member that was killed again, on the same ports and with its data. Returns at once.
+    pub fn start_again(&mut self, member: usize) {
+        let Member { process, arguments, program, .. } = &mut self.members[member];
+        *process = launch(program, arguments);
+    }
+
+    /// Waits until a member says that it is healthy: it runs, and it has a leader.
+    pub async fn is_healthy(&self, member: usize) {
+        let port = self.port(member);
+        until_within(ELECTION_PATIENCE, "a member is healthy", async || {
+            let asked = tokio::time::timeout(Duration::from_secs(1), health(port)).await;
+            asked.ok()?.ok()?.contains(r#""health":"true""#).then_some(())
+        })
+        .await;
+    }
+
+    /// How many leases there are.
+    pub async fn leases(&self) -> usize {
+        self.etcdctl(&["lease", "list"]).await.lines().count().saturating_sub(1)
+    }
+
+    /// Waits until no key begins with this.
+    pub async fn has_none(&self, prefix: &str) {
+        until("all keys are gone", async || {
+            self.etcdctl(&["get", "--prefix", "--keys-only", prefix]).await.is_empty().then_some(())
+        })
+        .await;
+    }
+}
+
+fn launch(program: &PathBuf, arguments: &[String]) -> Process {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", LEASH])
+        .arg(program)
+        .args(arguments)
+        .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH);
+    Process::start(command).expect("etcd starts")
+}
+
+async fn health(port: u16) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_member_comes_back_with_its_data_and_a_dead_leader_is_followed_by_another() {
+        let Some(mut cluster) = EtcdCluster::start(3).await else { return };
+        cluster.etcdctl(&["put", "key", "value"]).await;
+        let leader = cluster.leader().await;
+        cluster.kill(leader);
+        let next = cluster.leader().await;
+        assert_ne!(next, leader);
+        cluster.start_again(leader);
+        cluster.is_healthy(leader).await;
+        assert_eq!(cluster.etcdctl(&["get", "key"]).await, "key\nvalue");
+    }
+
+    #[tokio::test]
+    async fn every_cluster_is_alone() {
+        let Some(one) = EtcdCluster::start(1).await else { return };
+        let Some(two) = EtcdCluster::start(1).await else { return };
+        one.etcdctl(&["put", "key", "value"]).await;
+        assert_eq!(two.etcdctl(&["get", "key"]).await, "");
+        assert_eq!((one.count(), one.leader().await, one.leases().await), (1, 0, 0));
+        one.etcdctl(&["del", "key"]).await;
+        one.has_none("key").await;
+    }
+}
