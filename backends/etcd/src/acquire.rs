@@ -58,7 +58,8 @@ impl Client {
                 let is_undone = Box::pin(self.withdraw(withdrawal)).await;
                 Err(if is_undone { error.without_effect() } else { error.with_unknown_effect() })
             }
-            outcome => outcome,
+            // A lease that nobody lives by ends by itself.
+            outcome => outcome.map_err(Error::without_effect),
         };
         attempt.settled = true;
         outcome

@@ -1,0 +1,213 @@
+//! What is wrong with a URL, a name, a login or a cluster is said, with what to do about it, and without secrets.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{LONG, client, connect, hold, name, release, renew, request};
+use ringfence::{Locks, Stakes};
+use ringfence_core::{
+    Attempt, Backend, ErrorKind, FencedStore, HolderInfo, METADATA_MAX, Mode, RecordKey, Release, Renewal,
+    Severity, Wait,
+};
+use ringfence_servers::{EtcdCluster, Proxy};
+
+const SECRET: &str = "hunter2-secret";
+
+#[tokio::test]
+async fn a_ttl_below_the_clusters_minimum_is_an_error_that_names_it() {
+    // By default an election takes a second, and a lease lives for two at least.
+    let slow = ["--heartbeat-interval", "100", "--election-timeout", "1000"];
+    let Some(cluster) = EtcdCluster::start_with(1, &slow).await else { return };
+    let locks = Locks::connect(&cluster.url()).await.unwrap();
+    let error = locks.lock("orders").ttl(Duration::from_secs(1)).try_acquire().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidTtl, "{error:?}");
+    assert!(error.to_string().contains("2s"), "{error}");
+    let guard = locks.lock("orders").ttl(Duration::from_secs(2)).try_acquire().await.unwrap();
+    guard.expect("it is free").release().await.unwrap();
+    assert_eq!(cluster.leases().await, 1, "what was granted to learn the minimum is given back");
+}
+
+#[tokio::test]
+async fn correctness_may_be_asked_for() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let locks = Locks::connect(&cluster.url()).await.unwrap();
+    let guard = locks.lock("orders").stakes(Stakes::Correctness).try_acquire().await.unwrap();
+    guard.expect("it is free").release().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_name_is_kept_apart_and_metadata_comes_back_whole() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = client(&cluster.url()).await;
+    let longest = "ü".repeat(127);
+    let metadata = "\0\n:\"!/\u{202e}".repeat(100);
+    let metadata = &metadata[..metadata.floor_char_boundary(METADATA_MAX)];
+    for lock in ["a", "a/b", "a/", "/", "//", ".", "..", "a!", "a!6", "\"", "{a}", "*", "a b", " ", &longest]
+    {
+        let mut request = request(lock, Mode::Exclusive, LONG, Wait::No);
+        request.holder = HolderInfo::new("a:b", "host", 7).unwrap().with_metadata(metadata).unwrap();
+        let attempt = ann.acquire(request).await.unwrap();
+        assert!(matches!(attempt, Attempt::Granted(_)), "{lock:?} is nobody else's: {attempt:?}");
+        let state = ann.inspect(&name(lock)).await.unwrap();
+        assert_eq!(state.holders.len(), 1, "{lock:?}: {state:?}");
+        assert_eq!(state.holders[0].holder.metadata(), metadata, "{lock:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_verbatim_name_among_our_own_keys_is_refused() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = client(&format!("{}/locks?keys=verbatim", cluster.url())).await;
+    let error = ann.acquire(request("locks/record/a!b", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidName, "{error:?}");
+    hold(&ann, "orders", LONG).await;
+}
+
+/// A cluster that asks who we are: root, and somebody who may use our prefix and nothing else.
+async fn guarded() -> Option<EtcdCluster> {
+    let mut cluster = EtcdCluster::start(1).await?;
+    for words in [
+        &["user", "add", "root:root"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "locks"],
+        &["role", "grant-permission", "locks", "--prefix=true", "readwrite", "ringfence/"],
+        &["user", "add", &format!("ann:{SECRET}")],
+        &["user", "grant-role", "ann", "locks"],
+    ] {
+        // The role of root may be there already.
+        let _ = cluster.ask(words).await;
+    }
+    cluster.etcdctl(&["auth", "enable"]).await;
+    cluster.log_in("root:root");
+    Some(cluster)
+}
+
+fn url_of(cluster: &EtcdCluster, login: &str, rest: &str) -> String {
+    cluster.url().replace("etcd://", &format!("etcd://{login}")) + rest
+}
+
+#[tokio::test]
+async fn a_role_on_our_prefix_is_enough_and_every_other_one_is_refused() {
+    let Some(cluster) = guarded().await else { return };
+    let ann = client(&url_of(&cluster, &format!("ann:{SECRET}@"), "")).await;
+    let lease = hold(&ann, "orders", LONG).await;
+    assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
+    let key = RecordKey::of(name("orders"));
+    ann.records().open(&key, lease.token).await.unwrap();
+    assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
+    ann.examine().await.unwrap();
+
+    for (login, rest, hint) in [
+        ("", "", "user:password@"),
+        ("ann:wrong@", "", "refuses our user or password"),
+        ("nobody:wrong@", "", "refuses our user or password"),
+        (&*format!("ann:{SECRET}@"), "/elsewhere", "docs/etcd.md"),
+    ] {
+        let url = url_of(&cluster, login, rest);
+        let error = match connect(&url).await {
+            Err(error) => error,
+            Ok(client) => {
+                client.acquire(request("orders", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err()
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::Refused, "{login}{rest}: {error:?}");
+        assert!(error.to_string().contains(hint), "{login}{rest}: {error}");
+        assert!(!format!("{error} {error:?}").contains(SECRET), "{error:?}");
+    }
+    assert!(
+        !format!("{ann} {ann:?} {:?}", ann.acquire(request("x", Mode::Exclusive, LONG, Wait::No)).await)
+            .contains(SECRET)
+    );
+}
+
+#[tokio::test]
+async fn a_login_that_the_cluster_has_forgotten_is_made_again() {
+    let Some(mut cluster) = guarded().await else { return };
+    let ann = client(&url_of(&cluster, &format!("ann:{SECRET}@"), "")).await;
+    let lease = hold(&ann, "orders", LONG).await;
+    // What it gives to those who log in is in its memory.
+    cluster.kill(0);
+    cluster.start_again(0);
+    cluster.is_healthy(0).await;
+    let mut renewed = renew(&ann, &lease).await;
+    if renewed.is_err() {
+        // The connection was lost, which is another thing.
+        renewed = renew(&ann, &lease).await;
+    }
+    assert_eq!(renewed.unwrap(), Renewal::Renewed);
+    assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
+}
+
+#[tokio::test]
+async fn a_login_where_nobody_asks_is_an_error() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let error = connect(&url_of(&cluster, &format!("ann:{SECRET}@"), "")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert!(error.to_string().contains("asks nobody"), "{error}");
+    assert!(!error.to_string().contains(SECRET), "{error}");
+}
+
+#[tokio::test]
+async fn a_full_database_refuses_locks_and_takes_them_back() {
+    let Some(cluster) = EtcdCluster::start_with(1, &["--quota-backend-bytes", "2097152"]).await else {
+        return;
+    };
+    let ann = client(&cluster.url()).await;
+    let lease = hold(&ann, "orders", LONG).await;
+    let large = "x".repeat(100_000);
+    let filled = async {
+        for number in 0.. {
+            if cluster.ask(&["put", &format!("large/{number}"), &large]).await.is_err() {
+                break;
+            }
+        }
+    };
+    common::within("the database is full", filled).await;
+    let error = ann.acquire(request("another", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Full, "{error:?}");
+    assert!(error.to_string().contains("defrag"), "{error}");
+    let findings = ann.examine().await.unwrap();
+    let alarm = findings.iter().find(|finding| finding.about == "alarms").unwrap();
+    assert_eq!(alarm.severity, Severity::Problem, "{alarm:?}");
+    assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed, "holders hold on");
+    assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released, "what is held can be given back");
+}
+
+#[tokio::test]
+async fn who_does_not_answer_or_is_no_etcd_is_an_error_in_time() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let proxy = Proxy::start(cluster.port(0)).await;
+    proxy.accept_and_be_silent();
+    for url in [
+        format!("etcd://127.0.0.1:{}", proxy.port()),
+        "etcd://127.0.0.1:1".to_owned(),
+        "etcd://[::1]:1".to_owned(),
+    ] {
+        let error = common::within("an error", connect(&url)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{url}: {error:?}");
+    }
+    let error =
+        common::within("an error", connect(&cluster.url().replace("etcd:", "etcds:"))).await.unwrap_err();
+    assert!(error.to_string().contains("TLS") || error.to_string().contains("etcd:"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_foreign_value_in_a_records_place_is_corrupt_and_stays() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = client(&cluster.url()).await;
+    let lease = hold(&ann, "orders", LONG).await;
+    cluster.etcdctl(&["put", "ringfence/record/orders!value", "garbage"]).await;
+    let key = RecordKey::of(name("orders"));
+    for error in [
+        ann.records().read(&key).await.unwrap_err(),
+        ann.records().open(&key, lease.token).await.unwrap_err(),
+        ann.records().write(&key, lease.token, "x".into()).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+    }
+    assert_eq!(
+        cluster.etcdctl(&["get", "--print-value-only", "ringfence/record/orders!value"]).await,
+        "garbage"
+    );
+}

@@ -1,0 +1,407 @@
+//! What becomes of locks when members die and stop, replies are lost, leases and keys are removed, and callers go away.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use common::{
+    FOR_EVER, LONG, client, connect, granted, hold, name, release, renew, request, sees_waiters, within,
+};
+use ringfence::Locks;
+use ringfence_core::{
+    Attempt, Backend, Clock, Effect, ErrorKind, FencingToken, Mode, Release, Renewal, Retry, SystemClock,
+    Wait,
+};
+use ringfence_servers::{EtcdCluster, Proxy, Taker};
+
+const NAME: &str = "orders/42";
+
+/// Where the keys of all locks are.
+const LOCKS: &str = "ringfence/lock/";
+
+/// How long members may take to elect a leader on a busy machine, and clients to find one that answers.
+const HEALS: Duration = Duration::from_secs(30);
+
+fn now() -> ringfence_core::BootInstant {
+    SystemClock::new().now()
+}
+
+async fn locks(cluster: &EtcdCluster) -> Locks {
+    Locks::connect(&cluster.url()).await.expect("a cluster that runs")
+}
+
+/// What a member can suffer.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Kill,
+    Stop,
+}
+
+impl Fault {
+    fn begin(self, cluster: &mut EtcdCluster, member: usize) {
+        match self {
+            Self::Kill => cluster.kill(member),
+            Self::Stop => cluster.stop(member),
+        }
+    }
+
+    fn end(self, cluster: &mut EtcdCluster, member: usize) {
+        match self {
+            Self::Kill => cluster.start_again(member),
+            Self::Stop => cluster.resume(member),
+        }
+    }
+}
+
+/// Holders keep what they hold, waiters their places, and newcomers get what is free, while one of three members is gone.
+async fn one_member_goes(fault: Fault, leads: bool) {
+    const TTL: Duration = Duration::from_secs(20);
+    let Some(mut cluster) = EtcdCluster::start(3).await else { return };
+    let (ann, bob) = (locks(&cluster).await, locks(&cluster).await);
+    let held = ann.lock(NAME).ttl(TTL).acquire().await.unwrap();
+    let waiting = tokio::spawn({
+        let bob = bob.clone();
+        async move { bob.lock(NAME).ttl(TTL).acquire().await }
+    });
+    let eye = client(&cluster.url()).await;
+    sees_waiters(&eye, NAME, 1).await;
+
+    let leader = cluster.leader().await;
+    // The clients are at the first member.
+    let gone = if leads { leader } else { usize::from(leader == 0) };
+    fault.begin(&mut cluster, gone);
+    let newcomer = tokio::time::timeout(HEALS, async {
+        loop {
+            match ann.lock("another").ttl(TTL).acquire().await {
+                Ok(guard) => break guard,
+                Err(error) => assert_eq!(error.retry(), Retry::Later, "{error:?}"),
+            }
+        }
+    });
+    let newcomer = newcomer.await.expect("a newcomer gets what is free");
+    assert!(!waiting.is_finished(), "the first one holds");
+    assert!(held.is_held(), "a holder keeps what it holds");
+    let first = held.token();
+    held.release().await.unwrap();
+    let next =
+        tokio::time::timeout(HEALS, waiting).await.expect("the next one has its turn").unwrap().unwrap();
+    assert!(next.token().sequence() > first.sequence(), "tokens rise: {first}, {}", next.token());
+    fault.end(&mut cluster, gone);
+    cluster.is_healthy(gone).await;
+    assert!(next.is_held() && newcomer.is_held());
+    next.release().await.unwrap();
+    newcomer.release().await.unwrap();
+    cluster.has_none(LOCKS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_killed_is_followed_by_holders_waiters_and_newcomers() {
+    one_member_goes(Fault::Kill, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_stopped_is_followed_by_holders_waiters_and_newcomers() {
+    one_member_goes(Fault::Stop, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_is_stopped_is_left() {
+    one_member_goes(Fault::Stop, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_a_guard_is_lost_at_its_deadline_and_the_lock_is_free_soon_after_it_is_back() {
+    const TTL: Duration = Duration::from_secs(4);
+    let Some(mut cluster) = EtcdCluster::start(3).await else { return };
+    let ann = locks(&cluster).await;
+    let held = ann.lock(NAME).ttl(TTL).acquire().await.unwrap();
+    let first = held.token();
+    let cut = now();
+    cluster.kill(1);
+    cluster.kill(2);
+    tokio::time::timeout(2 * TTL, held.lost()).await.expect("the loss is told by the local deadline");
+    let took = now().saturating_since(cut);
+    assert!(took >= TTL / 2, "a lease that was just renewed is not lost after {took:?}");
+    assert!(took <= TTL + Duration::from_secs(1), "nobody may claim it after its TTL, not after {took:?}");
+    let eve = ann.lock("another").ttl(TTL).try_acquire().await;
+    let error = eve.err().expect("nothing is granted without a majority");
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
+
+    cluster.start_again(1);
+    cluster.start_again(2);
+    for member in 0..3 {
+        cluster.is_healthy(member).await;
+    }
+    let healed = now();
+    let next = client(&cluster.url()).await;
+    let lease =
+        tokio::time::timeout(HEALS, next.acquire(request(NAME, Mode::Exclusive, TTL, FOR_EVER))).await;
+    let Ok(Ok(Attempt::Granted(lease))) = lease else { panic!("the lock must be free again: {lease:?}") };
+    let took = now().saturating_since(healed);
+    assert!(
+        took <= 2 * TTL + Duration::from_secs(3),
+        "a lock is free within twice its TTL and 3 s, not {took:?}"
+    );
+    assert!(lease.token.sequence() > first.sequence(), "tokens rise");
+}
+
+/// Polls a future so many times, and drops it. What it came to, if it did before that.
+async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    std::future::poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending => {
+            left -= 1;
+            if left == 0 { Poll::Ready(None) } else { Poll::Pending }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_is_dropped_anywhere_leaves_nothing_behind() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let (ann, bob) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let mut dropped = 0;
+    for wait in [Wait::No, FOR_EVER] {
+        for polls in 1..12 {
+            match drop_after(polls, ann.acquire(request(NAME, Mode::Exclusive, LONG, wait))).await {
+                None => dropped += 1,
+                Some(Ok(Attempt::Granted(lease))) => {
+                    release(&ann, &lease).await.unwrap();
+                }
+                Some(other) => panic!("the name is free: {other:?}"),
+            }
+            cluster.has_none(LOCKS).await;
+        }
+    }
+    let held = hold(&bob, NAME, LONG).await;
+    for polls in 1..12 {
+        let waits = ann.acquire(request(NAME, Mode::Exclusive, LONG, FOR_EVER));
+        assert!(drop_after(polls, waits).await.is_none(), "the name is held");
+        dropped += 1;
+        sees_waiters(&bob, NAME, 0).await;
+    }
+    assert!(dropped > 12, "only {dropped} attempts were dropped on their way");
+    assert_eq!(renew(&bob, &held).await.unwrap(), Renewal::Renewed, "nobody else noticed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_whose_answer_was_lost_is_withdrawn_before_its_error_is_told() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let proxy = Proxy::start(cluster.port(0)).await;
+    let ann = Arc::new(client(&format!("etcd://127.0.0.1:{}", proxy.port())).await);
+    // Its lease is there, so that the next thing it asks for is the lock.
+    let warm = hold(&ann, "warm", LONG).await;
+    for wait in [Wait::No, FOR_EVER] {
+        proxy.swallow_replies();
+        let attempt = tokio::spawn({
+            let ann = Arc::clone(&ann);
+            async move { ann.acquire(request(NAME, Mode::Exclusive, LONG, wait)).await }
+        });
+        proxy.swallowed().await;
+        within("the cluster has the key", async {
+            while cluster
+                .etcdctl(&["get", "--prefix", "--keys-only", "ringfence/lock/orders"])
+                .await
+                .is_empty()
+            {}
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(!attempt.is_finished(), "nobody knows yet what became of it");
+        proxy.mend();
+        let error = within("the withdrawal is answered", attempt).await.unwrap().unwrap_err();
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
+        cluster.has_none("ringfence/lock/orders").await;
+    }
+    assert_eq!(renew(&ann, &warm).await.unwrap(), Renewal::Renewed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_arrives_after_its_withdrawal_does_not_come_back() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let proxy = Proxy::start(cluster.port(0)).await;
+    // It asks by the way that will be held up, and withdraws by the other one.
+    let url = format!("etcd://127.0.0.1:{},127.0.0.1:{}", proxy.port(), cluster.port(0));
+    let ann = Arc::new(client(&url).await);
+    let warm = hold(&ann, "warm", LONG).await;
+    proxy.cut();
+    let error =
+        within("an error", ann.acquire(request(NAME, Mode::Exclusive, LONG, Wait::No))).await.unwrap_err();
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
+    let before: i64 = revision(&cluster).await;
+    // What was held up arrives now.
+    proxy.mend();
+    let bob = client(&cluster.url()).await;
+    for _ in 0..20 {
+        let lease = hold(&bob, NAME, LONG).await;
+        release(&bob, &lease).await.unwrap();
+    }
+    assert!(revision(&cluster).await >= before + 40);
+    assert_eq!(renew(&ann, &warm).await.unwrap(), Renewal::Renewed);
+}
+
+async fn revision(cluster: &EtcdCluster) -> i64 {
+    let status = cluster.etcdctl(&["get", "nothing", "--write-out", "json"]).await;
+    let (_, rest) = status.split_once("\"revision\":").expect("a revision");
+    rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_learns_at_once_that_its_key_or_its_lease_was_removed() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = locks(&cluster).await;
+    for revokes in [false, true] {
+        let held = ann.lock(NAME).ttl(LONG).acquire().await.unwrap();
+        let key = cluster.etcdctl(&["get", "--prefix", "--keys-only", LOCKS]).await;
+        // The watch of the own key is on its way when the guard is there: what comes before it is seen by the next renewal.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if revokes {
+            let (_, place) = key.trim().rsplit_once('!').unwrap();
+            cluster.etcdctl(&["lease", "revoke", place.split_once('-').unwrap().0]).await;
+        } else {
+            cluster.etcdctl(&["del", key.trim()]).await;
+        }
+        within("the loss is told long before the first renewal", held.lost()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_that_is_killed_is_out_of_the_line_after_seconds_and_not_after_its_ttl() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = Arc::new(client(&cluster.url()).await);
+    let held = hold(&ann, NAME, LONG).await;
+    let mut dead = Taker::start(&cluster.url(), NAME, &["--ttl", "1h"]);
+    dead.asks().await;
+    sees_waiters(&ann, NAME, 1).await;
+    dead.kill();
+    sees_waiters(&ann, NAME, 0).await;
+    assert_eq!(release(&ann, &held).await.unwrap(), Release::Released);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_nobody_renews_lapses_beside_one_that_is_renewed() {
+    const TTL: Duration = Duration::from_secs(2);
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let (ann, bob) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    // They share a lease of the server.
+    let (kept, left) = (hold(&ann, "kept", TTL).await, hold(&ann, "left", TTL).await);
+    let taken = bob.acquire(request("left", Mode::Exclusive, TTL, FOR_EVER));
+    let mut taken = pin!(taken);
+    let lease = within("the other one lapses", async {
+        loop {
+            tokio::select! {
+                taken = &mut taken => break taken,
+                () = tokio::time::sleep(TTL / 4) => {
+                    assert_eq!(renew(&ann, &kept).await.unwrap(), Renewal::Renewed);
+                }
+            }
+        }
+    })
+    .await;
+    assert!(matches!(lease, Ok(Attempt::Granted(_))), "{lease:?}");
+    assert!(now() >= left.deadline(), "it does not lapse before its TTL");
+    assert_eq!(renew(&ann, &left).await.unwrap(), Renewal::Lost);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_leases_are_kept_by_one_message_and_given_back_in_few_writes() {
+    const COUNT: usize = 1000;
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = Arc::new(client(&cluster.url()).await);
+    let before = revision(&cluster).await;
+    let mut taking = tokio::task::JoinSet::new();
+    for number in 0..COUNT {
+        let ann = Arc::clone(&ann);
+        taking.spawn(async move { hold(&ann, &format!("lock {number}"), LONG).await });
+    }
+    let leases = within("a thousand locks", taking.join_all()).await;
+    let writes = revision(&cluster).await - before;
+    assert!(writes <= 100, "what comes together goes together, not in {writes} writes");
+    let sequences: BTreeSet<u64> = leases.iter().map(|lease| lease.token.sequence()).collect();
+    assert!(sequences.len() <= 100, "one write has one revision");
+    assert_eq!(cluster.leases().await, 1, "they share a lease of the server");
+
+    let keys: Vec<_> = leases.iter().map(|lease| lease.key.clone()).collect();
+    let renewed = within("a renewal", ann.renew(&keys)).await.unwrap();
+    assert!(renewed.iter().all(|renewal| *renewal == Renewal::Renewed));
+    let before = revision(&cluster).await;
+    let released = within("a release", ann.release(&keys)).await.unwrap();
+    assert!(released.iter().all(|release| *release == Release::Released));
+    let writes = revision(&cluster).await - before;
+    assert!(writes <= 100, "what goes together goes in few writes, not in {writes}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiters_of_one_process_are_different_waiters_with_tokens_of_their_own() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = Arc::new(client(&cluster.url()).await);
+    let mut taking = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let ann = Arc::clone(&ann);
+        taking.spawn(async move {
+            let lease = granted(&ann, request(NAME, Mode::permit(3).unwrap(), LONG, FOR_EVER)).await;
+            assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
+            let holders = ann.inspect(&name(NAME)).await.unwrap().holders.len();
+            assert!((1..=3).contains(&holders), "{holders} hold of 3");
+            release(&ann, &lease).await.unwrap();
+            lease.token
+        });
+    }
+    let tokens: Vec<FencingToken> = within("everybody has a turn", taking.join_all()).await;
+    let sequences: BTreeSet<u64> = tokens.iter().map(|token| token.sequence()).collect();
+    assert_eq!(sequences.len(), tokens.len(), "each has a number of its own: {tokens:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compaction_takes_no_turn_away() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = Arc::new(client(&cluster.url()).await);
+    let held = hold(&ann, NAME, LONG).await;
+    let waiting = tokio::spawn({
+        let ann = Arc::clone(&ann);
+        async move { granted(&ann, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await }
+    });
+    sees_waiters(&ann, NAME, 1).await;
+    for _ in 0..10 {
+        cluster.etcdctl(&["put", "other", "value"]).await;
+    }
+    let revision = revision(&cluster).await.to_string();
+    cluster.etcdctl(&["compact", &revision]).await;
+    release(&ann, &held).await.unwrap();
+    within("a turn", waiting).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_member_in_the_url_costs_nothing_after_the_first_try() {
+    let Some(mut cluster) = EtcdCluster::start(3).await else { return };
+    cluster.kill(0);
+    for member in 1..3 {
+        cluster.is_healthy(member).await;
+    }
+    let ann = tokio::time::timeout(HEALS, async {
+        loop {
+            match connect(&cluster.url()).await {
+                Ok(client) => break client,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
+            }
+        }
+    });
+    let ann = ann.await.expect("two of three are enough");
+    let lease = hold(&ann, NAME, LONG).await;
+    release(&ann, &lease).await.unwrap();
+    let begun = now();
+    for _ in 0..20 {
+        let lease = hold(&ann, NAME, LONG).await;
+        release(&ann, &lease).await.unwrap();
+    }
+    let took = now().saturating_since(begun);
+    assert!(took < Duration::from_secs(5), "twenty pairs ask the living, and take {took:?}");
+}
