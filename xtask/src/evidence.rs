@@ -63,7 +63,22 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "a_stopped_waiter_does_not_hold_up_the_line",
         ],
     ),
-    ("Wake-up", ETCD, &["waits_for_release"]),
+    (
+        "Order of waiters",
+        ETCD,
+        &["a_waiter_that_is_killed_is_out_of_the_line_after_seconds_and_not_after_its_ttl"],
+    ),
+    ("Wake-up", ETCD, &["waits_for_release", "a_compaction_takes_no_turn_away"]),
+    (
+        "Fencing tokens",
+        ETCD,
+        &[
+            "waiters_of_one_process_are_different_waiters_with_tokens_of_their_own",
+            "a_leader_that_is_killed_is_followed_by_holders_waiters_and_newcomers",
+            "without_a_majority_a_guard_is_lost_at_its_deadline_and_the_lock_is_free_soon_after_it_is_back",
+        ],
+    ),
+    ("A killed holder", ETCD, &["a_lease_that_nobody_renews_lapses_beside_one_that_is_renewed"]),
     (
         "A paused holder",
         ETCD,

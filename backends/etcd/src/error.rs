@@ -109,6 +109,10 @@ fn is_refusal(status: &Status) -> bool {
 
 fn explain(status: &Status) -> Error {
     let says = status.message();
+    let cause = match std::error::Error::source(status) {
+        Some(source) => format!("{says}: {}", chain(source)),
+        None => says.to_owned(),
+    };
     let (kind, advice) = match status.code() {
         _ if says.contains(NO_LEASE) => (ErrorKind::Lost, "the lease is over"),
         _ if says.contains("database space exceeded") => (
@@ -136,15 +140,15 @@ fn explain(status: &Status) -> Error {
         Code::Unimplemented => {
             (ErrorKind::Unsupported, "it does not know this call: etcd 3.4 is the least that we need")
         }
+        _ if cause.contains("connection closed") => (
+            ErrorKind::Unavailable,
+            "it hangs up on us: it may be going down, or want to know who we are (etcds: with ?cert=/path.pem&key=/path.pem)",
+        ),
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal => (
             ErrorKind::Unavailable,
             "it cannot be used right now: see whether it runs, and whether the cluster has its majority",
         ),
         _ => (ErrorKind::Corrupt, "it refuses what we ask: is this etcd, version 3.4 or later?"),
-    };
-    let cause = match std::error::Error::source(status) {
-        Some(source) => format!("{says}: {}", chain(source)),
-        None => says.to_owned(),
     };
     Error::new(kind, advice).because(one_line(&cause))
 }

@@ -7,8 +7,7 @@ use std::time::Duration;
 use common::{LONG, client, connect, hold, name, release, renew, request};
 use ringfence::{Locks, Stakes};
 use ringfence_core::{
-    Attempt, Backend, ErrorKind, FencedStore, HolderInfo, METADATA_MAX, Mode, RecordKey, Release, Renewal,
-    Severity, Wait,
+    Attempt, Backend, ErrorKind, HolderInfo, METADATA_MAX, Mode, RecordKey, Release, Renewal, Severity, Wait,
 };
 use ringfence_servers::{EtcdCluster, Proxy};
 
@@ -66,7 +65,8 @@ async fn a_verbatim_name_among_our_own_keys_is_refused() {
 
 /// A cluster that asks who we are: root, and somebody who may use our prefix and nothing else.
 async fn guarded() -> Option<EtcdCluster> {
-    let mut cluster = EtcdCluster::start(1).await?;
+    // A password costs a tenth of a second by default, and seconds on a busy machine.
+    let mut cluster = EtcdCluster::start_with(1, &["--bcrypt-cost", "4"]).await?;
     for words in [
         &["user", "add", "root:root"][..],
         &["user", "grant-role", "root", "root"],
@@ -210,4 +210,30 @@ async fn a_foreign_value_in_a_records_place_is_corrupt_and_stays() {
         cluster.etcdctl(&["get", "--print-value-only", "ringfence/record/orders!value"]).await,
         "garbage"
     );
+}
+
+#[tokio::test]
+async fn tls_trusts_whom_it_is_told_to_and_shows_who_we_are() {
+    let Some(cluster) = EtcdCluster::start_by_tls().await else { return };
+    let [authority, certificate, key] =
+        cluster.certificates().expect("it speaks TLS").map(|file| file.display());
+    let url = |rest: String| format!("{}?{rest}", cluster.url());
+    let ann = client(&url(format!("ca={authority}&cert={certificate}&key={key}"))).await;
+    let lease = hold(&ann, "orders", LONG).await;
+    assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
+    assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
+
+    for (rest, kinds, hint) in [
+        (format!("cert={certificate}&key={key}"), &[ErrorKind::Refused][..], "?ca=/path.pem"),
+        // That it wants to know who we are, it says by hanging up.
+        (format!("ca={authority}"), &[ErrorKind::Refused, ErrorKind::Unavailable], "cert="),
+    ] {
+        let error = common::within("an error", connect(&url(rest.clone()))).await.unwrap_err();
+        assert!(kinds.contains(&error.kind()), "{rest}: {error:?}");
+        assert!(error.to_string().contains(hint), "{rest}: {error}");
+    }
+    let other = url(format!("ca={authority}&cert={certificate}&key={key}")).replace("127.0.0.1", "localhost");
+    let error = common::within("an error", connect(&other)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert!(error.to_string().contains("another host"), "{error}");
 }

@@ -1,11 +1,14 @@
 //! Under verbatim keys `etcdctl lock`, which is the mutex of Go's package `concurrency`, stands in one line with ours.
 
 mod common;
+#[path = "common/line.rs"]
+mod line;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{FOR_EVER, LONG, client, granted, hold, name, release, renew, request, sees_waiters, within};
+use common::{LONG, client, granted, hold, name, release, renew, request, within};
+use line::{FOR_EVER, sees_waiters};
 use ringfence_core::{Attempt, Backend, Eviction, Mode, Renewal, Wait};
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, Process};

@@ -1,4 +1,5 @@
-use std::path::PathBuf;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::port::Port;
 use crate::process::Process;
 use crate::redis::{LEASH, until, until_within};
 use crate::require::require;
+use crate::tls::Certificates;
 
 /// How long members may take to elect a leader on a busy machine.
 const ELECTION_PATIENCE: Duration = PATIENCE.saturating_mul(3);
@@ -25,6 +27,7 @@ pub struct EtcdCluster {
     etcdctl: PathBuf,
     /// What `etcdctl` says of who we are, beside the members.
     login: Option<String>,
+    certificates: Option<Certificates>,
     _folder: TempDir,
 }
 
@@ -50,10 +53,23 @@ impl EtcdCluster {
 
     /// As [`Self::start`], with more arguments for each member: `&["--quota-backend-bytes", "16777216"]`.
     pub async fn start_with(members: usize, arguments: &[&str]) -> Option<Self> {
+        Self::launch(members, arguments, false).await
+    }
+
+    /// One member that speaks TLS, and nothing else, to clients, and asks them for a certificate. Its own is for 127.0.0.1, and for
+    /// no name.
+    pub async fn start_by_tls() -> Option<Self> {
+        Self::launch(1, &[], true).await
+    }
+
+    async fn launch(members: usize, arguments: &[&str], by_tls: bool) -> Option<Self> {
         let (etcd, etcdctl) = (require("etcd")?, require("etcdctl")?);
         let folder = TempDir::new().expect("a temporary directory");
         let ports: Vec<(Port, Port)> = (0..members).map(|_| (Port::claim(), Port::claim())).collect();
+        let certificates = by_tls.then(|| Certificates::make(Ipv4Addr::LOCALHOST));
+        let scheme = if by_tls { "https" } else { "http" };
         let url = |port: &Port| format!("http://127.0.0.1:{}", port.number());
+        let client_url = |port: &Port| format!("{scheme}://127.0.0.1:{}", port.number());
         let peers: Vec<String> =
             ports.iter().enumerate().map(|(index, (_, peer))| format!("n{index}={}", url(peer))).collect();
         let peers = peers.join(",");
@@ -74,22 +90,40 @@ impl EtcdCluster {
             for (name, value) in [
                 ("--name", format!("n{index}")),
                 ("--data-dir", data.to_string_lossy().into_owned()),
-                ("--listen-client-urls", url(&client)),
-                ("--advertise-client-urls", url(&client)),
+                ("--listen-client-urls", client_url(&client)),
+                ("--advertise-client-urls", client_url(&client)),
                 ("--listen-peer-urls", url(&peer)),
                 ("--initial-advertise-peer-urls", url(&peer)),
                 ("--initial-cluster", peers.clone()),
             ] {
                 all.extend([name.to_owned(), value]);
             }
+            if let Some(files) = &certificates {
+                for (name, file) in [
+                    ("--cert-file", &files.certificate),
+                    ("--key-file", &files.key),
+                    ("--trusted-ca-file", &files.authority),
+                ] {
+                    all.extend([name.to_owned(), file.to_string_lossy().into_owned()]);
+                }
+                all.push("--client-cert-auth".to_owned());
+            }
             all.extend(arguments.iter().map(ToString::to_string));
             let process = launch(&etcd, &all);
             Member { process, arguments: all, program: etcd.clone(), client, _peer: peer }
         };
         let members = ports.into_iter().enumerate().map(start).collect();
-        let cluster = Self { members, etcdctl, login: None, _folder: folder };
+        let cluster = Self { members, etcdctl, login: None, certificates, _folder: folder };
         for index in 0..cluster.members.len() {
-            cluster.is_healthy(index).await;
+            if by_tls {
+                // It says so to those only who show a certificate.
+                until_within(ELECTION_PATIENCE, "a member is healthy", async || {
+                    cluster.ask(&["endpoint", "health"]).await.ok()
+                })
+                .await;
+            } else {
+                cluster.is_healthy(index).await;
+            }
         }
         Some(cluster)
     }
@@ -97,7 +131,15 @@ impl EtcdCluster {
     /// Its URL, as in `etcd://127.0.0.1:11042,127.0.0.1:11044`.
     pub fn url(&self) -> String {
         let members: Vec<String> = (0..self.members.len()).map(|index| self.address(index)).collect();
-        format!("etcd://{}", members.join(","))
+        let scheme = if self.certificates.is_some() { "etcds" } else { "etcd" };
+        format!("{scheme}://{}", members.join(","))
+    }
+
+    /// The certificate, in a PEM file, of the authority that signed its own, and its own with its key. A client may show these as
+    /// well: they are of the same authority. `None` without TLS.
+    pub fn certificates(&self) -> Option<[&Path; 3]> {
+        let files = self.certificates.as_ref()?;
+        Some([&files.authority, &files.certificate, &files.key])
     }
 
     /// How many members it has.
@@ -128,6 +170,9 @@ impl EtcdCluster {
     fn etcdctl_at(&self, addresses: &str) -> Command {
         let mut command = Command::new(&self.etcdctl);
         command.env("ETCDCTL_API", "3").args(["--endpoints", addresses]);
+        if let Some([authority, certificate, key]) = self.certificates() {
+            command.arg("--cacert").arg(authority).arg("--cert").arg(certificate).arg("--key").arg(key);
+        }
         if let Some(login) = &self.login {
             command.arg("--user").arg(login);
         }

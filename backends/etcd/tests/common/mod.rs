@@ -5,16 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, HolderInfo, Lease, LockName, Mode, Release,
-    Renewal, Result, SystemClock, Ttl, Wait,
+    AcquireRequest, Attempt, Backend, BackendUrl, HolderInfo, Lease, LockName, Mode, Release, Renewal,
+    Result, SystemClock, Ttl, Wait,
 };
 use ringfence_etcd::EtcdBackend;
 use ringfence_testkit::PATIENCE;
 
 /// A TTL that no test outlives.
 pub(crate) const LONG: Duration = Duration::from_mins(1);
-
-pub(crate) const FOR_EVER: Wait = Wait::Until(BootInstant::MAX);
 
 pub(crate) async fn connect(url: &str) -> Result<EtcdBackend> {
     EtcdBackend::connect(&BackendUrl::parse(url)?, Arc::new(SystemClock::new())).await
@@ -52,16 +50,6 @@ pub(crate) async fn release(client: &EtcdBackend, lease: &Lease) -> Result<Relea
 
 pub(crate) async fn renew(client: &EtcdBackend, lease: &Lease) -> Result<Renewal> {
     Ok(within("an answer to a renewal", client.renew(slice::from_ref(&lease.key))).await?[0])
-}
-
-/// Waits until so many stand in line.
-pub(crate) async fn sees_waiters(client: &EtcdBackend, lock: &str, count: usize) {
-    within(&format!("a line of {count} for {lock}"), async {
-        while client.inspect(&name(lock)).await.expect("the lock as it stands").waiters.len() != count {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
 }
 
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -2,6 +2,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/line.rs"]
+mod line;
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -9,9 +11,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use common::{
-    FOR_EVER, LONG, client, connect, granted, hold, name, release, renew, request, sees_waiters, within,
-};
+use common::{LONG, client, connect, granted, hold, name, release, renew, request, within};
+use line::{FOR_EVER, sees_waiters};
 use ringfence::Locks;
 use ringfence_core::{
     Attempt, Backend, Clock, Effect, ErrorKind, FencingToken, Mode, Release, Renewal, Retry, SystemClock,
@@ -129,7 +130,7 @@ async fn without_a_majority_a_guard_is_lost_at_its_deadline_and_the_lock_is_free
     assert!(took >= TTL / 2, "a lease that was just renewed is not lost after {took:?}");
     assert!(took <= TTL + Duration::from_secs(1), "nobody may claim it after its TTL, not after {took:?}");
     let eve = ann.lock("another").ttl(TTL).try_acquire().await;
-    let error = eve.err().expect("nothing is granted without a majority");
+    let error = eve.expect_err("nothing is granted without a majority");
     assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
 
     cluster.start_again(1);
