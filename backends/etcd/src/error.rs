@@ -23,7 +23,7 @@ pub(crate) fn of_connecting(error: &tonic::transport::Error, member: &str) -> Er
             "its certificate is signed by an authority that we do not know: name the authority's PEM file with \
              ?ca=/path.pem, or have the system know it",
         ),
-        () if says.contains("NotValidForName") => (
+        () if says.contains("not valid for name") => (
             ErrorKind::Refused,
             "its certificate is for another host: write the URL with a host that the certificate names",
         ),
@@ -140,6 +140,11 @@ fn explain(status: &Status) -> Error {
         Code::Unimplemented => {
             (ErrorKind::Unsupported, "it does not know this call: etcd 3.4 is the least that we need")
         }
+        _ if cause.contains("fatal alert") => (
+            ErrorKind::Refused,
+            "it does not accept who we are: name a certificate that it knows with ?cert=/path.pem&key=/path.pem",
+        ),
+        // It may hang up before the alert is read.
         _ if cause.contains("connection closed") => (
             ErrorKind::Unavailable,
             "it hangs up on us: it may be going down, or want to know who we are (etcds: with ?cert=/path.pem&key=/path.pem)",

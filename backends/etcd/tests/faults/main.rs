@@ -201,6 +201,8 @@ async fn an_attempt_whose_answer_was_lost_is_withdrawn_before_its_error_is_told(
     // Its lease is there, so that the next thing it asks for is the lock.
     let warm = hold(&ann, "warm", LONG).await;
     for wait in [Wait::No, FOR_EVER] {
+        // The connection is there as well: one that was mended is another one.
+        within("a connection", async { while renew(&ann, &warm).await.is_err() {} }).await;
         proxy.swallow_replies();
         let attempt = tokio::spawn({
             let ann = Arc::clone(&ann);
