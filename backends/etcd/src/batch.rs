@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::error;
 use crate::ops;
-use crate::proto::{RangeRequest, ResponseHeader, TxnRequest, TxnResponse};
+use crate::proto::{RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse};
 use crate::servers::Servers;
 
 pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -70,15 +70,31 @@ fn shutting_down() -> Error {
 }
 
 async fn look_at_all(servers: Arc<Servers>, keys: Vec<Vec<u8>>) -> Vec<Result<i64>> {
-    let get = |key: &Vec<u8>| ops::range(RangeRequest { keys_only: true, ..ops::get(key) });
-    let txn = TxnRequest { success: keys.iter().map(get).collect(), ..TxnRequest::default() };
-    let seen: Result<TxnResponse> = servers.call(TXN, txn).await.map_err(Error::without_effect);
-    let created = |index| {
-        let found = ops::found(seen.as_ref().map_err(Error::clone)?, index);
-        let odd = || error::odd_answer("not as many keys as were asked for", servers.shown());
-        Ok(found.ok_or_else(odd)?.kvs.first().map_or(0, |found| found.create_revision))
-    };
-    (0..keys.len()).map(created).collect()
+    let get = |key: &Vec<u8>| RangeRequest { keys_only: true, ..ops::get(key) };
+    let created = |found: &RangeResponse| found.kvs.first().map_or(0, |found| found.create_revision);
+    let success = keys.iter().map(|key| ops::range(get(key))).collect();
+    let seen: Result<TxnResponse> = servers.call(TXN, TxnRequest { success, ..TxnRequest::default() }).await;
+    match seen.map_err(Error::without_effect) {
+        Ok(answer) => {
+            let odd = || error::odd_answer("not as many keys as were asked for", servers.shown());
+            (0..keys.len()).map(|index| Ok(created(ops::found(&answer, index).ok_or_else(odd)?))).collect()
+        }
+        // Before version 3.5.7 a member whose database is full refuses transactions that write nothing, and no other read.
+        Err(error) if error.kind() == ErrorKind::Full => {
+            let mut seen = Vec::new();
+            for key in &keys {
+                seen.push(
+                    servers
+                        .call(RANGE, get(key))
+                        .await
+                        .map(|found| created(&found))
+                        .map_err(Error::without_effect),
+                );
+            }
+            seen
+        }
+        Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
+    }
 }
 
 /// Sends changes, and returns the answer of each.

@@ -8,6 +8,10 @@ const NO_LEASE: &str = "requested lease not found";
 /// What the cluster says when a token of ours is too old for it.
 const FORGOTTEN: [&str; 2] = ["invalid auth token", "revision of auth store is old"];
 
+/// What a member says by an alert of TLS, while we connect or by the first call.
+const UNKNOWN_TO_IT: &str =
+    "it does not accept who we are: name a certificate that it knows with ?cert=/path.pem&key=/path.pem";
+
 /// The error of a call that was on its way when this was said.
 pub(crate) fn of_call(status: &Status, member: &str) -> Error {
     let error = explain(status).about(member);
@@ -30,6 +34,7 @@ pub(crate) fn of_connecting(error: &tonic::transport::Error, member: &str) -> Er
         () if says.contains("invalid peer certificate") => {
             (ErrorKind::Refused, "its certificate cannot be trusted")
         }
+        () if says.contains("fatal alert") => (ErrorKind::Refused, UNKNOWN_TO_IT),
         () if says.contains("InvalidMessage") || says.contains("corrupt message") => (
             ErrorKind::InvalidUrl,
             "it does not speak TLS on this port: name the port that does, or write etcd: for a connection without",
@@ -140,10 +145,7 @@ fn explain(status: &Status) -> Error {
         Code::Unimplemented => {
             (ErrorKind::Unsupported, "it does not know this call: etcd 3.4 is the least that we need")
         }
-        _ if cause.contains("fatal alert") => (
-            ErrorKind::Refused,
-            "it does not accept who we are: name a certificate that it knows with ?cert=/path.pem&key=/path.pem",
-        ),
+        _ if cause.contains("fatal alert") => (ErrorKind::Refused, UNKNOWN_TO_IT),
         // It may hang up before the alert is read.
         _ if cause.contains("connection closed") => (
             ErrorKind::Unavailable,
