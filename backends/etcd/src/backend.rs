@@ -3,14 +3,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Error, Eviction,
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction,
     FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
     Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens, Ttl,
 };
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::batch::{Batch, RANGE};
+use crate::batch::{Batch, DELETE_RANGE, RANGE};
 use crate::checks;
 use crate::error;
 use crate::held::Held;
@@ -19,7 +19,7 @@ use crate::leases::Leases;
 use crate::line::{self, Place};
 use crate::ops;
 use crate::options::Options;
-use crate::proto::{RangeRequest, RangeResponse, TxnRequest};
+use crate::proto::{DeleteRangeRequest, DeleteRangeResponse, RangeRequest, RangeResponse, TxnRequest};
 use crate::servers::Servers;
 use crate::view;
 use crate::watch::Watches;
@@ -135,9 +135,18 @@ impl Client {
     /// Deletes the key of a lease. Says whether it was there. The key has the nonce of the attempt, so that it is nobody else's.
     async fn delete(&self, name: &LockName, key: &[u8]) -> Result<bool> {
         let txn = TxnRequest { success: vec![ops::delete(key)], ..TxnRequest::default() };
-        let answer = self.batch.change(name, txn).await?;
-        let deleted = ops::deleted(&answer, 0);
-        Ok(deleted.ok_or_else(|| error::odd_answer("a deletion without a count", self.servers.shown()))? > 0)
+        let deleted = match self.batch.change(name, txn).await {
+            Ok(answer) => ops::deleted(&answer, 0)
+                .ok_or_else(|| error::odd_answer("a deletion without a count", self.servers.shown()))?,
+            // Before version 3.5.7 a member whose database is full refuses every transaction, and deletes all the same.
+            Err(error) if error.kind() == ErrorKind::Full => {
+                let question = DeleteRangeRequest { key: key.to_vec() };
+                let answer: DeleteRangeResponse = self.servers.call(DELETE_RANGE, question).await?;
+                answer.deleted
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(deleted > 0)
     }
 
     async fn release(&self, lease: &LeaseKey) -> Result<Release> {

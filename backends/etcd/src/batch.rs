@@ -14,6 +14,7 @@ use crate::proto::{RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnR
 use crate::servers::Servers;
 
 pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
+pub(crate) const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 pub(crate) const TXN: &str = "/etcdserverpb.KV/Txn";
 
 /// How many batches are under way at a time.
