@@ -15,8 +15,8 @@ use common::{LONG, client, connect, granted, hold, name, release, renew, request
 use line::{FOR_EVER, sees_waiters};
 use ringfence::Locks;
 use ringfence_core::{
-    Attempt, Backend, Clock, Effect, ErrorKind, FencingToken, Mode, Release, Renewal, Retry, SystemClock,
-    Wait,
+    Attempt, Backend, Clock, Effect, ErrorKind, FencingToken, Mode, RecordKey, Release, Renewal, Retry,
+    SystemClock, Wait, abandonment,
 };
 use ringfence_servers::{EtcdCluster, Proxy, Taker};
 
@@ -407,4 +407,89 @@ async fn a_dead_member_in_the_url_costs_nothing_after_the_first_try() {
     }
     let took = now().saturating_since(begun);
     assert!(took < Duration::from_secs(5), "twenty pairs ask the living, and take {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_moves_up_when_the_one_before_it_leaves_and_does_not_overtake() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = Arc::new(client(&cluster.url()).await);
+    let held = hold(&ann, NAME, LONG).await;
+    let begin = || {
+        let (abandoner, abandoned) = abandonment();
+        let request = request(NAME, Mode::Exclusive, LONG, FOR_EVER).abandoned_by(abandoned);
+        let ann = Arc::clone(&ann);
+        (abandoner, tokio::spawn(async move { ann.acquire(request).await }))
+    };
+    let (leaves, first) = begin();
+    sees_waiters(&ann, NAME, 1).await;
+    let (_stays, second) = begin();
+    sees_waiters(&ann, NAME, 2).await;
+    drop(leaves);
+    let left = within("the first one leaves", first).await.unwrap();
+    assert!(matches!(left, Ok(Attempt::Busy(_))), "{left:?}");
+    // Longer than it takes until everybody looks where it stands, whatever it has heard.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!second.is_finished(), "somebody holds");
+    assert_eq!(renew(&ann, &held).await.unwrap(), Renewal::Renewed);
+    release(&ann, &held).await.unwrap();
+    let next = within("the second one is next", second).await.unwrap();
+    assert!(matches!(next, Ok(Attempt::Granted(_))), "{next:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_whose_place_was_removed_stands_in_line_again() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = Arc::new(client(&cluster.url()).await);
+    let held = hold(&ann, NAME, LONG).await;
+    let request = request(NAME, Mode::Exclusive, LONG, FOR_EVER);
+    let place = format!("-{:016x}", request.nonce.get());
+    let waiting = tokio::spawn({
+        let ann = Arc::clone(&ann);
+        async move { granted(&ann, request).await }
+    });
+    sees_waiters(&ann, NAME, 1).await;
+    let keys = cluster.etcdctl(&["get", "--prefix", "--keys-only", LOCKS]).await;
+    let key = keys.lines().find(|key| key.ends_with(&place)).expect("its place");
+    let before = revision(&cluster).await;
+    cluster.etcdctl(&["del", key]).await;
+    release(&ann, &held).await.unwrap();
+    let lease = within("its turn", waiting).await.unwrap();
+    assert!(i64::try_from(lease.token.grant()).unwrap() > before, "its number is that of its new place");
+    assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_is_renewed_outlives_many_ttls() {
+    const TTL: Duration = Duration::from_secs(1);
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let (ann, bob) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let lease = hold(&ann, NAME, TTL).await;
+    while now() < lease.counted_from.saturating_add(5 * TTL) {
+        tokio::time::sleep(TTL / 5).await;
+        assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
+    }
+    let other = bob.acquire(request(NAME, Mode::Exclusive, TTL, Wait::No)).await.unwrap();
+    assert!(matches!(other, Attempt::Busy(_)), "{other:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_refuses_a_lease_that_ends_between_the_look_and_the_write() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let proxy = Proxy::start(cluster.port(0)).await;
+    let ann = Arc::new(client(&format!("etcd://127.0.0.1:{}", proxy.port())).await);
+    let lease = hold(&ann, NAME, LONG).await;
+    let key = RecordKey::of(name(NAME));
+    ann.records().open(&key, lease.token).await.unwrap();
+    proxy.hold_replies();
+    let writing = tokio::spawn({
+        let (ann, key) = (Arc::clone(&ann), key.clone());
+        async move { ann.records().write(&key, lease.token, "late".into()).await }
+    });
+    // The look has been answered when the next one is, because each has a moment to arrive.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.etcdctl(&["del", "--prefix", LOCKS]).await;
+    proxy.mend();
+    let error = within("an answer", writing).await.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Stale, Effect::None), "{error:?}");
+    assert_eq!(ann.records().read(&key).await.unwrap(), None, "nothing was written");
 }
