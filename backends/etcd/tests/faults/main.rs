@@ -415,10 +415,10 @@ async fn a_waiter_moves_up_when_the_one_before_it_leaves_and_does_not_overtake()
     let ann = Arc::new(client(&cluster.url()).await);
     let held = hold(&ann, NAME, LONG).await;
     let begin = || {
-        let (abandoner, abandoned) = abandonment();
-        let request = request(NAME, Mode::Exclusive, LONG, FOR_EVER).abandoned_by(abandoned);
+        let (leaving, signal) = abandonment();
+        let request = request(NAME, Mode::Exclusive, LONG, FOR_EVER).abandoned_by(signal);
         let ann = Arc::clone(&ann);
-        (abandoner, tokio::spawn(async move { ann.acquire(request).await }))
+        (leaving, tokio::spawn(async move { ann.acquire(request).await }))
     };
     let (leaves, first) = begin();
     sees_waiters(&ann, NAME, 1).await;
