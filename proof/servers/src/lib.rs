@@ -7,6 +7,7 @@
 //! - [`WallClock`] is a clock that is set forward and back under the processes that it governs.
 //! - [`RedisServer`] is a real server of a test's own, [`Sentinels`] and [`RedisCluster`] are several that belong together;
 //!   [`python`] and [`node`] run other people's clients of them.
+//! - [`Ensemble`] is one ZooKeeper server of a test's own, or several.
 //! - [`Proxy`] is the network between a client and a server, with its faults.
 //! - [`Taker`] is a process that takes a lock and can be stopped or killed in any state.
 
@@ -22,6 +23,7 @@ mod system_calls;
 mod taker;
 mod tls;
 mod wall_clock;
+mod zookeeper;
 
 pub use cluster::RedisCluster;
 pub use peers::{node, python, valkey};
@@ -33,3 +35,4 @@ pub use sentinels::Sentinels;
 pub use system_calls::SystemCallFault;
 pub use taker::{Event, Taker, taker};
 pub use wall_clock::WallClock;
+pub use zookeeper::{Ensemble, ZooKeeperOptions};
