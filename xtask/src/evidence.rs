@@ -5,11 +5,20 @@ const REDIS: &[&str] = &["redis", "redis+sentinel", "redis+unix", "rediss"];
 
 /// Where a killed holder's lease is free at its TTL.
 const IN_MEMORY: &[&str] =
-    &["memory", "redis", "redis+cluster", "redis+sentinel", "redis+unix", "rediss", "redlock"];
+    &["memory", "redis", "redis+cluster", "redis+sentinel", "redis+unix", "rediss", "redlock", "zookeeper"];
 
 /// Every backend.
-const ALL: &[&str] =
-    &["memory", "local", "redis", "redis+cluster", "redis+sentinel", "redis+unix", "rediss", "redlock"];
+const ALL: &[&str] = &[
+    "memory",
+    "local",
+    "redis",
+    "redis+cluster",
+    "redis+sentinel",
+    "redis+unix",
+    "rediss",
+    "redlock",
+    "zookeeper",
+];
 
 /// What a promise is about, of which schemes (or of which URLs that ask for others), and tests that would fail without it. A
 /// promise may have several lines.
@@ -49,6 +58,29 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         "Records",
         &["redlock"],
         &["a_record_lives_on_any_majority", "a_write_that_an_opening_did_not_see_never_comes_back"],
+    ),
+    (
+        "Order of waiters",
+        &["zookeeper"],
+        &[
+            "first_come_first_served",
+            "trying_does_not_overtake",
+            "a_waiting_writer_is_not_starved",
+            "readers_share_one_turn",
+            "a_stopped_waiter_does_not_hold_up_the_line",
+        ],
+    ),
+    ("Wake-up", &["zookeeper"], &["waits_for_release", "a_turn_comes_with_what_is_waited_for"]),
+    (
+        "A paused holder",
+        &["zookeeper"],
+        &[
+            "a_lease_lapses_after_its_ttl",
+            "renewal_tells_of_loss",
+            "an_expired_lease_is_lost_and_the_next_in_line_is_granted",
+            "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+        ],
     ),
     (
         "Fencing tokens",

@@ -100,6 +100,20 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "Java",
+        detect: &["java", "-version"],
+        source: Source::Apt("default-jre-headless"),
+        purpose: "runs ZooKeeper",
+        vital: false,
+    },
+    Tool {
+        name: "ZooKeeper",
+        detect: &["test", "-f", "/usr/share/java/zookeeper.jar"],
+        source: Source::Apt("zookeeper"),
+        purpose: "is what the ZooKeeper backend is for, alone and as an ensemble; no test uses its usual ports",
+        vital: false,
+    },
+    Tool {
         name: "strace",
         detect: &["strace", "-V"],
         source: Source::Apt("strace"),

@@ -82,12 +82,12 @@ impl Keys {
     }
 
     /// The name of the lock whose node is a child of [`Self::locks`] with this name. `None` if it is no lock's.
-    pub(crate) fn name_of(&self, child: &str) -> Option<LockName> {
+    pub(crate) fn name_of(child: &str) -> Option<LockName> {
         percent_decode_str(child).decode_utf8().ok()?.parse().ok()
     }
 
     /// Whether nobody's verbatim lock is at this path below the chroot.
-    pub(crate) fn is_reserved(&self, below: &str) -> bool {
+    pub(crate) fn is_reserved(below: &str) -> bool {
         check_not_ours(below).is_err()
     }
 
@@ -169,7 +169,7 @@ mod tests {
             let path = keys.lock(&name).unwrap();
             prop_assert_eq!(check_path(&path), Ok(()));
             let child = path.strip_prefix(&format!("{}/", keys.locks())).unwrap();
-            prop_assert_eq!(keys.name_of(child), Some(name));
+            prop_assert_eq!(Keys::name_of(child), Some(name));
         }
     }
 

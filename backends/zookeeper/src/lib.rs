@@ -8,8 +8,10 @@ mod line;
 mod options;
 mod place;
 mod records;
+mod servers;
 mod session;
 mod sessions;
+mod task;
 mod view;
 mod wire;
 

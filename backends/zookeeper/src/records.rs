@@ -141,7 +141,7 @@ impl Client {
             match done {
                 Ok(()) => return Ok(after.record),
                 // The lease ended in this moment; if it is over, the next look says so.
-                Err((0, Code::NO_NODE)) | Err((_, Code::BAD_VERSION | Code::NODE_EXISTS)) => {}
+                Err((0, Code::NO_NODE) | (_, Code::BAD_VERSION | Code::NODE_EXISTS)) => {}
                 Err((_, Code::NO_NODE)) => {
                     let made = self.make_parents(&session, &path, Kind::Persistent).await;
                     made.map_err(|failure| self.error(failure))?;

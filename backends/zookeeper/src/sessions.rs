@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringfence_core::{Clock, Error, ErrorKind, LossListener, Result, Ttl};
 
-use crate::session::{Listener, Servers, Session};
+use crate::servers::Servers;
+use crate::session::{Listener, Session};
 
 /// The most sessions of one process: each has a connection and pings.
 const SESSIONS_MAX: usize = 64;

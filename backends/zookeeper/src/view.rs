@@ -10,7 +10,7 @@ use ringfence_core::{
 };
 
 use crate::backend::Client;
-use crate::keys::Naming;
+use crate::keys::{Keys, Naming};
 use crate::line::{Line, Place};
 use crate::place::Said;
 use crate::session::{Failure, Session};
@@ -170,7 +170,7 @@ async fn names(client: &Client, session: &Session) -> Result<Vec<LockName>, Fail
     let locks = client.keys.locks();
     if client.keys.naming() == Naming::Encoded {
         let children = children(session, if locks.is_empty() { "/" } else { &locks }).await?;
-        return Ok(children.iter().filter_map(|child| client.keys.name_of(child)).collect());
+        return Ok(children.iter().filter_map(|child| Keys::name_of(child)).collect());
     }
     let mut names = Vec::new();
     let mut level = vec![String::new()];
@@ -201,7 +201,7 @@ async fn names(client: &Client, session: &Session) -> Result<Vec<LockName>, Fail
                 children.iter().filter(|child| is_lock_less(child)).map(|child| format!("{below}/{child}")),
             );
         }
-        level.retain(|below| !client.keys.is_reserved(below));
+        level.retain(|below| !Keys::is_reserved(below));
     }
     Ok(names)
 }

@@ -88,6 +88,9 @@ impl Request {
         self
     }
 
+    /// All rights to a node.
+    const EVERYTHING: i32 = 31;
+
     /// Makes a node. Answered with [`Created`].
     pub(crate) fn create(path: &str, data: &[u8], access: Access, kind: Kind) -> Self {
         let (operation, flags) = match kind {
@@ -95,12 +98,18 @@ impl Request {
             Kind::Container => (19, 4),
             Kind::InLine => (15, 3),
         };
-        const EVERYTHING: i32 = 31;
         let (scheme, id) = match access {
             Access::Anyone => ("world", "anyone"),
             Access::Creator => ("auth", ""),
         };
-        Self::new(operation).path(path).bytes(data).int(1).int(EVERYTHING).path(scheme).path(id).int(flags)
+        Self::new(operation)
+            .path(path)
+            .bytes(data)
+            .int(1)
+            .int(Self::EVERYTHING)
+            .path(scheme)
+            .path(id)
+            .int(flags)
     }
 
     /// Removes a node, whatever it holds. Answered with nothing.

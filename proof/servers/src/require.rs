@@ -11,6 +11,7 @@ const ADMIN_PATHS: [&str; 2] = ["/usr/sbin", "/sbin"];
 const PACKAGES: &[(&str, &str)] = &[
     ("cc", "build-essential"),
     ("fsfreeze", "util-linux"),
+    ("java", "default-jre-headless"),
     ("mkfs.ext4", "e2fsprogs"),
     ("redis-cli", "redis-tools"),
     ("script", "bsdutils"),
