@@ -6,6 +6,7 @@
 //! the next connection knows: what it does not find will not come any more.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -101,6 +102,8 @@ pub(crate) struct Held {
     pub(crate) path: String,
     /// Until when it lives unless it is renewed, however long the session lives on.
     pub(crate) deadline: BootInstant,
+    /// Whether it has lapsed, and its node is there until the servers have removed it.
+    pub(crate) has_lapsed: bool,
 }
 
 /// Who is told of leases that are lost.
@@ -209,7 +212,7 @@ impl Session {
 
     /// Looks after a lease from now on: until its deadline, or that of its renewals. `false`: the session is over.
     pub(crate) fn hold(&self, nonce: Nonce, path: &str, deadline: BootInstant) -> bool {
-        let held = Held { path: path.to_owned(), deadline };
+        let held = Held { path: path.to_owned(), deadline, has_lapsed: false };
         {
             let mut state = self.shared.state();
             if state.over.is_some() {
@@ -222,12 +225,15 @@ impl Session {
 
     /// The node of a lease that is held.
     pub(crate) fn path_of(&self, nonce: Nonce) -> Option<String> {
-        self.shared.state().held.get(&nonce).map(|held| held.path.clone())
+        self.shared.state().held.get(&nonce).filter(|held| !held.has_lapsed).map(|held| held.path.clone())
     }
 
-    /// Looks after a lease no more, and says which node was its.
+    /// Looks after a lease no more, and says which node is its. `None`: it is not held.
     pub(crate) fn let_go(&self, nonce: Nonce) -> Option<String> {
-        self.shared.state().held.remove(&nonce).map(|held| held.path)
+        match self.shared.state().held.entry(nonce) {
+            Entry::Occupied(held) if !held.get().has_lapsed => Some(held.remove().path),
+            _ => None,
+        }
     }
 
     /// Prolongs a lease, by the word of the leader that the session lives, which was asked for at this instant. `false`: it is
@@ -235,7 +241,7 @@ impl Session {
     pub(crate) fn prolong(&self, nonce: Nonce, asked: BootInstant) -> bool {
         let mut state = self.shared.state();
         match state.held.get_mut(&nonce) {
-            Some(held) if self.shared.clock.now() < held.deadline => {
+            Some(held) if !held.has_lapsed && self.shared.clock.now() < held.deadline => {
                 held.deadline = held.deadline.max(asked.saturating_add(self.timeout.as_duration()));
                 true
             }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error;
 use crate::servers::{Connection, Servers, silence};
-use crate::session::{Call, Failure, Order, Shared, Watch};
+use crate::session::{Call, Failure, Held, Order, Shared, Watch};
 use crate::wire::{self, Answer, Change, Code, Event, Greeting, Odd, Request, Welcome};
 
 /// A connection on which nothing was said for this part of a session's timeout is pinged, so that the servers hear of us at least
@@ -32,6 +32,8 @@ enum Sent {
     Call(i32, Call),
     /// The node of a lease is looked at, and watched.
     Watch(i32, Nonce, String),
+    /// The node of a lease that has lapsed is removed.
+    Lapse(i32, Nonce),
     /// Nobody waits for its answer.
     Tell(i32),
 }
@@ -39,7 +41,9 @@ enum Sent {
 impl Sent {
     fn number(&self) -> i32 {
         match self {
-            Self::Call(number, _) | Self::Watch(number, ..) | Self::Tell(number) => *number,
+            Self::Call(number, _) | Self::Watch(number, ..) | Self::Lapse(number, _) | Self::Tell(number) => {
+                *number
+            }
         }
     }
 }
@@ -255,6 +259,8 @@ impl Task {
                 Ok(_) => self.watches.entry(path).or_default().holder = Some(nonce),
                 Err(_) => self.lose(nonce),
             },
+            // Whatever the answer is, the node is not there.
+            Sent::Lapse(_, nonce) => drop(self.shared.state().held.remove(&nonce)),
             Sent::Tell(_) => {}
         }
         Ok(())
@@ -294,28 +300,36 @@ impl Task {
     /// The node of a lease is gone. If that was not our doing, it is lost.
     fn lose(&self, nonce: Nonce) {
         let lost = self.shared.state().held.remove(&nonce);
-        if lost.is_some() {
+        if lost.is_some_and(|held| !held.has_lapsed) {
             self.shared.listener.lost(nonce);
         }
     }
 
     /// Removes the nodes of leases that were not renewed: a lease ends at its TTL even where its session lives on for others.
     fn remove_what_lapsed(&mut self, now: BootInstant) {
-        let mut next = now.saturating_add(self.timeout);
+        self.next_lapse = now.saturating_add(self.timeout);
         let mut lapsed = Vec::new();
-        self.shared.state().held.retain(|nonce, held| {
-            if now < held.deadline {
-                next = next.min(held.deadline);
-                return true;
+        for (nonce, held) in &mut self.shared.state().held {
+            if held.has_lapsed {
+                continue;
             }
-            lapsed.push((*nonce, std::mem::take(&mut held.path)));
-            false
-        });
+            if now < held.deadline {
+                self.next_lapse = self.next_lapse.min(held.deadline);
+                continue;
+            }
+            held.has_lapsed = true;
+            lapsed.push((*nonce, held.path.clone()));
+        }
         for (nonce, path) in lapsed {
-            self.tell_server(&Request::delete(&path));
+            self.remove_lapsed(nonce, &path);
             self.shared.listener.lost(nonce);
         }
-        self.next_lapse = next;
+    }
+
+    fn remove_lapsed(&mut self, nonce: Nonce, path: &str) {
+        let number = self.next_number();
+        Request::delete(path).write(number, &mut self.out);
+        self.unanswered.push_back(Sent::Lapse(number, nonce));
     }
 
     /// What was under way has failed, and what was watched may have changed meanwhile.
@@ -366,12 +380,16 @@ impl Task {
         }
     }
 
-    /// On a new connection nothing is watched yet.
+    /// On a new connection nothing is watched yet, and nobody knows whether what lapsed was removed.
     fn watch_what_is_held(&mut self) {
-        let held: Vec<(Nonce, String)> =
-            self.shared.state().held.iter().map(|(nonce, held)| (*nonce, held.path.clone())).collect();
-        for (nonce, path) in held {
-            self.watch_lease(nonce, path);
+        let held = |(nonce, held): (&Nonce, &Held)| (*nonce, held.path.clone(), held.has_lapsed);
+        let held: Vec<_> = self.shared.state().held.iter().map(held).collect();
+        for (nonce, path, has_lapsed) in held {
+            if has_lapsed {
+                self.remove_lapsed(nonce, &path);
+            } else {
+                self.watch_lease(nonce, path);
+            }
         }
     }
 
@@ -383,7 +401,7 @@ impl Task {
             state.over = Some(why.clone());
             std::mem::take(&mut state.held)
         };
-        for nonce in held.into_keys() {
+        for (nonce, _) in held.into_iter().filter(|(_, held)| !held.has_lapsed) {
             self.shared.listener.lost(nonce);
         }
         self.orders.close();
