@@ -235,12 +235,11 @@ impl Client {
         ttls.sort_unstable();
         ttls.dedup();
         let asked = self.now();
-        let root = self.keys.root();
         let proofs: Vec<_> = ttls
             .into_iter()
             .map(|ttl| {
                 let session = self.sessions.find(ttl);
-                let pending = session.as_ref().map(|session| session.call(Request::sync(&root)));
+                let pending = session.as_ref().map(|session| session.call(Request::agree()));
                 (ttl, session, pending)
             })
             .collect();
@@ -249,7 +248,7 @@ impl Client {
         for (ttl, session, pending) in proofs {
             let (Some(session), Some(pending)) = (session, pending) else { continue };
             let unknown = match pending.answer().await {
-                // The leader answered, whatever it said: the session lives.
+                // A majority agreed, to whatever it was: the session lives.
                 Ok(_) | Err(Failure::Refused(_) | Failure::Over(_)) => None,
                 Err(failure) => Some(self.error(failure)),
             };

@@ -236,7 +236,7 @@ impl Session {
         }
     }
 
-    /// Prolongs a lease, by the word of the leader that the session lives, which was asked for at this instant. `false`: it is
+    /// Prolongs a lease, by the word of the servers that the session lives, which was asked for at this instant. `false`: it is
     /// lost.
     pub(crate) fn prolong(&self, nonce: Nonce, asked: BootInstant) -> bool {
         let mut state = self.shared.state();

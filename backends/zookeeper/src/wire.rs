@@ -157,6 +157,12 @@ impl Request {
         all.int(-1).flag(true).int(-1)
     }
 
+    /// Changes nothing, and has a majority of the servers agree to that. A leader that has lost the others answers everything else,
+    /// until it knows.
+    pub(crate) fn agree() -> Self {
+        Self::all(&[Self::check("/")])
+    }
+
     pub(crate) fn ping() -> Self {
         Self::new(11)
     }

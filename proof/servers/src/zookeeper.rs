@@ -94,8 +94,8 @@ impl ZooKeeperOptions {
     fn config(&self, data: &Path, port: u16) -> String {
         let ours = [
             ("tickTime", "200"),
-            ("initLimit", "100"),
-            ("syncLimit", "100"),
+            ("initLimit", "50"),
+            ("syncLimit", "50"),
             ("clientPortAddress", "127.0.0.1"),
             ("admin.enableServer", "false"),
             ("4lw.commands.whitelist", "srvr,ruok,mntr"),
