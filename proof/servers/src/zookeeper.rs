@@ -354,8 +354,11 @@ fn buffer(bytes: &[u8]) -> Vec<u8> {
     [&length.to_be_bytes()[..], bytes].concat()
 }
 
+/// What a server says of itself. One that has just begun may never answer, and is asked again.
 fn four_letters(port: u16, word: &str) -> std::io::Result<String> {
+    const SOON: Duration = Duration::from_millis(500);
     let mut stream = connect(port)?;
+    stream.set_read_timeout(Some(SOON))?;
     stream.write_all(word.as_bytes())?;
     let mut said = String::new();
     stream.read_to_string(&mut said)?;
