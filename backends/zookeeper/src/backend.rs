@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, BoxFuture, Clock, Contention, Error,
     Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock, LeaseKey, ListQuery,
@@ -115,7 +116,7 @@ impl Client {
         error::odd().about(self.shown())
     }
 
-    /// Makes the nodes above one. What is there already stays as it is; what cannot be made is missed by whoever needs it.
+    /// Makes the nodes above one whose parent was missed; the parent itself as the last kind says.
     pub(crate) async fn make_parents(
         &self,
         session: &Session,
@@ -123,22 +124,22 @@ impl Client {
         last: Kind,
     ) -> Result<(), Failure> {
         let parents: Vec<&str> = keys::above(path).collect();
-        let count = parents.len();
-        let pending: Vec<_> = parents
-            .into_iter()
-            .enumerate()
-            .map(|(at, parent)| {
-                let kind = if at + 1 == count { last } else { Kind::Persistent };
-                session.call(Request::create(parent, b"", self.keys.access(), kind))
-            })
-            .collect();
+        let kinds = (1..parents.len()).map(|_| Kind::Persistent).chain([last]);
+        let send = |(parent, kind)| session.call(Request::create(parent, b"", self.keys.access(), kind));
+        let pending: Vec<_> = parents.iter().copied().zip(kinds).map(send).collect();
+        let mut made = Ok(Bytes::new());
         for pending in pending {
-            match pending.answer().await {
-                Ok(_) | Err(Failure::Refused(Code::NODE_EXISTS | Code::NO_AUTH)) => {}
-                Err(failure) => return Err(failure),
-            }
+            made = match pending.answer().await {
+                // Who may not make a node that is there already is told of that first. Only the last one was missed.
+                Err(failure @ Failure::Refused(_)) => Err(failure),
+                made => Ok(made?),
+            };
         }
-        Ok(())
+        match made {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.is(Code::NODE_EXISTS) => Ok(()),
+            Err(failure) => Err(failure),
+        }
     }
 
     async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {

@@ -142,7 +142,10 @@ async fn a_wait_ends_at_its_deadline_though_nobody_answers_and_leaves_nothing() 
         let (attempt, ended) = within("the end of a wait", asking).await.expect("no panic");
         assert!(matches!(attempt, Ok(Attempt::Busy(_))), "a wait that ends is busy: {attempt:?}");
         let late = ended.saturating_since(deadline);
-        assert!(ended >= deadline && late < 4 * PATIENT, "a wait ends at its deadline, not {late:?} after it");
+        assert!(
+            ended >= deadline && late < 4 * PATIENT,
+            "a wait ends at its deadline, not {late:?} after it"
+        );
         proxy.mend();
         sees_waiters(&bob, 0).await;
     }

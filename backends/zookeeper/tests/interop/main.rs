@@ -170,8 +170,8 @@ async fn their_readers_and_ours_share() {
 async fn an_operator_sees_their_lock_and_can_evict_it() {
     let Some(mut stage) = Stage::set("Lock").await else { return };
     assert!(stage.they("try").await, "a free lock is theirs");
-    let state = stage.state().await;
-    let [holder] = &state.holders[..] else { panic!("they hold it: {state:?}") };
+    let seen = stage.state().await;
+    let [holder] = &seen.holders[..] else { panic!("they hold it: {seen:?}") };
     assert_eq!((holder.holder.label(), holder.mode), ("another client", Mode::Exclusive));
     let page = stage.ours.list(ListQuery::new("apps/")).await.expect("a listing");
     let listed: Vec<&str> = page.items.iter().map(|state| state.name.as_str()).collect();
