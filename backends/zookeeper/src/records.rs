@@ -3,8 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use ringfence_core::table::Refusal;
 use ringfence_core::{
-    BoxFuture, Error, ErrorKind, FencedStore, FencingToken, Opened, RECORD_VALUE_MAX, Record, RecordKey,
-    Result, Version,
+    BoxFuture, Error, ErrorKind, FencedStore, FencingToken, Opened, Record, RecordKey, Result, Version,
 };
 
 use crate::backend::{Client, ZooKeeperBackend};
@@ -179,9 +178,7 @@ impl FencedStore for ZooKeeperBackend {
         value: Bytes,
     ) -> BoxFuture<'a, Result<Version>> {
         Box::pin(async move {
-            if value.len() > RECORD_VALUE_MAX {
-                return Err(Refusal::ValueTooLarge(value.len()).into_error(key, token));
-            }
+            Refusal::of_size(&value).map_err(|refusal| refusal.into_error(key, token))?;
             let written = self.client.change(key, token, Step::Write(value)).await?;
             Ok(written.expect("what was written is there").version)
         })

@@ -221,6 +221,48 @@ async fn a_broken_connection_costs_nobody_a_lease_or_a_place() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_removed_after_a_broken_connection_is_missed() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    let ann = connect_over(&proxy).await;
+    let held = hold(&ann).await;
+    proxy.cut_connections();
+    assert_eq!(renew(&ann, &held.key).await, Renewal::Renewed);
+    servers.delete(&format!("{FOLDER}/{}", servers.children(FOLDER).await[0])).await;
+    assert_eq!(renew(&ann, &held.key).await, Renewal::Lost, "the new connection watches it as well");
+}
+
+#[tokio::test]
+async fn what_is_given_back_of_several_permits_is_had_at_once_by_one_after_the_other() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let client = connect(&servers.url()).await;
+    let begin = || {
+        let (client, mode) = (Arc::clone(&client), Mode::permit(2).expect("two permits"));
+        tokio::spawn(async move { client.acquire(request(mode, LONG, Wait::Until(BootInstant::MAX))).await })
+    };
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(granted(within("a free permit", begin()).await.expect("no panic")));
+    }
+    let mut line = Vec::new();
+    for count in 1..=4 {
+        line.push(begin());
+        sees_waiters(&client, count).await;
+    }
+    let begun = now();
+    // The later of the two holders first: whoever is next waits for any of them.
+    for next in line {
+        assert_eq!(release(&client, &held.pop().expect("two hold")).await, Release::Released);
+        held.insert(0, granted(within("a turn", next).await.expect("no panic")));
+    }
+    let took = now().saturating_since(begun);
+    assert!(
+        took < Duration::from_secs(4),
+        "a look every five seconds is the net, and nobody fell into it: {took:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_holder_is_told_at_once_when_its_session_ends_or_its_node_is_removed() {
     let Some(servers) = Ensemble::start().await else { return };
     let locks = Locks::connect(&servers.url()).await.expect("a server");
