@@ -26,6 +26,9 @@ const SHORT: Duration = Duration::from_secs(2);
 /// Long before the first renewal of a lease that is [`LONG`], and long enough for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
+/// A waiter looks every five seconds, whatever happens: that is its net, and nobody should fall into it.
+const NET: Duration = Duration::from_secs(4);
+
 fn name() -> LockName {
     NAME.parse().expect("a lawful name")
 }
@@ -212,8 +215,11 @@ async fn a_broken_connection_costs_nobody_a_lease_or_a_place() {
     proxy.cut_connections();
     // Its node is not looked after by anybody's watch but that of the new connection.
     assert_eq!(renew(&ann, &held.key).await, Renewal::Renewed);
+    let released = now();
     assert_eq!(release(&ann, &held).await, Release::Released);
     let next = granted(within("the turn of the first in line", first).await.expect("no panic"));
+    let took = now().saturating_since(released);
+    assert!(took < NET, "its new connection tells it, and not the net: {took:?}");
     assert!(!second.is_finished(), "the second one waits for the first one");
     assert_eq!(release(&bob, &next).await, Release::Released);
     let last = granted(within("the turn of the second in line", second).await.expect("no panic"));
