@@ -114,10 +114,13 @@ impl Connection {
 /// A server that says nothing for this part of a session's timeout, while an answer is due, is given up.
 const SILENCE_PART: u32 = 3;
 
-/// However short a session is, a busy machine has this long to answer; and however long it is, no more than that.
-const SILENCE: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
+/// However short a session is, a busy machine has this long to answer.
+const SILENCE_MIN: Duration = Duration::from_millis(300);
+
+/// However long a session is, an answer is not awaited for longer; and for so long where there is no session yet.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// For how long an answer is awaited in a session of this timeout.
 pub(crate) fn silence(timeout: Duration) -> Duration {
-    (timeout / SILENCE_PART).clamp(SILENCE.0, SILENCE.1)
+    (timeout / SILENCE_PART).clamp(SILENCE_MIN, SILENCE_MAX)
 }

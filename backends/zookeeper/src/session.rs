@@ -15,7 +15,7 @@ use ringfence_core::{BootInstant, Clock, Error, ErrorKind, LossListener, Nonce, 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error;
-use crate::servers::{Servers, silence};
+use crate::servers::{SILENCE_MAX, Servers};
 use crate::task::Task;
 use crate::wire::{Code, Greeting, Odd, Request};
 
@@ -158,7 +158,7 @@ impl Session {
     ) -> Result<Self> {
         let asked = i32::try_from(timeout.as_millis()).expect("a day has fewer milliseconds");
         let greeting = Greeting::new_session(asked);
-        let (connection, welcome) = servers.connect(&greeting, 0, silence(timeout.as_duration())).await?;
+        let (connection, welcome) = servers.connect(&greeting, 0, SILENCE_MAX).await?;
         let granted = u64::try_from(welcome.timeout_ms).unwrap_or(0);
         let timeout = Ttl::new(Duration::from_millis(granted)).map_err(|error| {
             Error::new(ErrorKind::Unsupported, "a server grants sessions that are no leases")
