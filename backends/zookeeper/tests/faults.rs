@@ -255,13 +255,13 @@ async fn what_is_given_back_of_several_permits_is_had_at_once_by_one_after_the_o
         line.push(begin());
         sees_waiters(&client, count).await;
     }
-    let begun = now();
+    let since = now();
     // The later of the two holders first: whoever is next waits for any of them.
     for next in line {
         assert_eq!(release(&client, &held.pop().expect("two hold")).await, Release::Released);
         held.insert(0, granted(within("a turn", next).await.expect("no panic")));
     }
-    let took = now().saturating_since(begun);
+    let took = now().saturating_since(since);
     assert!(
         took < Duration::from_secs(4),
         "a look every five seconds is the net, and nobody fell into it: {took:?}"
