@@ -199,6 +199,8 @@ impl fmt::Display for Quorum {
 pub enum Queue {
     /// In the order in which they came.
     FirstComeFirstServed,
+    /// In the order in which they came; a place of one that is paused lives for as long as a lease would, at most.
+    FirstComeFirstServedByLease,
     /// Whoever asks at the right moment.
     Unordered,
 }
@@ -207,7 +209,10 @@ impl fmt::Display for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::FirstComeFirstServed => {
-                "first come, first served; a waiter that is paused when its turn comes loses its place after a few seconds at most"
+                "first come, first served; a waiter that is paused when its turn comes loses its place after a second"
+            }
+            Self::FirstComeFirstServedByLease => {
+                "first come, first served; a waiter that is paused when its turn comes loses its place at its TTL at the latest"
             }
             Self::Unordered => "none: whoever asks at the right moment",
         })
@@ -231,6 +236,13 @@ impl fmt::Display for WakeUp {
             Self::Direct => "the one that releases tells the next in line, and only that one",
             Self::Polling => "the waiter polls",
         })
+    }
+}
+
+impl Queue {
+    /// Whether waiters stand in a line.
+    pub fn is_ordered(self) -> bool {
+        matches!(self, Self::FirstComeFirstServed | Self::FirstComeFirstServedByLease)
     }
 }
 

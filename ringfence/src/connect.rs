@@ -59,6 +59,17 @@ const SCHEMES: &[Scheme] = &[
             })
         },
     },
+    #[cfg(feature = "zookeeper")]
+    Scheme {
+        name: "zookeeper",
+        guarantees: |_| Ok(ringfence_zookeeper::guarantees()),
+        params: ringfence_zookeeper::PARAMS,
+        open: |url, clock| {
+            Box::pin(async move {
+                Ok(Arc::new(ringfence_zookeeper::ZooKeeperBackend::connect(&url, clock).await?) as _)
+            })
+        },
+    },
 ];
 
 #[cfg(feature = "etcd")]

@@ -17,6 +17,7 @@ const AT_TTL: &[&str] = &[
     "redis+unix",
     "rediss",
     "redlock",
+    "zookeeper",
 ];
 
 /// Every backend.
@@ -31,6 +32,7 @@ const ALL: &[&str] = &[
     "redis+unix",
     "rediss",
     "redlock",
+    "zookeeper",
 ];
 
 /// What a promise is about, of which schemes (or of which URLs that ask for others), and tests that would fail without it. A
@@ -108,6 +110,40 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         "Records",
         &["redlock"],
         &["a_record_lives_on_any_majority", "a_write_that_an_opening_did_not_see_never_comes_back"],
+    ),
+    (
+        "Order of waiters",
+        &["zookeeper"],
+        &[
+            "first_come_first_served",
+            "trying_does_not_overtake",
+            "a_waiting_writer_is_not_starved",
+            "readers_share_one_turn",
+            "a_stopped_waiter_does_not_hold_up_the_line",
+        ],
+    ),
+    ("Wake-up", &["zookeeper"], &["waits_for_release", "a_turn_comes_with_what_is_waited_for"]),
+    (
+        "Fencing tokens",
+        &["zookeeper"],
+        &[
+            "a_container_that_vanishes_takes_no_order_of_tokens_with_it",
+            "a_restarted_server_has_every_lease_and_place",
+            "an_ensemble_loses_its_leader_and_nobody_loses_a_lease",
+        ],
+    ),
+    (
+        "A paused holder",
+        &["zookeeper"],
+        &[
+            "a_lease_lapses_after_its_ttl",
+            "renewal_tells_of_loss",
+            "an_expired_lease_is_lost_and_the_next_in_line_is_granted",
+            "while_nobody_answers_a_guard_is_lost_at_its_deadline_and_never_before",
+            "without_a_quorum_guards_are_lost_and_afterwards_the_lock_is_free_again",
+            "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+        ],
     ),
     (
         "Fencing tokens",

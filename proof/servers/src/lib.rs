@@ -8,6 +8,7 @@
 //! - [`RedisServer`] is a real server of a test's own, [`Sentinels`] and [`RedisCluster`] are several that belong together;
 //!   [`python`] and [`node`] run other people's clients of them.
 //! - [`EtcdCluster`] is one of etcd, of one member or several.
+//! - [`Ensemble`] is one ZooKeeper server of a test's own, or several.
 //! - [`Proxy`] is the network between a client and a server, with its faults.
 //! - [`Taker`] is a process that takes a lock and can be stopped or killed in any state.
 
@@ -24,6 +25,7 @@ mod system_calls;
 mod taker;
 mod tls;
 mod wall_clock;
+mod zookeeper;
 
 pub use cluster::RedisCluster;
 pub use etcd::EtcdCluster;
@@ -36,3 +38,4 @@ pub use sentinels::Sentinels;
 pub use system_calls::SystemCallFault;
 pub use taker::{Event, Taker, taker};
 pub use wall_clock::WallClock;
+pub use zookeeper::{Ensemble, ZooKeeperOptions};

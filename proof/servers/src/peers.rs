@@ -12,10 +12,10 @@ fn folder() -> PathBuf {
     workspace.expect("this package is two folders below the workspace's").join("target/peers")
 }
 
-/// A Python that can import `redis` (redis-py). `None`, and said as [`skip`] does, where it is not installed.
+/// A Python that can import `redis` (redis-py) and `kazoo`. `None`, and said as [`skip`] does, where it is not installed.
 pub fn python() -> Option<Command> {
     let python = folder().join("python/bin/python");
-    is_installed("redis-py", &folder().join("python/installed.txt")).then(|| Command::new(python))
+    is_installed("redis-py and kazoo", &folder().join("python/installed.txt")).then(|| Command::new(python))
 }
 
 /// A Node that can `require` the packages `redlock` and `ioredis`. `None`, and said as [`skip`] does, where they or Node
@@ -60,10 +60,12 @@ mod tests {
     }
 
     #[test]
-    fn python_has_redis_py() {
-        let Some(python) = python() else { return };
-        let name = prints(python, "-c", "import redis.lock; print(redis.lock.Lock.__name__)");
-        assert_eq!(name, "Lock");
+    fn python_has_redis_py_and_kazoo() {
+        for module in ["redis.lock", "kazoo.recipe.lock"] {
+            let Some(python) = python() else { return };
+            let name = prints(python, "-c", &format!("import {module}; print({module}.Lock.__name__)"));
+            assert_eq!(name, "Lock");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
     ("fsfreeze", "util-linux"),
+    ("java", "default-jre-headless"),
     ("mkfs.ext4", "e2fsprogs"),
     ("redis-cli", "redis-tools"),
     ("script", "bsdutils"),

@@ -4,8 +4,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use ringfence_core::{
     Abandoner, AcquireRequest, Attempt, Backend, BootInstant, Clock, Contention, Error, ErrorKind, Eviction,
-    Guarantees, HolderInfo, Lease, LeaseKey, LockName, LockState, Mode, Nonce, Opened, Queue, Record,
-    RecordKey, Release, Renewal, Result, Ttl, Version, Wait, abandonment,
+    Guarantees, HolderInfo, Lease, LeaseKey, LockName, LockState, Mode, Nonce, Opened, Record, RecordKey,
+    Release, Renewal, Result, Ttl, Version, Wait, abandonment,
 };
 use tokio::task::JoinHandle;
 
@@ -84,7 +84,7 @@ impl Client {
 
     /// Whether waiters stand in a line that can be seen.
     pub(crate) fn has_line(&self) -> bool {
-        self.guarantees().queue == Queue::FirstComeFirstServed
+        self.guarantees().queue.is_ordered()
     }
 
     pub(crate) fn now(&self) -> BootInstant {

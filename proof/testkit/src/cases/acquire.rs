@@ -432,7 +432,7 @@ fn tricky_names() -> Vec<LockName> {
 pub async fn names_do_not_collide(harness: &dyn Harness) -> Verdict {
     // These names cannot be fresh. Runs that share a namespace take turns by a lock of their own, and what a run
     // that was killed leaves behind lapses before the next one gives up.
-    const TTL: Duration = Duration::from_secs(9);
+    const TTL: Duration = Duration::from_secs(30);
     let [ann, bob] = clients(harness).await;
     let turn = LockName::new("testkit/names_do_not_collide").expect("a lawful name");
     let wait = Wait::Until(ann.now().saturating_add(LONG));

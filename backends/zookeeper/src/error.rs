@@ -1,0 +1,69 @@
+//! What the servers say, as errors of ours.
+
+use std::io;
+
+use ringfence_core::{Error, ErrorKind};
+
+use crate::session::Failure;
+use crate::wire::Code;
+
+/// Of a connection that cannot be had, or broke.
+pub(crate) fn of_connecting(why: io::Error) -> Error {
+    let advice = match why.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            "it hangs up on us: it may have no quorum, have lost its data, or have as many connections of this host as it takes \
+             (maxClientCnxns)"
+        }
+        io::ErrorKind::TimedOut => {
+            "it does not answer in time: it is overloaded or cut off, or the port is not that of a ZooKeeper server"
+        }
+        _ => "it cannot be reached: see whether it runs, and whether the URL names it",
+    };
+    Error::new(ErrorKind::Unavailable, advice).because(why)
+}
+
+/// Of an answer that no version of ZooKeeper gives.
+pub(crate) fn odd() -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        "an answer of the wrong shape: is this the client port of a ZooKeeper server?",
+    )
+}
+
+pub(crate) fn session_over() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "the session has ended at the servers, and what was held in it is lost: acquire again",
+    )
+}
+
+/// Of what the server refused.
+pub(crate) fn refused(code: Code) -> Error {
+    let (kind, advice) = match code {
+        Code::NO_AUTH => (
+            ErrorKind::Refused,
+            "the access rules of a node keep us out: see docs/zookeeper.md for what we need",
+        ),
+        Code::AUTH_FAILED | Code::INVALID_ACL => {
+            (ErrorKind::Refused, "it refuses our user or password: check the URL")
+        }
+        Code::SESSION_EXPIRED => return session_over(),
+        Code::QUOTA_EXCEEDED => (ErrorKind::Full, "the quota of a node is used up: raise it, or make room"),
+        Code::SESSION_MOVED => (ErrorKind::Unavailable, "the session has moved to another server"),
+        Code::NO_NODE | Code::NODE_EXISTS | Code::BAD_VERSION => {
+            (ErrorKind::Unavailable, "somebody changes the same nodes all the time: try again")
+        }
+        _ => (ErrorKind::Unavailable, "it cannot do that right now"),
+    };
+    Error::new(kind, advice).because(format!("error {} of ZooKeeper", code.0))
+}
+
+/// Of a call that has no answer.
+pub(crate) fn of_call(failure: Failure, shown: &str) -> Error {
+    match failure {
+        Failure::Refused(code) => refused(code).about(shown),
+        Failure::Lost(why) => why.about(shown).with_unknown_effect(),
+        Failure::NotSent(why) | Failure::Over(why) => why,
+        Failure::Odd => odd().about(shown).with_unknown_effect(),
+    }
+}

@@ -1,0 +1,145 @@
+//! From a URL to the servers.
+
+use std::fmt;
+
+use ringfence_core::{BackendUrl, Error, ErrorKind, Result, nearest};
+
+use crate::keys::{Keys, Naming};
+use crate::wire::Access;
+
+/// The parameters of a ZooKeeper URL, beside those of the hall.
+pub const PARAMS: &[&str] = &["keys"];
+
+/// The port of a server, where the URL names none.
+const PORT: u16 = 2181;
+
+/// Which servers, as whom, and where among their nodes.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Hosts and ports, in the order of the URL.
+    pub(crate) servers: Vec<(String, u16)>,
+    pub(crate) login: Option<Login>,
+    pub(crate) keys: Keys,
+    /// The URL as it may be shown.
+    pub(crate) shown: String,
+}
+
+/// A user and a password, with a colon between.
+#[derive(Clone)]
+pub(crate) struct Login(String);
+
+impl Login {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Options {
+    pub(crate) fn parse(url: &BackendUrl) -> Result<Self> {
+        let naming = match url.param("keys") {
+            None | Some("encoded") => Naming::Encoded,
+            Some("verbatim") => Naming::Verbatim,
+            Some(other) => {
+                let guess = nearest(other, &["verbatim", "encoded"])
+                    .map(|near| format!(", did you mean {near:?}?"))
+                    .unwrap_or_default();
+                return Err(invalid(format!(
+                    "keys={other:?} is neither \"encoded\" nor \"verbatim\"{guess}"
+                )));
+            }
+        };
+        if url.hosts().is_empty() {
+            return Err(invalid(
+                "zookeeper: takes a server, or better all of an ensemble: write zookeeper://host:2181,host:2181".into(),
+            ));
+        }
+        let servers: Vec<_> = url.hosts().iter().map(|host| split_port(host)).collect::<Result<_>>()?;
+        let login = match (url.user(), url.password()) {
+            (None, None) => None,
+            (Some(user), Some(_)) if user.contains(':') => {
+                return Err(invalid("a user of ZooKeeper's has no colon in the name".into()));
+            }
+            (Some(user), Some(password)) => Some(Login(format!("{user}:{password}"))),
+            (_, _) => {
+                return Err(invalid(
+                    "a user and a password go together: write zookeeper://user:password@host".into(),
+                ));
+            }
+        };
+        let access = if login.is_some() { Access::Creator } else { Access::Anyone };
+        let keys = Keys::new(naming, url.path().trim_end_matches('/'), access)?;
+        Ok(Self { servers, login, keys, shown: url.to_string() })
+    }
+}
+
+fn split_port(host: &str) -> Result<(String, u16)> {
+    let (name, port) = match host.rsplit_once(':') {
+        // The colons of an address of version 6 stand in brackets.
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    let port = match port.map(str::parse) {
+        None => PORT,
+        Some(Ok(port)) if port != 0 => port,
+        // It may be a password whose host was forgotten, and is not shown.
+        Some(_) => {
+            return Err(invalid(
+                "no port follows the colon of the host: it is a number from 1 to 65535".into(),
+            ));
+        }
+    };
+    let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    if name.is_empty() {
+        return Err(invalid(format!("{host:?} names no host: write zookeeper://host:2181")));
+    }
+    Ok((name.to_owned(), port))
+}
+
+fn invalid(why: String) -> Error {
+    Error::new(ErrorKind::InvalidUrl, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<Options> {
+        Options::parse(&BackendUrl::parse(url).unwrap())
+    }
+
+    #[test]
+    fn a_url_says_which_servers_and_as_whom() {
+        let options = parse("zookeeper://ann:s%3Acret@one,two:7000,[::1]:7001/apps/locks/").unwrap();
+        let servers = [("one".to_owned(), 2181), ("two".to_owned(), 7000), ("::1".to_owned(), 7001)];
+        assert_eq!(options.servers, servers);
+        assert_eq!(options.login.as_ref().map(Login::as_str), Some("ann:s:cret"));
+        assert_eq!(options.shown, "zookeeper://ann:***@one,two:7000,[::1]:7001/apps/locks/");
+        assert!(!format!("{options:?}").contains("cret"), "{options:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_url_is_said() {
+        for (url, hint) in [
+            ("zookeeper:", "takes a server"),
+            ("zookeeper://one:port", "no port"),
+            ("zookeeper://one,two:0", "no port"),
+            ("zookeeper://one,:2181", "names no host"),
+            ("zookeeper://ann@one", "go together"),
+            ("zookeeper://:secret@one", "go together"),
+            ("zookeeper://a%3Ab:secret@one", "no colon"),
+            ("zookeeper://one?keys=verbatin", "did you mean \"verbatim\"?"),
+            ("zookeeper://one//locks", "no name between two slashes"),
+            ("zookeeper://one/locks/..", "\"..\""),
+        ] {
+            let error = parse(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidUrl, "{url}");
+            assert!(error.to_string().contains(hint), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! A session with the servers: one connection at a time, and what outlives it.
+//!
+//! A task owns the connection. It sends what it is given in order, and hears the answers in that order. It never sends anything
+//! twice: what was under way when a connection broke has failed, with an effect that nobody knows yet. Since a server hangs up
+//! on a session's earlier connection before it welcomes the next one, and the leader listens to that one alone, a look through
+//! the next connection knows: what it does not find will not come any more.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ringfence_core::{BootInstant, Clock, Error, ErrorKind, LossListener, Nonce, Result, Ttl};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error;
+use crate::servers::{SILENCE_MAX, Servers};
+use crate::task::Task;
+use crate::wire::{Code, Greeting, Odd, Request};
+
+/// Why a call has no answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// The server refused. It did nothing.
+    Refused(Code),
+    /// It was not sent, because there is no connection.
+    NotSent(Error),
+    /// It was sent, and the connection broke.
+    Lost(Error),
+    /// It was not sent, because the session is over.
+    Over(Error),
+    /// It was answered with something that is no answer to it.
+    Odd,
+}
+
+impl From<Odd> for Failure {
+    fn from(Odd: Odd) -> Self {
+        Self::Odd
+    }
+}
+
+impl Failure {
+    pub(crate) fn is(&self, code: Code) -> bool {
+        matches!(self, Self::Refused(refusal) if *refusal == code)
+    }
+}
+
+/// A session. Dropping it ends it at the servers too, and with it all its places in lines.
+#[derive(Debug)]
+pub(crate) struct Session {
+    orders: mpsc::UnboundedSender<Order>,
+    shared: Arc<Shared>,
+    /// What the servers granted.
+    pub(crate) timeout: Ttl,
+}
+
+/// What the task of a session is told to do.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Call(Call),
+    /// Send it, although nobody waits for an answer.
+    Tell(Request),
+    /// Look after a lease: its node is there or it is lost.
+    Watch(Nonce, String),
+}
+
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) request: Request,
+    pub(crate) reply: oneshot::Sender<Result<Bytes, Failure>>,
+    /// Where its answer leaves a watch.
+    pub(crate) watch: Option<Watch>,
+}
+
+/// Word of a change, and that of what.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) path: String,
+    pub(crate) of_children: bool,
+    pub(crate) told: oneshot::Sender<()>,
+}
+
+/// What the session and its task share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    pub(crate) listener: Listener,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// The leases of this session, until they are given back or lost.
+    pub(crate) held: HashMap<Nonce, Held>,
+    /// Why it is over, once it is.
+    pub(crate) over: Option<Error>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) path: String,
+    /// Until when it lives unless it is renewed, however long the session lives on.
+    pub(crate) deadline: BootInstant,
+    /// Whether it has lapsed, and its node is there until the servers have removed it.
+    pub(crate) has_lapsed: bool,
+}
+
+/// Who is told of leases that are lost.
+#[derive(Clone, Default)]
+pub(crate) struct Listener(Arc<OnceLock<LossListener>>);
+
+impl Listener {
+    pub(crate) fn set(&self, listener: LossListener) {
+        // The contract says that it is set once.
+        let _ = self.0.set(listener);
+    }
+
+    pub(crate) fn lost(&self, nonce: Nonce) {
+        if let Some(listener) = self.0.get() {
+            listener(nonce);
+        }
+    }
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").field("is_set", &self.0.get().is_some()).finish()
+    }
+}
+
+/// An answer that is under way, and how it is awaited. Dropping it does not take the call back, unless it was not sent yet.
+#[must_use = "nobody sees whether it went well"]
+pub(crate) struct Pending(oneshot::Receiver<Result<Bytes, Failure>>);
+
+impl Pending {
+    pub(crate) async fn answer(self) -> Result<Bytes, Failure> {
+        self.0.await.unwrap_or_else(|_| Err(Failure::Over(error::session_over())))
+    }
+}
+
+/// Resolves when what was watched has changed, or when a change might have been missed.
+pub(crate) struct Changed(oneshot::Receiver<()>);
+
+impl Changed {
+    pub(crate) async fn changed(&mut self) {
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Session {
+    /// Begins a session with a timeout as near to this one as the servers grant.
+    pub(crate) async fn open(
+        servers: &Arc<Servers>,
+        clock: &Arc<dyn Clock>,
+        listener: &Listener,
+        timeout: Ttl,
+    ) -> Result<Self> {
+        let asked = i32::try_from(timeout.as_millis()).expect("a day has fewer milliseconds");
+        let greeting = Greeting::new_session(asked);
+        let (connection, welcome) = servers.connect(&greeting, 0, SILENCE_MAX).await?;
+        let granted = u64::try_from(welcome.timeout_ms).unwrap_or(0);
+        let timeout = Ttl::new(Duration::from_millis(granted)).map_err(|error| {
+            Error::new(ErrorKind::Unsupported, "a server grants sessions that are no leases")
+                .about(servers.shown())
+                .because(error)
+        })?;
+        let shared = Arc::new(Shared {
+            clock: Arc::clone(clock),
+            state: Mutex::default(),
+            listener: listener.clone(),
+        });
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let greeting = Greeting { session: welcome.session, password: welcome.password, ..greeting };
+        let task = Task::new(Arc::clone(&shared), Arc::clone(servers), receiver, greeting, timeout);
+        tokio::spawn(task.run(connection));
+        Ok(Self { orders, shared, timeout })
+    }
+
+    /// Sends a request after all those before it.
+    pub(crate) fn call(&self, request: Request) -> Pending {
+        self.order(request, None)
+    }
+
+    /// As [`Self::call`], for a request that leaves a watch on this node, if it is answered.
+    pub(crate) fn watch(&self, request: Request, path: &str, of_children: bool) -> (Pending, Changed) {
+        let (told, changed) = oneshot::channel();
+        let watch = Watch { path: path.to_owned(), of_children, told };
+        (self.order(request, Some(watch)), Changed(changed))
+    }
+
+    /// Sends a request of which nobody cares whether it arrives.
+    pub(crate) fn tell(&self, request: Request) {
+        let _ = self.orders.send(Order::Tell(request));
+    }
+
+    fn order(&self, request: Request, watch: Option<Watch>) -> Pending {
+        let (reply, pending) = oneshot::channel();
+        // Where the task is gone the reply is dropped, which says that the session is over.
+        let _ = self.orders.send(Order::Call(Call { request, reply, watch }));
+        Pending(pending)
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.state().over.is_some() || self.orders.is_closed()
+    }
+
+    /// Whether nothing would be lost with it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.shared.state().held.is_empty()
+    }
+
+    /// Looks after a lease from now on: until its deadline, or that of its renewals. `false`: the session is over.
+    pub(crate) fn hold(&self, nonce: Nonce, path: &str, deadline: BootInstant) -> bool {
+        let held = Held { path: path.to_owned(), deadline, has_lapsed: false };
+        {
+            let mut state = self.shared.state();
+            if state.over.is_some() {
+                return false;
+            }
+            state.held.insert(nonce, held);
+        }
+        self.orders.send(Order::Watch(nonce, path.to_owned())).is_ok()
+    }
+
+    /// The node of a lease that is held.
+    pub(crate) fn path_of(&self, nonce: Nonce) -> Option<String> {
+        self.shared.state().held.get(&nonce).filter(|held| !held.has_lapsed).map(|held| held.path.clone())
+    }
+
+    /// Looks after a lease no more, and says which node is its. `None`: it is not held.
+    pub(crate) fn let_go(&self, nonce: Nonce) -> Option<String> {
+        match self.shared.state().held.entry(nonce) {
+            Entry::Occupied(held) if !held.get().has_lapsed => Some(held.remove().path),
+            _ => None,
+        }
+    }
+
+    /// Prolongs a lease, by the word of the servers that the session lives, which was asked for at this instant. `false`: it is
+    /// lost.
+    pub(crate) fn prolong(&self, nonce: Nonce, asked: BootInstant) -> bool {
+        let mut state = self.shared.state();
+        match state.held.get_mut(&nonce) {
+            Some(held) if !held.has_lapsed && self.shared.clock.now() < held.deadline => {
+                held.deadline = held.deadline.max(asked.saturating_add(self.timeout.as_duration()));
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

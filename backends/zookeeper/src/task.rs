@@ -1,0 +1,414 @@
+//! What keeps a session: the task that owns its connection, one at a time.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use ringfence_core::{Backoff, BootInstant, Error, ErrorKind, Nonce, Result, Ttl};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error;
+use crate::servers::{Connection, Servers, silence};
+use crate::session::{Call, Failure, Held, Order, Shared, Watch};
+use crate::wire::{self, Answer, Change, Code, Event, Greeting, Odd, Request, Welcome};
+
+/// A connection on which nothing was said for this part of a session's timeout is pinged, so that the servers hear of us at least
+/// three times in it.
+const PING_PART: u32 = 4;
+
+/// After the servers were heard of last, a session is given up when this many halves of its timeout have passed. They end it after
+/// its timeout, and a tick of theirs.
+const GIVEN_UP_AFTER_HALVES: u32 = 3;
+
+/// The pauses between connections: those who have lost one server do not come to the next one all at once.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// A request on its way.
+#[derive(Debug)]
+enum Sent {
+    Call(i32, Call),
+    /// The node of a lease is looked at, and watched.
+    Watch(i32, Nonce, String),
+    /// The node of a lease that has lapsed is removed.
+    Lapse(i32, Nonce),
+    /// Nobody waits for its answer.
+    Tell(i32),
+}
+
+impl Sent {
+    fn number(&self) -> i32 {
+        match self {
+            Self::Call(number, _) | Self::Watch(number, ..) | Self::Lapse(number, _) | Self::Tell(number) => {
+                *number
+            }
+        }
+    }
+}
+
+/// Who is told when something happens to a node.
+#[derive(Debug, Default)]
+struct Watchers {
+    data: Vec<oneshot::Sender<()>>,
+    children: Vec<oneshot::Sender<()>>,
+    holder: Option<Nonce>,
+}
+
+/// Why a connection is served no more.
+enum End {
+    /// Nobody has the session any more.
+    Dropped,
+    Broken(Error),
+}
+
+pub(crate) struct Task {
+    shared: Arc<Shared>,
+    servers: Arc<Servers>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    timeout: Duration,
+    /// What the next connection begins with.
+    greeting: Greeting,
+    last_sent: BootInstant,
+    /// Since when the server owes an answer, and has said nothing.
+    owed_since: Option<BootInstant>,
+    /// Before this instant no lease lapses. Those taken since it was set end later.
+    next_lapse: BootInstant,
+    number: i32,
+    out: BytesMut,
+    unanswered: VecDeque<Sent>,
+    watches: HashMap<String, Watchers>,
+}
+
+impl Task {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        servers: Arc<Servers>,
+        orders: mpsc::UnboundedReceiver<Order>,
+        greeting: Greeting,
+        timeout: Ttl,
+    ) -> Self {
+        let (now, timeout) = (shared.clock.now(), timeout.as_duration());
+        Self {
+            shared,
+            servers,
+            orders,
+            timeout,
+            greeting,
+            last_sent: now,
+            owed_since: None,
+            next_lapse: now.saturating_add(timeout),
+            number: 0,
+            out: BytesMut::new(),
+            unanswered: VecDeque::new(),
+            watches: HashMap::new(),
+        }
+    }
+
+    pub(crate) async fn run(mut self, connection: Connection) {
+        let mut connection = connection;
+        loop {
+            let why = match self.serve(connection).await {
+                End::Dropped => return,
+                End::Broken(why) => why,
+            };
+            tracing::debug!(%why, "a connection of a session is lost");
+            self.fail_what_was_sent(&why);
+            connection = match self.connect_again().await {
+                Ok(connection) => connection,
+                Err(why) => return self.end(&why),
+            };
+            self.watch_what_is_held();
+        }
+    }
+
+    /// Serves a connection until it breaks.
+    async fn serve(&mut self, connection: Connection) -> End {
+        let Connection { stream, mut received } = connection;
+        let (mut reader, mut writer) = stream.into_split();
+        let (ping_after, silence) = (self.timeout / PING_PART, silence(self.timeout));
+        let mut is_pinged = false;
+        loop {
+            loop {
+                match wire::take_message(&mut received) {
+                    Ok(Some(message)) => {
+                        if let Err(why) = self.hear(message, &mut is_pinged) {
+                            return End::Broken(why);
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(Odd) => return End::Broken(error::odd()),
+                }
+            }
+            let now = self.shared.clock.now();
+            if now >= self.next_lapse {
+                self.remove_what_lapsed(now);
+            }
+            let ping_at = self.last_sent.saturating_add(ping_after);
+            if now >= ping_at && !is_pinged {
+                Request::ping().write(wire::PING, &mut self.out);
+                self.last_sent = now;
+                is_pinged = true;
+            }
+            let is_owed = is_pinged || !self.unanswered.is_empty();
+            self.owed_since = is_owed.then(|| self.owed_since.unwrap_or(now));
+            let silent_at = self.owed_since.map(|since| since.saturating_add(silence));
+            if silent_at.is_some_and(|silent_at| now >= silent_at) {
+                return End::Broken(error::of_connecting(io::ErrorKind::TimedOut.into()));
+            }
+            let ping_at =
+                if is_pinged { BootInstant::MAX } else { self.last_sent.saturating_add(ping_after) };
+            let wake_at = ping_at.min(self.next_lapse).min(silent_at.unwrap_or(BootInstant::MAX));
+            let nap = self.shared.clock.nap(wake_at).unwrap_or_default();
+            tokio::select! {
+                read = reader.read_buf(&mut received) => match read {
+                    Ok(0) => return End::Broken(error::of_connecting(io::ErrorKind::UnexpectedEof.into())),
+                    Ok(_) => self.owed_since = None,
+                    Err(why) => return End::Broken(error::of_connecting(why)),
+                },
+                written = writer.write_buf(&mut self.out), if !self.out.is_empty() => if let Err(why) = written {
+                    return End::Broken(error::of_connecting(why));
+                },
+                order = self.orders.recv() => {
+                    let Some(order) = order else {
+                        Request::close().write(self.next_number(), &mut self.out);
+                        // Where it does not arrive, the session ends at its timeout.
+                        let _ = tokio::time::timeout(silence, writer.write_all(&self.out)).await;
+                        return End::Dropped;
+                    };
+                    self.send(order);
+                    while let Ok(order) = self.orders.try_recv() {
+                        self.send(order);
+                    }
+                }
+                () = tokio::time::sleep(nap) => {}
+            }
+        }
+    }
+
+    fn next_number(&mut self) -> i32 {
+        // Numbers below one are those of what is no call.
+        self.number = self.number.checked_add(1).unwrap_or(1);
+        self.last_sent = self.shared.clock.now();
+        self.number
+    }
+
+    fn send(&mut self, order: Order) {
+        match order {
+            // Nobody wants it any more, and it was not sent: now it never is.
+            Order::Call(call) if call.reply.is_closed() => {}
+            Order::Call(call) => {
+                let number = self.next_number();
+                call.request.write(number, &mut self.out);
+                self.unanswered.push_back(Sent::Call(number, call));
+            }
+            Order::Tell(request) => self.tell_server(&request),
+            Order::Watch(nonce, path) => self.watch_lease(nonce, path),
+        }
+    }
+
+    fn tell_server(&mut self, request: &Request) {
+        let number = self.next_number();
+        request.write(number, &mut self.out);
+        self.unanswered.push_back(Sent::Tell(number));
+    }
+
+    fn watch_lease(&mut self, nonce: Nonce, path: String) {
+        let number = self.next_number();
+        Request::data(&path, true).write(number, &mut self.out);
+        self.unanswered.push_back(Sent::Watch(number, nonce, path));
+    }
+
+    fn hear(&mut self, message: Bytes, is_pinged: &mut bool) -> Result<()> {
+        let answer = Answer::read(message).map_err(|Odd| error::odd())?;
+        self.greeting.seen = self.greeting.seen.max(answer.seen);
+        match answer.number {
+            wire::PING => {
+                *is_pinged = false;
+                return Ok(());
+            }
+            wire::EVENT => {
+                let event = answer.outcome.map_err(error::refused)?;
+                self.spread(&Event::read(event).map_err(|Odd| error::odd())?);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let sent = self.unanswered.pop_front().filter(|sent| sent.number() == answer.number);
+        let sent = sent.ok_or_else(error::odd)?;
+        if let Err(code @ (Code::SESSION_EXPIRED | Code::SESSION_MOVED)) = answer.outcome {
+            // The next connection learns whether it is over.
+            self.unanswered.push_front(sent);
+            return Err(error::refused(code));
+        }
+        match sent {
+            Sent::Call(_, Call { reply, watch, .. }) => {
+                if answer.outcome.is_ok()
+                    && let Some(Watch { path, of_children, told }) = watch
+                {
+                    let watchers = self.watches.entry(path).or_default();
+                    let list = if of_children { &mut watchers.children } else { &mut watchers.data };
+                    list.retain(|told| !told.is_closed());
+                    list.push(told);
+                }
+                // Who went away meanwhile needs no answer.
+                let _ = reply.send(answer.outcome.map_err(Failure::Refused));
+            }
+            Sent::Watch(_, nonce, path) => match answer.outcome {
+                Ok(_) => self.watches.entry(path).or_default().holder = Some(nonce),
+                Err(_) => self.lose(nonce),
+            },
+            // Whatever the answer is, the node is not there.
+            Sent::Lapse(_, nonce) => drop(self.shared.state().held.remove(&nonce)),
+            Sent::Tell(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Tells those who watch it. Each watch is told once.
+    fn spread(&mut self, Event { path, what }: &Event) {
+        let Some(mut watchers) = self.watches.remove(path) else { return };
+        let (data, children) = match what {
+            Change::Data => (true, false),
+            Change::Children => (false, true),
+            Change::Deleted | Change::Other => (true, true),
+        };
+        if data {
+            for told in watchers.data.drain(..) {
+                let _ = told.send(());
+            }
+            if let Some(nonce) = watchers.holder.take() {
+                match what {
+                    Change::Deleted => self.lose(nonce),
+                    _ => self.watch_lease(nonce, path.clone()),
+                }
+            }
+        }
+        if children {
+            for told in watchers.children.drain(..) {
+                let _ = told.send(());
+            }
+        }
+        let is_watched =
+            !watchers.data.is_empty() || !watchers.children.is_empty() || watchers.holder.is_some();
+        if is_watched {
+            self.watches.insert(path.clone(), watchers);
+        }
+    }
+
+    /// The node of a lease is gone. If that was not our doing, it is lost.
+    fn lose(&self, nonce: Nonce) {
+        let lost = self.shared.state().held.remove(&nonce);
+        if lost.is_some_and(|held| !held.has_lapsed) {
+            self.shared.listener.lost(nonce);
+        }
+    }
+
+    /// Removes the nodes of leases that were not renewed: a lease ends at its TTL even where its session lives on for others.
+    fn remove_what_lapsed(&mut self, now: BootInstant) {
+        self.next_lapse = now.saturating_add(self.timeout);
+        let mut lapsed = Vec::new();
+        for (nonce, held) in &mut self.shared.state().held {
+            if held.has_lapsed {
+                continue;
+            }
+            if now < held.deadline {
+                self.next_lapse = self.next_lapse.min(held.deadline);
+                continue;
+            }
+            held.has_lapsed = true;
+            lapsed.push((*nonce, held.path.clone()));
+        }
+        for (nonce, path) in lapsed {
+            self.remove_lapsed(nonce, &path);
+            self.shared.listener.lost(nonce);
+        }
+    }
+
+    fn remove_lapsed(&mut self, nonce: Nonce, path: &str) {
+        let number = self.next_number();
+        Request::delete(path).write(number, &mut self.out);
+        self.unanswered.push_back(Sent::Lapse(number, nonce));
+    }
+
+    /// What was under way has failed, and what was watched may have changed meanwhile.
+    fn fail_what_was_sent(&mut self, why: &Error) {
+        self.out.clear();
+        self.watches.clear();
+        for sent in self.unanswered.drain(..) {
+            if let Sent::Call(_, Call { reply, .. }) = sent {
+                let _ = reply.send(Err(Failure::Lost(why.clone())));
+            }
+        }
+    }
+
+    /// The next connection of the session. The error is why the session is over.
+    async fn connect_again(&mut self) -> Result<Connection> {
+        let given_up_at = self.last_sent.saturating_add(self.timeout * GIVEN_UP_AFTER_HALVES / 2);
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1.min(self.timeout / 4));
+        let patience = silence(self.timeout);
+        let mut after = 0;
+        loop {
+            tokio::time::sleep(backoff.pause()).await;
+            let connected = self.servers.connect(&self.greeting, after, patience).await;
+            match connected {
+                Ok((_, Welcome { session: 0, .. })) => return Err(error::session_over()),
+                Ok((connection, welcome)) => {
+                    self.greeting.password = welcome.password;
+                    self.last_sent = self.shared.clock.now();
+                    self.owed_since = None;
+                    return Ok(connection);
+                }
+                Err(why) if why.kind() == ErrorKind::Refused => return Err(why),
+                Err(why) => self.fail_what_waits(&why),
+            }
+            if self.orders.is_closed() || self.shared.clock.now() >= given_up_at {
+                return Err(error::session_over());
+            }
+            // The one that answered last has had its chance.
+            after = 1;
+        }
+    }
+
+    /// Those that would wait for a connection are told that there is none.
+    fn fail_what_waits(&mut self, why: &Error) {
+        while let Ok(order) = self.orders.try_recv() {
+            if let Order::Call(Call { reply, .. }) = order {
+                let _ = reply.send(Err(Failure::NotSent(why.clone())));
+            }
+        }
+    }
+
+    /// On a new connection nothing is watched yet, and nobody knows whether what lapsed was removed.
+    fn watch_what_is_held(&mut self) {
+        let held = |(nonce, held): (&Nonce, &Held)| (*nonce, held.path.clone(), held.has_lapsed);
+        let held: Vec<_> = self.shared.state().held.iter().map(held).collect();
+        for (nonce, path, has_lapsed) in held {
+            if has_lapsed {
+                self.remove_lapsed(nonce, &path);
+            } else {
+                self.watch_lease(nonce, path);
+            }
+        }
+    }
+
+    /// The session is over: every lease of it is lost.
+    fn end(mut self, why: &Error) {
+        tracing::warn!(%why, "a session is over, and with it what was held in it");
+        let held = {
+            let mut state = self.shared.state();
+            state.over = Some(why.clone());
+            std::mem::take(&mut state.held)
+        };
+        for (nonce, _) in held.into_iter().filter(|(_, held)| !held.has_lapsed) {
+            self.shared.listener.lost(nonce);
+        }
+        self.orders.close();
+        while let Ok(order) = self.orders.try_recv() {
+            if let Order::Call(Call { reply, .. }) = order {
+                let _ = reply.send(Err(Failure::Over(why.clone())));
+            }
+        }
+    }
+}

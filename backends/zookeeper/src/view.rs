@@ -1,0 +1,233 @@
+//! A lock as it stands, for those who look.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ringfence_core::{
+    BootInstant, Eviction, FencingToken, HolderState, ListQuery, LockName, LockState, Nonce, PAGE_MAX, Page,
+    Result, WaiterState,
+};
+
+use crate::backend::Client;
+use crate::keys::{Keys, Naming};
+use crate::line::{Line, Place};
+use crate::place::Said;
+use crate::session::{Failure, Session};
+use crate::wire::{self, Code, Data, Request, Stat};
+
+/// What the leader's wall clock shows, roughly: it stamps every node with it, and nothing else tells it. Only ages are counted
+/// by it, and only for people to look at.
+#[derive(Debug, Default)]
+pub(crate) struct ServerTime(Mutex<Option<(i64, BootInstant)>>);
+
+impl ServerTime {
+    /// The leader's clock showed this between two instants of ours.
+    pub(crate) fn learn(&self, shown_ms: i64, before: BootInstant, after: BootInstant) {
+        let middle = before.saturating_add(after.saturating_since(before) / 2);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((shown_ms, middle));
+    }
+
+    /// How long ago its clock showed this. Zero where it is not known.
+    fn since(&self, shown_ms: i64, now: BootInstant) -> Duration {
+        let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((then_ms, then)) = known else { return Duration::ZERO };
+        let gone_ms = i64::try_from(now.saturating_since(then).as_millis()).unwrap_or(i64::MAX);
+        let age_ms = then_ms.saturating_add(gone_ms).saturating_sub(shown_ms);
+        Duration::from_millis(u64::try_from(age_ms).unwrap_or(0))
+    }
+
+    fn is_known(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
+/// A place in line, with what its node holds.
+struct Seen {
+    place: Place,
+    /// `None`: it is another client's.
+    said: Option<Said>,
+    stat: Stat,
+}
+
+/// All who stand in line, and how many of them hold.
+async fn look(client: &Client, session: &Session, folder: &str) -> Result<(Vec<Seen>, usize), Failure> {
+    let line = match client.line(session, folder).await {
+        Err(failure) if failure.is(Code::NO_NODE) => Line::default(),
+        line => line?,
+    };
+    let asked: Vec<_> = line
+        .places
+        .into_iter()
+        .map(|place| {
+            let pending = session.call(Request::data(&format!("{folder}/{}", place.name), false));
+            (place, pending)
+        })
+        .collect();
+    let mut seen = Vec::with_capacity(asked.len());
+    for (place, pending) in asked {
+        let data = match pending.answer().await {
+            // It has left meanwhile.
+            Err(failure) if failure.is(Code::NO_NODE) => continue,
+            data => Data::read(data?)?,
+        };
+        seen.push(Seen { place, said: Said::read(&data.bytes), stat: data.stat });
+    }
+    let is_downgraded = |seen: &&Seen| seen.said.as_ref().is_some_and(|said| said.is_downgraded);
+    let downgraded: HashSet<String> =
+        seen.iter().filter(is_downgraded).map(|seen| seen.place.name.clone()).collect();
+    let line = Line { places: seen.iter().map(|seen| seen.place.clone()).collect() };
+    Ok((seen, line.holders(&downgraded)))
+}
+
+pub(crate) async fn inspect(client: &Client, name: &LockName) -> Result<LockState> {
+    let session = client.sessions.any().await?;
+    if !client.server_time.is_known() {
+        learn_the_time(client, &session).await;
+    }
+    let (seen, holders) =
+        look(client, &session, &client.keys.lock(name)?).await.map_err(|failure| client.error(failure))?;
+    let now = client.now();
+    let mut state = LockState::new(name.clone(), Vec::new(), Vec::new());
+    for (at, Seen { place, said, stat }) in seen.into_iter().enumerate() {
+        let said = said.unwrap_or_else(|| Said::by_another_client(client.sessions.range.0));
+        let age = client.server_time.since(stat.made_at, now);
+        let mode = if said.is_downgraded { ringfence_core::Mode::Shared } else { place.mode };
+        if at >= holders {
+            state.waiters.push(WaiterState::new(said.holder, mode, age));
+            continue;
+        }
+        let number = u64::try_from(stat.made_by).unwrap_or(u64::MAX);
+        let token = FencingToken::of_grant(number, place.nonce)?;
+        state.holders.push(HolderState::new(
+            said.holder,
+            mode,
+            token,
+            age,
+            at_least_left(&said.ttl.as_duration()),
+        ));
+    }
+    Ok(state)
+}
+
+/// What a holder has left at least, whose session is alive: no server tells when it heard of a session last, but it hears of
+/// ours three times in each timeout.
+fn at_least_left(ttl: &Duration) -> Duration {
+    *ttl * 2 / 3
+}
+
+/// Has the leader stamp a node of ours. Where that cannot be done, ages are not known.
+async fn learn_the_time(client: &Client, session: &Session) {
+    let before = client.now();
+    let stamped = session.call(Request::set_data(&client.keys.root(), b"", -1)).answer().await;
+    if let Ok(mut stamped) = stamped
+        && let Ok(stat) = Stat::read(&mut stamped)
+    {
+        client.server_time.learn(stat.changed_at, before, client.now());
+    }
+}
+
+pub(crate) async fn evict(client: &Client, name: &LockName, holder: Nonce) -> Result<Eviction> {
+    let session = client.sessions.any().await?;
+    let folder = client.keys.lock(name)?;
+    let error = |failure| client.error(failure);
+    let (seen, holders) = look(client, &session, &folder).await.map_err(error)?;
+    let Some(seen) = seen[..holders].iter().find(|seen| seen.place.nonce == holder) else {
+        return Ok(Eviction::NotHeld);
+    };
+    match session.call(Request::delete(&format!("{folder}/{}", seen.place.name))).answer().await {
+        Ok(_) => Ok(Eviction::Evicted),
+        Err(failure) if failure.is(Code::NO_NODE) => Ok(Eviction::NotHeld),
+        Err(failure) => Err(error(failure)),
+    }
+}
+
+pub(crate) async fn list(client: &Arc<Client>, query: ListQuery) -> Result<Page<LockState>> {
+    let session = client.sessions.any().await?;
+    let mut names = names(client, &session).await.map_err(|failure| client.error(failure))?;
+    names.retain(|name| {
+        name.as_str().starts_with(&query.prefix) && query.after.as_ref().is_none_or(|after| name > after)
+    });
+    names.sort_unstable();
+    let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+    let mut page = Vec::new();
+    let mut names = names.into_iter();
+    while page.len() < limit
+        && let Some(name) = names.next()
+    {
+        let state = inspect(client, &name).await?;
+        if !state.is_free() {
+            page.push(state);
+        }
+    }
+    let next = if names.len() > 0 { page.last().map(|last| last.name.clone()) } else { None };
+    Ok(Page::new(page, next))
+}
+
+/// The names of all locks that have a node. Below the path of verbatim names anybody's nodes are, so that there each is looked
+/// into.
+async fn names(client: &Client, session: &Session) -> Result<Vec<LockName>, Failure> {
+    let locks = client.keys.locks();
+    if client.keys.naming() == Naming::Encoded {
+        let children = children(session, if locks.is_empty() { "/" } else { &locks }).await?;
+        return Ok(children.iter().filter_map(|child| Keys::name_of(child)).collect());
+    }
+    let mut names = Vec::new();
+    let mut level = vec![String::new()];
+    while !level.is_empty() {
+        let asked: Vec<_> = level
+            .into_iter()
+            .map(|below| {
+                let path = format!("{locks}{below}");
+                let pending =
+                    session.call(Request::children(if path.is_empty() { "/" } else { &path }, false));
+                (below, pending)
+            })
+            .collect();
+        level = Vec::new();
+        for (below, pending) in asked {
+            let children = match pending.answer().await {
+                Err(Failure::Refused(_)) => continue,
+                children => wire::children(children?)?,
+            };
+            let name = below.strip_prefix('/').and_then(|name| name.parse::<LockName>().ok());
+            if let Some(name) = name.filter(|name| client.keys.lock(name).is_ok())
+                && !Line::of(&children).places.is_empty()
+            {
+                names.push(name);
+            }
+            let is_lock_less = |child: &String| Place::parse(child).is_none();
+            level.extend(
+                children.iter().filter(|child| is_lock_less(child)).map(|child| format!("{below}/{child}")),
+            );
+        }
+        level.retain(|below| !Keys::is_reserved(below));
+    }
+    Ok(names)
+}
+
+async fn children(session: &Session, path: &str) -> Result<Vec<String>, Failure> {
+    let synced = session.call(Request::sync(path));
+    let listed = session.call(Request::children(path, false));
+    synced.answer().await?;
+    match listed.answer().await {
+        Err(failure) if failure.is(Code::NO_NODE) => Ok(Vec::new()),
+        listed => Ok(wire::children(listed?)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_counted_by_the_leaders_clock() {
+        let at = |seconds: u64| BootInstant::from_nanos(seconds * 1_000_000_000);
+        let time = ServerTime::default();
+        assert_eq!(time.since(5_000, at(9)), Duration::ZERO);
+        time.learn(100_000, at(10), at(12));
+        assert_eq!(time.since(100_000, at(13)), Duration::from_secs(2));
+        assert_eq!(time.since(90_000, at(11)), Duration::from_secs(10));
+        assert_eq!(time.since(200_000, at(13)), Duration::ZERO, "its clock went back");
+    }
+}

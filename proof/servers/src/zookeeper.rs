@@ -1,0 +1,383 @@
+//! Real ZooKeeper servers, one alone or an ensemble.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::port::Port;
+use crate::process::Process;
+use crate::redis::{LEASH, until_within};
+use crate::require::{require, skip};
+
+/// Where Debian's package `zookeeper` has the server. What it needs it names itself.
+const JAR: &str = "/usr/share/java/zookeeper.jar";
+
+/// How long servers may take to start: each is a Java machine.
+const START: Duration = Duration::from_mins(1);
+
+/// What [`Ensemble::start`] starts, where it is not the plainest one there is.
+#[derive(Clone, Debug)]
+pub struct ZooKeeperOptions {
+    servers: usize,
+    settings: Vec<(String, String)>,
+}
+
+impl Default for ZooKeeperOptions {
+    fn default() -> Self {
+        Self { servers: 1, settings: Vec::new() }
+    }
+}
+
+impl ZooKeeperOptions {
+    /// One server, which grants sessions of 400 ms to a minute, and whose tick is 200 ms.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// So many servers, of which a majority has to agree.
+    #[must_use]
+    pub fn servers(mut self, servers: usize) -> Self {
+        self.servers = servers;
+        self
+    }
+
+    /// A setting of zoo.cfg: `("tickTime", "2000")`. It stands in place of ours.
+    #[must_use]
+    pub fn set(mut self, setting: &str, value: &str) -> Self {
+        self.settings.push((setting.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts the servers, and returns when each of them serves. `None`, and said as [`skip`](crate::skip) does, where ZooKeeper
+    /// or Java is not installed.
+    ///
+    /// Panics when they do not start.
+    pub async fn start(self) -> Option<Ensemble> {
+        let java = require("java")?;
+        if !Path::new(JAR).is_file() {
+            skip("zookeeper", &format!("there is no {JAR}; install it, as with: apt-get install zookeeper"));
+            return None;
+        }
+        let folder = TempDir::new().expect("a temporary directory");
+        let ports: Vec<[Port; 3]> =
+            (0..self.servers).map(|_| [Port::claim(), Port::claim(), Port::claim()]).collect();
+        let mut lines = String::new();
+        if self.servers > 1 {
+            for (number, [_, peer, election]) in ports.iter().enumerate() {
+                let (peer, election) = (peer.number(), election.number());
+                // Writing to a string does not fail.
+                let _ = writeln!(lines, "server.{}=127.0.0.1:{peer}:{election}", number + 1);
+            }
+        }
+        let mut servers = Vec::new();
+        for (number, ports) in ports.into_iter().enumerate() {
+            let data = folder.path().join(format!("data-{}", number + 1));
+            fs::create_dir(&data).expect("a temporary directory can be written to");
+            fs::write(data.join("myid"), (number + 1).to_string())
+                .expect("a temporary directory can be written to");
+            let config = folder.path().join(format!("zoo-{}.cfg", number + 1));
+            fs::write(&config, self.config(&data, ports[0].number()) + &lines)
+                .expect("a temporary directory can be written to");
+            servers.push(Server { process: launch(&java, &config), java: java.clone(), config, ports });
+        }
+        let ensemble = Ensemble { servers, _folder: folder };
+        ensemble.serves().await;
+        Some(ensemble)
+    }
+
+    fn config(&self, data: &Path, port: u16) -> String {
+        let ours = [
+            ("tickTime", "200"),
+            ("initLimit", "50"),
+            ("syncLimit", "50"),
+            ("clientPortAddress", "127.0.0.1"),
+            ("admin.enableServer", "false"),
+            ("4lw.commands.whitelist", "srvr,ruok,mntr"),
+            ("maxClientCnxns", "0"),
+            ("minSessionTimeout", "400"),
+            ("maxSessionTimeout", "60000"),
+            ("preAllocSize", "1024"),
+        ];
+        let is_replaced = |name: &str| self.settings.iter().any(|(setting, _)| setting == name);
+        let ours = ours
+            .iter()
+            .filter(|(name, _)| !is_replaced(name))
+            .map(|(name, value)| format!("{name}={value}\n"));
+        let theirs = self.settings.iter().map(|(name, value)| format!("{name}={value}\n"));
+        format!("dataDir={}\nclientPort={port}\n", data.display()) + &ours.chain(theirs).collect::<String>()
+    }
+}
+
+/// ZooKeeper servers on ports of 127.0.0.1 that belong together, with nothing in them and nobody else on them.
+///
+/// One takes about half a second to start, three take two. Dropping them kills them, whatever state they are in; they end with the
+/// test's process too, however that ends.
+#[derive(Debug)]
+pub struct Ensemble {
+    servers: Vec<Server>,
+    _folder: TempDir,
+}
+
+#[derive(Debug)]
+struct Server {
+    process: Process,
+    java: PathBuf,
+    config: PathBuf,
+    ports: [Port; 3],
+}
+
+fn launch(java: &Path, config: &Path) -> Process {
+    let mut command = Command::new("sh");
+    command.args(["-c", LEASH]).arg(java);
+    // It starts quickly and stays small.
+    command.args(["-Xms32m", "-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    command.args(["-Djava.net.preferIPv4Stack=true", "-cp", JAR]);
+    command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(config);
+    // It complains there that nobody wants its log.
+    command.stderr(Stdio::null());
+    Process::start(command).expect("Java starts")
+}
+
+impl Ensemble {
+    /// Starts one server with [`ZooKeeperOptions::new`], as [`ZooKeeperOptions::start`] does.
+    pub async fn start() -> Option<Self> {
+        ZooKeeperOptions::new().start().await
+    }
+
+    /// The client ports of the servers.
+    pub fn ports(&self) -> Vec<u16> {
+        self.servers.iter().map(|server| server.ports[0].number()).collect()
+    }
+
+    /// The URL that names all servers, as in `zookeeper://127.0.0.1:11042,127.0.0.1:11045`.
+    pub fn url(&self) -> String {
+        let hosts: Vec<String> = self.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        format!("zookeeper://{}", hosts.join(","))
+    }
+
+    /// Which server leads; `None` while none does.
+    pub async fn leader(&self) -> Option<usize> {
+        for at in 0..self.servers.len() {
+            if matches!(self.mode(at).await.as_deref(), Some("leader" | "standalone")) {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    /// Waits until each server serves.
+    ///
+    /// Panics when one does not.
+    pub async fn serves(&self) {
+        for at in 0..self.servers.len() {
+            until_within(START, "a ZooKeeper server serves", async || self.mode(at).await).await;
+        }
+    }
+
+    /// What a server says that it is.
+    async fn mode(&self, at: usize) -> Option<String> {
+        let port = self.servers[at].ports[0].number();
+        let said =
+            tokio::task::spawn_blocking(move || four_letters(port, "srvr")).await.expect("it does not panic");
+        let said = said.ok()?;
+        said.lines().find_map(|line| line.strip_prefix("Mode: ")).map(str::to_owned)
+    }
+
+    /// Stops a server (SIGSTOP), and returns when it has stopped: connections to it are made, and nobody answers.
+    pub fn stop(&self, at: usize) {
+        self.servers[at].process.stop().expect("a server that runs can be stopped");
+    }
+
+    /// Lets it run on (SIGCONT).
+    pub fn resume(&self, at: usize) {
+        self.servers[at].process.resume().expect("a server that is stopped can be resumed");
+    }
+
+    /// Kills a server (SIGKILL), and returns when it is dead: connections to it are refused.
+    pub fn kill(&mut self, at: usize) {
+        self.servers[at].process.kill().expect("a server can be killed");
+    }
+
+    /// Kills a server, unless it is dead, and starts it again on the same ports, with what it had on its disk. It may not serve yet
+    /// when this returns.
+    pub fn restart(&mut self, at: usize) {
+        self.kill(at);
+        let server = &mut self.servers[at];
+        server.process = launch(&server.java, &server.config);
+    }
+
+    /// Removes a node, whatever it holds, as a client of its own.
+    ///
+    /// Panics when the servers do not do it.
+    pub async fn delete(&self, path: &str) {
+        let mut body = buffer(path.as_bytes());
+        body.extend((-1_i32).to_be_bytes());
+        let (code, _) = self.ask(2, body).await;
+        assert_eq!(code, 0, "{path} cannot be removed");
+    }
+
+    /// The names of a node's children; none where there is no such node.
+    pub async fn children(&self, path: &str) -> Vec<String> {
+        let mut body = buffer(path.as_bytes());
+        body.push(0);
+        let (code, answer) = self.ask(8, body).await;
+        assert!(matches!(code, 0 | -101), "{path} cannot be listed: {code}");
+        if code != 0 {
+            return Vec::new();
+        }
+        let mut rest = &answer[4..];
+        let count = i32::from_be_bytes(answer[..4].try_into().expect("four bytes"));
+        let next = |rest: &mut &[u8]| {
+            let (length, after) = rest.split_first_chunk().expect("a length");
+            let length = usize::try_from(i32::from_be_bytes(*length)).expect("a name has a length");
+            let (name, after) = after.split_at(length);
+            *rest = after;
+            String::from_utf8(name.to_vec()).expect("names are text")
+        };
+        (0..count).map(|_| next(&mut rest)).collect()
+    }
+
+    /// Ends the session that a node lives by, as a second client of the session that says goodbye. For its owner that is as if it
+    /// had expired.
+    ///
+    /// Panics when there is no such node, or when it is nobody's.
+    pub async fn end_session_of(&self, path: &str) {
+        let mut body = buffer(path.as_bytes());
+        body.push(0);
+        let (code, stat) = self.ask(3, body.clone()).await;
+        assert_eq!(code, 0, "there is no node {path}");
+        let owner = i64::from_be_bytes(stat[44..52].try_into().expect("eight bytes"));
+        assert_ne!(owner, 0, "{path} lives by no session");
+        // The owner connects again as soon as it loses its connection to us, and so takes the session back: the faster one wins.
+        let password = password_of(owner);
+        let ended = async {
+            while self.ask(3, body.clone()).await.0 != -101 {
+                let port = self.leader_port().await;
+                let goodbye = move || Client::greet(port, owner, &password, &request(-11, &[]));
+                // Whether that was in time is seen by the node.
+                let _ = tokio::task::spawn_blocking(goodbye).await.expect("it does not panic");
+            }
+        };
+        tokio::time::timeout(START, ended).await.expect("a session can be ended");
+    }
+
+    async fn leader_port(&self) -> u16 {
+        self.servers[self.leader().await.expect("a leader")].ports[0].number()
+    }
+
+    /// The code and the body of the answer to one request, by a client of its own at the leader.
+    async fn ask(&self, operation: i32, body: Vec<u8>) -> (i32, Vec<u8>) {
+        let port = self.leader_port().await;
+        tokio::task::spawn_blocking(move || {
+            let mut client = Client::greet(port, 0, &[0; 16], &[]).expect("the leader serves");
+            let answer = client.ask(operation, &body).expect("the leader answers");
+            client.ask(-11, &[]).expect("a session can be ended");
+            answer
+        })
+        .await
+        .expect("it does not panic")
+    }
+}
+
+/// What every server takes for the password of a session: Java's random bytes, from its number.
+fn password_of(session: i64) -> [u8; 16] {
+    const SECRET: i64 = 0xB341_5C00;
+    const MULTIPLIER: u64 = 0x5_DEEC_E66D;
+    const MASK: u64 = (1 << 48) - 1;
+    let mut seed = ((session ^ SECRET).cast_unsigned() ^ MULTIPLIER) & MASK;
+    let mut password = [0; 16];
+    for chunk in password.chunks_exact_mut(4) {
+        seed = seed.wrapping_mul(MULTIPLIER).wrapping_add(0xB) & MASK;
+        let drawn = u32::try_from(seed >> 16).expect("32 of 48 bits are left");
+        chunk.copy_from_slice(&drawn.to_le_bytes());
+    }
+    password
+}
+
+/// The simplest client there is: one request at a time.
+struct Client(TcpStream);
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Client {
+    /// Takes up a session, or begins a new one, and sends something at once.
+    fn greet(port: u16, session: i64, password: &[u8; 16], first: &[u8]) -> std::io::Result<Self> {
+        let mut client = Self(connect(port)?);
+        let mut greeting = Vec::new();
+        greeting.extend(0_i32.to_be_bytes());
+        greeting.extend(0_i64.to_be_bytes());
+        greeting.extend(10_000_i32.to_be_bytes());
+        greeting.extend(session.to_be_bytes());
+        greeting.extend(buffer(password));
+        greeting.push(0);
+        client.0.write_all(&[&buffer(&greeting), first].concat())?;
+        client.message()?;
+        Ok(client)
+    }
+
+    fn ask(&mut self, operation: i32, body: &[u8]) -> std::io::Result<(i32, Vec<u8>)> {
+        self.0.write_all(&request(operation, body))?;
+        let answer = self.message()?;
+        let code = i32::from_be_bytes(answer[12..16].try_into().expect("four bytes"));
+        Ok((code, answer[16..].to_vec()))
+    }
+
+    fn message(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length)?;
+        let mut message =
+            vec![0; usize::try_from(i32::from_be_bytes(length)).map_err(std::io::Error::other)?];
+        self.0.read_exact(&mut message)?;
+        Ok(message)
+    }
+}
+
+fn connect(port: u16) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn request(operation: i32, body: &[u8]) -> Vec<u8> {
+    buffer(&[&1_i32.to_be_bytes()[..], &operation.to_be_bytes(), body].concat())
+}
+
+/// Bytes, with their length before them.
+fn buffer(bytes: &[u8]) -> Vec<u8> {
+    let length = i32::try_from(bytes.len()).expect("it is short");
+    [&length.to_be_bytes()[..], bytes].concat()
+}
+
+/// What a server says of itself. One that has just begun may never answer, and is asked again.
+fn four_letters(port: u16, word: &str) -> std::io::Result<String> {
+    const SOON: Duration = Duration::from_millis(500);
+    let mut stream = connect(port)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(word.as_bytes())?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn three_servers_have_one_leader_and_another_after_it_is_killed() {
+        let Some(mut ensemble) = ZooKeeperOptions::new().servers(3).start().await else { return };
+        let leader = ensemble.leader().await.expect("servers that serve have a leader");
+        ensemble.kill(leader);
+        until_within(START, "there is another leader", async || ensemble.leader().await).await;
+        ensemble.restart(leader);
+        ensemble.serves().await;
+        assert_ne!(ensemble.leader().await, None);
+        assert_eq!(ensemble.children("/").await, ["zookeeper"]);
+    }
+}
