@@ -19,7 +19,7 @@ use crate::stage::{
 /// A clock that stands still, and by which nobody looks after anything: whoever waits hears of its turn, and does nothing
 /// else.
 #[derive(Debug)]
-struct Stopped(BootInstant);
+pub(crate) struct Stopped(pub(crate) BootInstant);
 
 impl Clock for Stopped {
     fn now(&self) -> BootInstant {
