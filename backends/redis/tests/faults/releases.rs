@@ -95,6 +95,24 @@ async fn where_somebody_waits_the_script_hands_over() {
     }
 }
 
+/// Its value says that somebody waited, so that the command could only fail.
+#[tokio::test]
+async fn a_turn_that_was_found_by_looking_is_released_by_the_script() {
+    for (stage, has) in servers().await {
+        let (ann, ben) = (stage.client().await, Arc::new(stage.client().await));
+        granted(&ann, exclusive(Wait::No)).await;
+        let waiter = Arc::clone(&ben);
+        let waiting = tokio::spawn(async move { granted(&waiter, exclusive(FOR_EVER)).await });
+        stage.sees_waiters(1).await;
+        // As if the holder were gone: nobody hands over.
+        stage.server.command(&["DEL", KEY]).await;
+        let next = waiting.await.expect("no panic");
+        let (answer, calls) = releasing(&stage, &ben, &next).await;
+        assert_eq!(answer, Release::Released, "{has:?}");
+        assert!(has.is_none_or(|command| !calls.contains_key(command)), "{calls:?}");
+    }
+}
+
 /// Whoever comes back late would free the lock of another one.
 #[tokio::test]
 async fn a_release_that_comes_late_frees_nobody_elses_lock() {
