@@ -4,6 +4,7 @@ use redis::Value;
 use ringfence_core::{Finding, Result};
 
 use crate::checks::{Node, ask};
+use crate::compare_and_delete::CompareAndDelete;
 use crate::error;
 use crate::keys::Keys;
 use crate::scripts::text;
@@ -66,6 +67,8 @@ const FOR_A_CLUSTER: [(&str, &str); 6] = [
 struct Needs {
     replicas: bool,
     cluster: bool,
+    /// Without it a release costs more, and nothing else.
+    compare_and_delete: Option<CompareAndDelete>,
 }
 
 /// What an examination looks at besides. Without these it says that it was not allowed to.
@@ -83,13 +86,22 @@ fn rule(keys: Keys, needs: Needs) -> String {
         (Keys::Verbatim, true) => ("~ringfence@* ~YOUR_LOCK_NAMES", "&ringfence@*"),
     };
     let others = others(needs).map(|(name, _)| name);
-    let commands: Vec<_> = ON_A_KEY.iter().copied().chain(others).map(|name| format!("+{name}")).collect();
+    let helpful = needs.compare_and_delete.map(right);
+    let commands = ON_A_KEY.iter().copied().chain(others).chain(helpful);
+    let commands: Vec<_> = commands.map(|name| format!("+{name}")).collect();
     format!("{keys} resetchannels {channels} {}", commands.join(" "))
 }
 
 fn others(needs: Needs) -> impl Iterator<Item = (&'static str, &'static str)> {
     let in_a_cluster = FOR_A_CLUSTER.into_iter().filter(move |_| needs.cluster);
     OTHERS.iter().copied().chain(needs.replicas.then_some(FOR_REPLICAS)).chain(in_a_cluster)
+}
+
+fn right(command: CompareAndDelete) -> &'static str {
+    match command {
+        CompareAndDelete::Delifeq => "delifeq",
+        CompareAndDelete::Delex => "delex",
+    }
 }
 
 fn advice(rule: &str) -> String {
@@ -106,7 +118,12 @@ pub(crate) async fn examine(node: &Node<'_>) -> Result<Finding> {
         Some(user) => format!("user {:?}", text(&user).unwrap_or_default()),
         None => "our user".to_owned(),
     };
-    let needs = Needs { replicas: node.client.replicas.is_some(), cluster: node.client.servers.is_cluster() };
+    let helpful = node.link.compare_and_delete_of_server().filter(|_| node.client.written.is_some());
+    let needs = Needs {
+        replicas: node.client.replicas.is_some(),
+        cluster: node.client.servers.is_cluster(),
+        compare_and_delete: helpful,
+    };
     let advice = advice(&rule(node.client.keys, needs));
     let reply = match ask(node, redis::cmd("SCRIPT").arg("LOAD").arg(SCRIPT)).await? {
         Some(hash) => {
@@ -129,8 +146,14 @@ pub(crate) async fn examine(node: &Node<'_>) -> Result<Finding> {
             Finding::fine(ABOUT, format!("{user} may do all that is needed")).advising(advice)
         }
         Some(Value::Array(refused)) => {
-            let refused: Vec<_> = refused.iter().filter_map(text).collect();
-            Finding::problem(ABOUT, format!("{user} may not {}", refused.join(", ")), advice)
+            let refused = refused.iter().filter_map(text);
+            let is_helpful = |call: &&str| needs.compare_and_delete.map(right) == call.split(' ').next();
+            let (helpful, needed): (Vec<_>, Vec<_>) = refused.partition(is_helpful);
+            if needed.is_empty() {
+                let what = format!("{user} may do all that is needed, and not {}", helpful.join(", "));
+                return Ok(Finding::fine(ABOUT, what + ", which makes a release cheaper").advising(advice));
+            }
+            Finding::problem(ABOUT, format!("{user} may not {}", needed.join(", ")), advice)
         }
         Some(odd) => return Err(error::odd_reply(odd, node.link.server())),
     })
@@ -144,7 +167,8 @@ fn calls(keys: Keys, needs: Needs) -> impl Iterator<Item = String> {
     };
     let others = others(needs).map(|(_, call)| call.to_owned());
     let channel = if needs.cluster { beside } else { "ringfence:doctor" };
-    let calls = ON_A_KEY.iter().map(|name| format!("{name} KEY")).chain(others);
+    let on_a_key = ON_A_KEY.iter().copied().chain(needs.compare_and_delete.map(right));
+    let calls = on_a_key.map(|name| format!("{name} KEY")).chain(others);
     calls.map(move |call| call.replace("KEY", beside).replace("CHANNEL", channel))
 }
 
@@ -192,8 +216,10 @@ mod tests {
 
     #[test]
     fn the_rule_names_every_command_that_is_used_and_no_other() {
-        let others = others(Needs { replicas: true, cluster: true }).map(|(name, _)| name);
-        let named: BTreeSet<_> = ON_A_KEY.iter().copied().chain(others).map(str::to_owned).collect();
+        let others = others(Needs { replicas: true, cluster: true, compare_and_delete: None });
+        let helpful = [CompareAndDelete::Delifeq, CompareAndDelete::Delex].map(right);
+        let named = ON_A_KEY.iter().copied().chain(others.map(|(name, _)| name)).chain(helpful);
+        let named: BTreeSet<_> = named.map(str::to_owned).collect();
         assert_eq!(named, used());
     }
 
@@ -202,12 +228,15 @@ mod tests {
         let page = fs::read_to_string(package().join("../../docs/redis.md")).unwrap();
         let words: Vec<_> = page.split_whitespace().filter(|word| *word != "\\").collect();
         let for_replicas = format!("With `replicas=N` also `+{}`", FOR_REPLICAS.0);
-        let usual = Needs { replicas: false, cluster: false };
+        let usual = Needs { replicas: false, cluster: false, compare_and_delete: None };
+        let [delifeq, delex] = [CompareAndDelete::Delifeq, CompareAndDelete::Delex].map(right);
+        let for_newer_servers = format!("from Valkey 9 on also `+{delifeq}`, from Redis 8.4 on `+{delex}`");
         let for_a_cluster = FOR_A_CLUSTER.map(|(name, _)| format!("+{name}")).join(" ");
         for rule in [
             rule(Keys::Encoded, usual),
             for_replicas,
             for_a_cluster,
+            for_newer_servers,
             TO_EXAMINE.map(|name| format!("+{name}")).join(" "),
         ] {
             assert!(words.join(" ").contains(&rule), "docs/redis.md should say: {rule}");

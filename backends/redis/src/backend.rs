@@ -9,14 +9,15 @@ use redis::Value;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, BoxFuture, Clock, Contention, Effect,
     Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock, LeaseKey,
-    ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result,
-    Retry, Scope, Tokens, Ttl, Wait,
+    ListQuery, LockName, LockState, LossListener, Mode, Nonce, Page, Queue, Records, Release, Renewal,
+    Result, Retry, Scope, Tokens, Ttl, Wait,
 };
 use tokio::runtime::Handle;
 
 use crate::channels::{Channels, Listening};
 use crate::checks::{self, Checks};
 use crate::cluster::Cluster;
+use crate::compare_and_delete::Written;
 use crate::error;
 use crate::keys::{Keys, LockKeys};
 use crate::line::Line;
@@ -74,6 +75,8 @@ pub(crate) struct Client {
     /// Where others find this process.
     session: String,
     line: Arc<Line>,
+    /// For releases by a command of the server's own, where there may be such.
+    pub(crate) written: Option<Written>,
     clock: Arc<dyn Clock>,
     pub(crate) runtime: Handle,
 }
@@ -86,7 +89,10 @@ impl RedisBackend {
     /// cannot be reached, [`ErrorKind::Refused`] for a wrong password or access rules that keep us out,
     /// [`ErrorKind::Unsupported`] for a server that is too old.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
-        let client = Arc::new(Client::new(Options::parse(url)?, clock));
+        let mut client = Client::new(Options::parse(url)?, clock);
+        // In a cluster nobody has seen it pay, and the value of a lock on several servers changes after its grant.
+        client.written = (!client.servers.is_cluster()).then(Written::default);
+        let client = Arc::new(client);
         client.servers.connect().await?;
         let looked_at = Arc::clone(&client);
         client.runtime.spawn(async move { checks::log_what_is_wrong(&looked_at).await });
@@ -135,7 +141,7 @@ impl Client {
                 (session, Servers::Cluster(Arc::new(cluster)))
             }
         };
-        Self { servers, replicas, keys, session, line, clock, runtime }
+        Self { servers, replicas, keys, session, line, written: None, clock, runtime }
     }
 
     /// Asks for the lease: `acquire` for one that does not wait, `queue` to join the line, `look` to keep the place there.
@@ -146,21 +152,11 @@ impl Client {
         keys: &LockKeys,
         verb: &'static str,
     ) -> Result<Answer> {
-        let (holder, mode) = (&request.holder, scripts::mode(request.mode));
-        let said = holder.label().len() + holder.host().len() + holder.metadata().len();
-        let mut entry = String::with_capacity(ENTRY_BYTES + said);
-        // Writing to a string does not fail.
-        let _ = write!(
-            entry,
-            "{}:{mode}:{}:{}:{}\n{}\n{}",
-            self.session,
-            request.ttl.as_millis(),
-            holder.pid(),
-            holder.label(),
-            holder.host(),
-            holder.metadata()
-        );
-        let change = Change::new(keys.clone(), verb, request.nonce).lasting(request.ttl).asking(mode, entry);
+        let mut entry = String::with_capacity(entry_bytes(request));
+        self.write_entry(&mut entry, request);
+        let change = Change::new(keys.clone(), verb, request.nonce)
+            .lasting(request.ttl)
+            .asking(scripts::mode(request.mode), entry);
         let Answered { value: reply, unconfirmed } = self.servers.change(change).await?;
         let odd = || error::odd_reply(&reply, self.servers.shown());
         if let Some(number) = number(&reply) {
@@ -194,6 +190,39 @@ impl Client {
             }
             _ => Err(odd()),
         }
+    }
+
+    /// What the scripts keep of an attempt.
+    fn write_entry(&self, to: &mut String, request: &AcquireRequest) {
+        let (holder, mode) = (&request.holder, scripts::mode(request.mode));
+        // Writing to a string does not fail.
+        let _ = write!(
+            to,
+            "{}:{mode}:{}:{}:{}\n{}\n{}",
+            self.session,
+            request.ttl.as_millis(),
+            holder.pid(),
+            holder.label(),
+            holder.host(),
+            holder.metadata()
+        );
+    }
+
+    /// Keeps what the script wrote into a lock that was free, for the release by the server's own command. Not of a turn that
+    /// came from the line: behind that one, too, somebody may wait.
+    fn keep_written(&self, request: &AcquireRequest, number: u64, lease: &Lease) {
+        let Some(written) = &self.written else { return };
+        if request.mode != Mode::Exclusive || !self.servers.can_compare_and_delete() {
+            return;
+        }
+        let mut value = String::with_capacity(ENTRY_BYTES + entry_bytes(request));
+        let _ = write!(value, "{}:{number}:", digits(request.nonce));
+        self.write_entry(&mut value, request);
+        written.keep(request.nonce, value, lease.deadline(), self.now());
+    }
+
+    fn take_written(&self, nonce: Nonce) -> Option<String> {
+        self.written.as_ref()?.take(nonce)
     }
 
     async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {
@@ -260,8 +289,11 @@ impl Client {
         leases: &[LeaseKey],
         patience: Duration,
     ) -> Vec<Result<u64>> {
-        let change =
-            |lease: &LeaseKey| Change::new(self.keys.of(&lease.name), verb, lease.nonce).lasting(lease.ttl);
+        let change = |lease: &LeaseKey| {
+            // Whatever it is, the lock may hold something else from now on, or be held for long.
+            let written = self.take_written(lease.nonce).filter(|_| verb == "release");
+            Change::new(self.keys.of(&lease.name), verb, lease.nonce).lasting(lease.ttl).releasing(written)
+        };
         let replies = match leases {
             [] => Vec::new(),
             leases => Box::pin(self.servers.change_all(leases.iter().map(change).collect(), patience)).await,
@@ -336,6 +368,10 @@ impl Client {
     }
 }
 
+fn entry_bytes(AcquireRequest { holder, .. }: &AcquireRequest) -> usize {
+    ENTRY_BYTES + holder.label().len() + holder.host().len() + holder.metadata().len()
+}
+
 fn number_at(parts: &[Value], index: usize) -> Option<u64> {
     parts.get(index).and_then(number)
 }
@@ -385,7 +421,13 @@ impl Place<'_> {
             self.may_stand |=
                 answer.as_ref().map_or_else(|error| error.effect() == Effect::Unknown, |_| true);
             match answer {
-                Ok(Answer::Granted(number)) => return Ok(Attempt::Granted(self.lease(number, sent)?)),
+                Ok(Answer::Granted(number)) => {
+                    let lease = self.lease(number, sent)?;
+                    if seen.is_none() {
+                        client.keep_written(self.request, number, &lease);
+                    }
+                    return Ok(Attempt::Granted(lease));
+                }
                 Ok(Answer::Busy(contention)) => return Ok(Attempt::Busy(contention)),
                 Ok(Answer::Waits(last, others)) => {
                     seen = Some((sent, last));
@@ -535,6 +577,7 @@ impl Backend for RedisBackend {
 
     fn evict<'a>(&'a self, name: &'a LockName, holder: Nonce) -> BoxFuture<'a, Result<Eviction>> {
         Box::pin(async move {
+            drop(self.client.take_written(holder));
             let change = Change::new(self.client.keys.of(name), "evict", holder);
             let reply = self.client.change(change).await?;
             Ok(if self.client.is_yes(&reply)? { Eviction::Evicted } else { Eviction::NotHeld })

@@ -83,7 +83,7 @@ fn is_of_login(error: &RedisError) -> bool {
 /// What is said without the code of a refusal: by servers up to Redis 7.0 and by those since of a command in a script, and
 /// by the driver of the choice of a database.
 const REFUSALS: [&str; 3] =
-    ["The user executing the script can't", "ACL failure in script", "this user has no permissions to run"];
+    ["The user executing the script can't", "ACL failure in script", "has no permissions to run"];
 
 fn explain(error: RedisError) -> Error {
     if let Some((kind, advice)) = tls::explain(&error) {

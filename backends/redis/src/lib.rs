@@ -16,7 +16,7 @@
 //! | acquire, free or refused | 1 |
 //! | acquire, after waiting | 1 to join the line, then none: the turn comes half a round trip after the release |
 //! | renew, for up to 1,024 leases | 1 |
-//! | release | 1, which hands over to the next in line as well |
+//! | release | 1, which hands over to the next in line as well; 2 where the server has a compare-and-delete and somebody has come to wait since the lock was found free |
 //! | downgrade, evict, inspect | 1 |
 //! | list | 1 for every 1,000 keys of the database, and 1 for each lock of the page |
 //! | open, write, read a record | 1 |
@@ -85,6 +85,7 @@ mod backend;
 mod channels;
 mod checks;
 mod cluster;
+mod compare_and_delete;
 mod error;
 mod keys;
 mod line;

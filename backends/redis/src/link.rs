@@ -9,8 +9,9 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value};
 use ringfence_core::{Error, Result};
 
+use crate::compare_and_delete::CompareAndDelete;
 use crate::error;
-use crate::route::Route;
+use crate::route::{Opened, Route};
 
 /// How long an answer may take. After that the connection counts as broken, because nobody can tell a server that is slow
 /// from one that is gone.
@@ -62,6 +63,9 @@ pub(crate) struct Link {
 
 struct Open {
     connection: Option<MultiplexedConnection>,
+    /// The command of the server at its other end, and whether it has refused it.
+    compare_and_delete: Option<CompareAndDelete>,
+    refuses: bool,
     /// The number of the connection, or of the next one.
     epoch: u64,
     /// Counts the tries that led to none, with what came of the last one.
@@ -71,7 +75,14 @@ struct Open {
 
 impl Default for Open {
     fn default() -> Self {
-        Self { connection: None, epoch: next_epoch(), failures: 0, failure: None }
+        Self {
+            connection: None,
+            compare_and_delete: None,
+            refuses: false,
+            epoch: next_epoch(),
+            failures: 0,
+            failure: None,
+        }
     }
 }
 
@@ -86,6 +97,7 @@ impl Open {
         if self.epoch == epoch {
             self.epoch = next_epoch();
             self.connection = None;
+            self.compare_and_delete = None;
         }
     }
 }
@@ -211,18 +223,21 @@ impl Link {
         let epoch = self.lock().epoch;
         let config = self.config.clone().set_push_sender(self.ear(epoch));
         let opened = match (self.route.open(&config, &self.shown).await, &self.channel) {
-            (Ok(mut connection), Some(channel)) => connection
+            (Ok(mut opened), Some(channel)) => opened
+                .connection
                 .subscribe(channel)
                 .await
-                .map(|()| connection)
+                .map(|()| opened)
                 .map_err(|error| error::of_connecting(error, &self.shown)),
             (opened, _) => opened,
         };
         let mut open = self.lock();
         match opened {
-            Ok(connection) => {
+            Ok(Opened { connection, compare_and_delete, .. }) => {
                 if open.epoch == epoch {
                     open.connection = Some(connection.clone());
+                    open.compare_and_delete = compare_and_delete;
+                    open.refuses = false;
                 }
                 Ok((epoch, connection))
             }
@@ -259,6 +274,22 @@ impl Link {
     pub(crate) fn epoch(&self) -> Option<u64> {
         let open = self.lock();
         open.connection.as_ref().map(|_| open.epoch)
+    }
+
+    /// The compare-and-delete of the server that we are connected to, by what it says of itself.
+    pub(crate) fn compare_and_delete_of_server(&self) -> Option<CompareAndDelete> {
+        self.lock().compare_and_delete
+    }
+
+    /// The same, unless it was refused.
+    pub(crate) fn compare_and_delete(&self) -> Option<CompareAndDelete> {
+        let open = self.lock();
+        open.compare_and_delete.filter(|_| !open.refuses)
+    }
+
+    /// The server refuses its compare-and-delete. The next connection may allow it, or lead elsewhere.
+    pub(crate) fn without_compare_and_delete(&self) {
+        self.lock().refuses = true;
     }
 
     /// Ends the connection. The next call opens another one.

@@ -6,6 +6,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, RedisError, Value};
 use ringfence_core::{Error, ErrorKind, Result};
 
+use crate::compare_and_delete::CompareAndDelete;
 use crate::error;
 use crate::scripts::text;
 use crate::sentinel::Sentinels;
@@ -24,18 +25,14 @@ pub(crate) enum Route {
 
 impl Route {
     /// Opens a connection to the server, which is a primary at this moment. Errors without effect.
-    pub(crate) async fn open(
-        &self,
-        config: &AsyncConnectionConfig,
-        shown: &str,
-    ) -> Result<MultiplexedConnection> {
+    pub(crate) async fn open(&self, config: &AsyncConnectionConfig, shown: &str) -> Result<Opened> {
         match self {
             Self::At(server) | Self::ToNode(server) => {
                 let opened = open(server, config, CONNECT_PATIENCE)
                     .await
                     .map_err(|error| error::of_connecting(error, shown))?;
                 if matches!(self, Self::ToNode(_)) {
-                    return Ok(opened.connection);
+                    return Ok(opened);
                 }
                 opened.into_primary().map_err(|error| error.about(shown))
             }
@@ -46,8 +43,9 @@ impl Route {
 
 /// A connection, and what the server says it is.
 pub(crate) struct Opened {
-    connection: MultiplexedConnection,
+    pub(crate) connection: MultiplexedConnection,
     role: String,
+    pub(crate) compare_and_delete: Option<CompareAndDelete>,
 }
 
 /// Opens a connection to a server, in about this time.
@@ -59,17 +57,17 @@ pub(crate) async fn open(
     let config = config.clone().set_connection_timeout(Some(patience));
     let mut connection =
         Client::open(server.clone())?.get_multiplexed_async_connection_with_config(&config).await?;
-    // The greeting says the role, and unlike ROLE needs no permission.
+    // The greeting says the role and the version, and unlike ROLE and INFO needs no permission.
     let greeting = redis::cmd("HELLO").query_async(&mut connection).await?;
     // A Sentinel has a mode and no role.
     let role = entry(&greeting, "role").or_else(|| entry(&greeting, "mode"));
     let role = role.and_then(text).unwrap_or_default().to_owned();
-    Ok(Opened { connection, role })
+    Ok(Opened { connection, role, compare_and_delete: CompareAndDelete::of(&greeting) })
 }
 
 impl Opened {
-    /// The connection, unless the server says that it is no primary.
-    pub(crate) fn into_primary(self) -> Result<MultiplexedConnection> {
+    /// The same, unless the server says that it is no primary.
+    pub(crate) fn into_primary(self) -> Result<Self> {
         match &*self.role {
             "replica" | "slave" => Err(Error::new(ErrorKind::Unavailable, error::REPLICA)),
             "sentinel" => Err(Error::new(
@@ -77,7 +75,7 @@ impl Opened {
                 "it is a Sentinel, which keeps no locks: a Sentinel is reached by redis+sentinel://host/service",
             )),
             // A server of another make may call itself otherwise, or not at all.
-            _ => Ok(self.connection),
+            _ => Ok(self),
         }
     }
 

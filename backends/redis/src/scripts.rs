@@ -25,11 +25,13 @@ pub(crate) struct Change {
     ttl_ms: u64,
     /// The mode and the entry, of verbs that ask for the lock.
     asks: Option<(Cow<'static, str>, String)>,
+    /// All that the lock holds, where this is a release and that is known.
+    written: Option<String>,
 }
 
 impl Change {
     pub(crate) fn new(keys: LockKeys, verb: &'static str, nonce: Nonce) -> Self {
-        Self { keys, verb, nonce, ttl_ms: 0, asks: None }
+        Self { keys, verb, nonce, ttl_ms: 0, asks: None, written: None }
     }
 
     /// The key of its lock.
@@ -52,6 +54,14 @@ impl Change {
 
     pub(crate) fn asking(self, mode: Cow<'static, str>, entry: String) -> Self {
         Self { asks: Some((mode, entry)), ..self }
+    }
+
+    pub(crate) fn releasing(self, written: Option<String>) -> Self {
+        Self { written, ..self }
+    }
+
+    pub(crate) fn written(&self) -> Option<&str> {
+        self.written.as_deref()
     }
 
     pub(crate) fn is_renewal(&self) -> bool {

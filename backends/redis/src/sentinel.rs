@@ -6,14 +6,13 @@
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ConnectionInfo, Value};
 use ringfence_core::{Backoff, Error, ErrorKind, Result, Retry, nearest};
 use tokio::task::JoinSet;
 
 use crate::error;
 use crate::options::Access;
-use crate::route::{CONNECT_PATIENCE, entry, open};
+use crate::route::{CONNECT_PATIENCE, Opened, entry, open};
 use crate::scripts::{number, text};
 
 /// How long Sentinels may take to answer, and a primary to accept a connection: short enough for a second and a third try.
@@ -44,7 +43,7 @@ struct Primary {
 
 impl Sentinels {
     /// Opens a connection to the primary. Tries again while a failover may be under way.
-    pub(crate) async fn open(&self, config: &AsyncConnectionConfig) -> Result<MultiplexedConnection> {
+    pub(crate) async fn open(&self, config: &AsyncConnectionConfig) -> Result<Opened> {
         let mut last = Error::new(ErrorKind::Unavailable, "its Sentinels lead to no primary in time");
         let mut pauses = Backoff::new(PAUSE_FIRST, PAUSE_MOST);
         let tries = async {
@@ -60,7 +59,7 @@ impl Sentinels {
         opened.unwrap_or(Err(last))
     }
 
-    async fn try_to_open(&self, config: &AsyncConnectionConfig) -> Result<MultiplexedConnection> {
+    async fn try_to_open(&self, config: &AsyncConnectionConfig) -> Result<Opened> {
         let Primary { host, port, .. } = self.primary().await?;
         let named = format!("{host}:{port}, which its Sentinels name as the primary");
         let server = self.access.at(host, port)?;

@@ -10,6 +10,7 @@ use ringfence_core::{BoxFuture, Coalescer, Error, ErrorKind, Result};
 use tokio::runtime::Handle;
 
 use crate::cluster::Cluster;
+use crate::compare_and_delete;
 use crate::error;
 use crate::keys::LockKeys;
 use crate::link::{Answers, Call, Link};
@@ -62,6 +63,14 @@ impl Servers {
 
     pub(crate) fn is_cluster(&self) -> bool {
         matches!(self, Self::Cluster(_))
+    }
+
+    /// Whether a release can be cheaper if it knows what the lock holds.
+    pub(crate) fn can_compare_and_delete(&self) -> bool {
+        match self {
+            Self::One(server) => server.link.compare_and_delete().is_some(),
+            Self::Cluster(_) => false,
+        }
     }
 
     /// For people.
@@ -133,10 +142,35 @@ fn cut_short() -> Error {
 
 /// Makes changes in one round trip, and returns the answer to each.
 async fn send(link: &Link, replicas: Option<NonZeroU8>, changes: Vec<Change>) -> Vec<Result<Answered>> {
+    if let [change] = &*changes
+        && let Some(answer) = release_alone(link, change).await
+    {
+        return vec![answer];
+    }
     let confirm = confirmation(replicas, &changes);
     let command = scripts::call(&changes);
     let call = Call { then: confirm.as_ref(), ..Call::of_script(&LOCK, &command) };
     answered(link.call(call).await, &changes, replicas, link.server())
+}
+
+/// Gives a lock back by the server's own compare-and-delete. Several changes are cheaper in one script. `None` where the script
+/// has to be asked: there is no such command or the value is not known, somebody waits, or the lease is over.
+async fn release_alone(link: &Link, change: &Change) -> Option<Result<Answered>> {
+    let command = link.compare_and_delete()?.call(change.lock(), change.written()?);
+    match link.ask(Call::of(&command)).await {
+        Ok(Ok((value @ Value::Int(1), _))) => Some(Ok(Answered { value, unconfirmed: None })),
+        Ok(Err(error)) if !error::is_answer(&error) => Some(Err(error::of_call(error, link.server()))),
+        Err(not_sent) => Some(Err(not_sent)),
+        // Whatever the server has against it, it did nothing.
+        answer => {
+            if let Ok(Err(error)) = answer
+                && compare_and_delete::is_out_of_reach(&error)
+            {
+                link.without_compare_and_delete();
+            }
+            None
+        }
+    }
 }
 
 /// What has replicas confirm changes, where somebody counts on that.

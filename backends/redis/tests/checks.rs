@@ -293,13 +293,31 @@ async fn the_rule_that_is_printed_is_enough() {
             "may do all that is needed",
         );
 
+        // What only saves time may be missing: that is said, and all else goes on.
+        for helpful in ["delifeq", "delex"] {
+            let Some(place) = rule.iter().position(|word| *word == format!("+{helpful}")) else { continue };
+            rule.remove(place);
+            server.command(&["flushall"]).await;
+            let backend = connect_as(&server, &rule, "").await.unwrap();
+            do_everything(&backend).await.unwrap();
+            let findings = backend.examine().await.unwrap();
+            let said = format!("may do all that is needed, and not {helpful} ringfence:{{doctor}}:t, which");
+            assert_finding(&findings, "access", Severity::Fine, &said);
+            let advice = finding(&findings, "access").advice.as_deref().unwrap();
+            assert!(advice.contains(&format!("+{helpful}")), "{advice}");
+        }
+
         server.command(&["flushall"]).await;
         rule.retain(|word| word != "+zadd");
-        let error = do_everything(&connect_as(&server, &rule, "").await.unwrap()).await.unwrap_err();
-        assert!(
-            error.kind() == ErrorKind::Refused && error.to_string().contains("ringfence doctor"),
-            "{error}"
-        );
+        let without_zadd = do_everything(&connect_as(&server, &rule, "").await.unwrap()).await.unwrap_err();
+        rule.retain(|word| word != "+select");
+        let without_select = connect_as(&server, &rule, "").await.unwrap_err();
+        for error in [without_zadd, without_select] {
+            assert!(
+                error.kind() == ErrorKind::Refused && error.to_string().contains("ringfence doctor"),
+                "{error}"
+            );
+        }
     }
 }
 
@@ -330,8 +348,13 @@ async fn without_any_one_word_of_the_rule_something_is_refused() {
         let done = async { do_everything(&connect_as(&server, &rest, "").await?).await };
         let done =
             tokio::time::timeout(PATIENCE, done).await.unwrap_or_else(|_| panic!("without {word} it hangs"));
-        // A new user has no channels that could be taken away, and a damaged lock is only described less well.
-        assert_eq!(done.is_ok(), ["resetchannels", "+type"].contains(&word.as_str()), "{word}: {done:?}");
+        // A new user has no channels that could be taken away, a damaged lock is only described less well, and a lock is
+        // released by the script.
+        assert_eq!(
+            done.is_ok(),
+            ["resetchannels", "+type", "+delex"].contains(&word.as_str()),
+            "{word}: {done:?}"
+        );
         if let Err(error) = done {
             // Only a withdrawal needs it, which nobody waits for.
             let kind = if word == "+sadd" { ErrorKind::WaitElapsed } else { ErrorKind::Refused };

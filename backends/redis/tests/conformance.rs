@@ -1,11 +1,11 @@
 //! One Redis server keeps the contract, with clients in one process, in processes of their own, and at the end of a cable;
-//! and so do one that Sentinels lead to, and a cluster.
+//! and so do one that Sentinels lead to, a cluster, and Valkey, which releases by a command of its own.
 
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
 use ringfence_redis::RedisBackend;
-use ringfence_servers::{Proxy, RedisCluster, RedisServer, Sentinels, Taker};
+use ringfence_servers::{Proxy, RedisCluster, RedisOptions, RedisServer, Sentinels, Taker, valkey};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
 
 struct Redis<S>(S);
@@ -115,6 +115,15 @@ fn key(lease: &Lease) -> String {
 }
 
 ringfence_testkit::conformance!(RedisServer::start().await.map(Redis));
+
+mod on_valkey {
+    use super::{Redis, RedisOptions, valkey};
+
+    ringfence_testkit::conformance!(match valkey() {
+        Some(program) => RedisOptions::new().program(program).start().await.map(Redis),
+        None => None,
+    });
+}
 
 mod by_sentinels {
     use super::{Redis, Sentinels};

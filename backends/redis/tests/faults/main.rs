@@ -8,6 +8,7 @@ mod line;
 mod memory;
 mod outages;
 mod pauses;
+mod releases;
 mod renewals;
 mod replies;
 mod stage;

@@ -7,7 +7,7 @@ use ringfence_core::{
     Attempt, Backend, Effect, Error, ErrorKind, Release, Renewal, Result, Retry, Wait, abandonment,
 };
 use ringfence_redis::RedisBackend;
-use ringfence_servers::{Proxy, RedisOptions};
+use ringfence_servers::{Proxy, RedisOptions, valkey};
 use tokio::task::JoinHandle;
 
 use crate::stage::{FOR_EVER, LONG, Stage, client, exclusive, granted, refused, release, renew, within};
@@ -165,19 +165,23 @@ async fn a_renewal_whose_answer_is_lost_may_be_repeated() {
 /// Whoever does not know whether it released may release again: it must free nobody else's lock.
 #[tokio::test]
 async fn a_release_whose_answer_is_lost_has_freed_the_lock_and_may_be_repeated() {
-    let Some(lossy) = Lossy::new().await else { return };
-    let ben = lossy.stage.client().await;
-    let lease = granted(&lossy.ann, exclusive(Wait::No)).await;
-    lossy.proxy.swallow_replies();
-    let (answer, next) = tokio::join!(release(&lossy.ann, &lease), async {
-        lossy.proxy.swallowed().await;
-        let next = granted(&ben, exclusive(Wait::No)).await;
-        lossy.proxy.mend();
-        next
-    });
-    assert_unavailable(&refused("a lost release", answer), Effect::Unknown);
-    assert_eq!(release(&lossy.ann, &lease).await.expect("an answer"), Release::NotHeld);
-    assert_eq!(lossy.stage.state().await.holders[0].token, next.token, "the next one still has it");
+    // One that releases by a script, and one that has a command for it.
+    for options in [Some(RedisOptions::new()), valkey().map(|valkey| RedisOptions::new().program(valkey))] {
+        let Some(options) = options else { continue };
+        let Some(lossy) = Lossy::with(options).await else { return };
+        let ben = lossy.stage.client().await;
+        let lease = granted(&lossy.ann, exclusive(Wait::No)).await;
+        lossy.proxy.swallow_replies();
+        let (answer, next) = tokio::join!(release(&lossy.ann, &lease), async {
+            lossy.proxy.swallowed().await;
+            let next = granted(&ben, exclusive(Wait::No)).await;
+            lossy.proxy.mend();
+            next
+        });
+        assert_unavailable(&refused("a lost release", answer), Effect::Unknown);
+        assert_eq!(release(&lossy.ann, &lease).await.expect("an answer"), Release::NotHeld);
+        assert_eq!(lossy.stage.state().await.holders[0].token, next.token, "the next one still has it");
+    }
 }
 
 /// A withdrawal that was not repeated until it is answered could be lost with its answer.
