@@ -54,7 +54,7 @@ impl ZooKeeperOptions {
         self
     }
 
-    /// Starts the servers, and returns when each of them serves. `None`, and said as [`skip`](crate::skip) does, where ZooKeeper
+    /// Starts the servers, and returns when each of them serves. `None`, and said as [`skip`] does, where ZooKeeper
     /// or Java is not installed.
     ///
     /// Panics when they do not start.
