@@ -44,4 +44,4 @@ pub use mode::{Mode, PERMITS_MAX};
 pub use name::{LockName, NAME_MAX};
 pub use request::{Abandoned, Abandoner, AcquireRequest, Ttl, Wait, abandonment};
 pub use token::{FencingToken, HANDOVER_BITS, Nonce};
-pub use url::{BackendUrl, nearest, parse_duration};
+pub use url::{BackendUrl, nearest, parse_duration, split_port};

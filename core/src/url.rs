@@ -123,6 +123,24 @@ impl BackendUrl {
         self.params.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
+    /// Whether a parameter that has one of two values has the second. It has the first where it is not given. Errors with
+    /// [`ErrorKind::InvalidUrl`] for any other value.
+    pub fn choice(&self, key: &str, [first, second]: [&str; 2]) -> Result<bool> {
+        match self.param(key) {
+            None => Ok(false),
+            Some(value) if value == first => Ok(false),
+            Some(value) if value == second => Ok(true),
+            Some(other) => {
+                let guess = nearest(other, &[second, first]).map(|near| format!(", did you mean {near:?}?"));
+                let guess = guess.unwrap_or_default();
+                Err(Error::new(
+                    ErrorKind::InvalidUrl,
+                    format!("{key}={other:?} is neither {first:?} nor {second:?}{guess}"),
+                ))
+            }
+        }
+    }
+
     /// Errors on the first parameter that is not among `known`, and names the nearest that is.
     pub fn check_params(&self, known: &[&str]) -> Result<()> {
         let Some((key, _)) = self.params.iter().find(|(key, _)| !known.contains(&key.as_str())) else {
@@ -155,6 +173,32 @@ impl fmt::Debug for BackendUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// A host of [`BackendUrl::hosts`] and its port, which is the default where none is written; an address of version 6 without its
+/// brackets. Errors with [`ErrorKind::InvalidUrl`].
+pub fn split_port(host: &str, default: u16) -> Result<(String, u16)> {
+    let invalid = |why| Error::new(ErrorKind::InvalidUrl, why);
+    let (name, port) = match host.rsplit_once(':') {
+        // The colons of an address of version 6 stand in brackets.
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    let port = match port.map(str::parse) {
+        None => default,
+        Some(Ok(port)) if port != 0 => port,
+        // It may be a password whose host was forgotten, and is not shown.
+        Some(_) => {
+            return Err(invalid(
+                "no port follows the colon of the host: it is a number from 1 to 65535".to_owned(),
+            ));
+        }
+    };
+    let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    if name.is_empty() {
+        return Err(invalid(format!("{host:?} names no host: write host:{default}")));
+    }
+    Ok((name.to_owned(), port))
 }
 
 /// The known word nearest to a mistyped one, if one is near enough to be meant.
@@ -215,6 +259,40 @@ mod tests {
         assert_eq!(parse_duration("1m 30s").unwrap(), Duration::from_secs(90));
         for text in ["30", "", "-1s", "NaN", "99999999999999999999s"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_choice_is_one_of_two() {
+        let choice = |url: &str| BackendUrl::parse(url).unwrap().choice("keys", ["encoded", "verbatim"]);
+        assert!(!choice("redis://one").unwrap());
+        assert!(!choice("redis://one?keys=encoded").unwrap());
+        assert!(choice("redis://one?keys=verbatim").unwrap());
+        let error = choice("redis://one?keys=verbatin").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidUrl);
+        let said = "keys=\"verbatin\" is neither \"encoded\" nor \"verbatim\", did you mean \"verbatim\"?";
+        assert!(error.to_string().contains(said), "{error}");
+    }
+
+    #[test]
+    fn a_host_has_a_port() {
+        for (written, host, port) in
+            [("one", "one", 7), ("one:80", "one", 80), ("[::1]", "::1", 7), ("[::1]:80", "::1", 80)]
+        {
+            assert_eq!(split_port(written, 7).unwrap(), (host.to_owned(), port), "{written}");
+        }
+        for (written, said) in [
+            ("one:", "no port"),
+            ("one:0", "no port"),
+            ("one:65536", "no port"),
+            (":80", "write host:7"),
+            ("[]", "no host"),
+        ] {
+            let error = split_port(written, 7).unwrap_err();
+            assert!(
+                error.kind() == ErrorKind::InvalidUrl && error.to_string().contains(said),
+                "{written}: {error}"
+            );
         }
     }
 }

@@ -168,19 +168,8 @@ fn open_local(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Arc<dyn Backend
 #[cfg(feature = "local")]
 fn guarantees_of_local(url: &BackendUrl) -> Result<Guarantees> {
     let mut guarantees = ringfence_local::guarantees();
-    guarantees.record_guard = match url.param("fence") {
-        None | Some("lease") => RecordGuard::LiveLease,
-        Some("mark") => RecordGuard::HighWaterMark,
-        Some(other) => {
-            let guess = nearest(other, &["lease", "mark"])
-                .map(|near| format!(", did you mean {near:?}?"))
-                .unwrap_or_default();
-            return Err(Error::new(
-                ErrorKind::InvalidUrl,
-                format!("fence={other:?} is neither \"lease\" nor \"mark\"{guess}"),
-            ));
-        }
-    };
+    let is_mark = url.choice("fence", ["lease", "mark"])?;
+    guarantees.record_guard = if is_mark { RecordGuard::HighWaterMark } else { RecordGuard::LiveLease };
     Ok(guarantees)
 }
 

@@ -1,6 +1,6 @@
 //! From a URL to members of a cluster.
 
-use ringfence_core::{BackendUrl, Error, ErrorKind, Result, nearest};
+use ringfence_core::{BackendUrl, Error, ErrorKind, Result, split_port};
 use tonic::transport::{ClientTlsConfig, Endpoint};
 
 use crate::keys::Keys;
@@ -60,42 +60,15 @@ fn keys(url: &BackendUrl) -> Result<Keys> {
         "" => PREFIX,
         prefix => prefix,
     };
-    match url.param("keys") {
-        None | Some("encoded") => Ok(Keys::encoded(prefix)),
-        Some("verbatim") => Ok(Keys::verbatim(prefix)),
-        Some(other) => {
-            let guess = nearest(other, &["verbatim", "encoded"])
-                .map(|near| format!(", did you mean {near:?}?"))
-                .unwrap_or_default();
-            Err(invalid(format!("keys={other:?} is neither \"encoded\" nor \"verbatim\"{guess}")))
-        }
-    }
+    let is_verbatim = url.choice("keys", ["encoded", "verbatim"])?;
+    Ok(if is_verbatim { Keys::verbatim(prefix) } else { Keys::encoded(prefix) })
 }
 
 fn member(written: &str, tls: Option<&ClientTlsConfig>) -> Result<Member> {
-    let (host, port) = match written.rsplit_once(':') {
-        // The colons of an address of version 6 stand in brackets.
-        Some((host, port)) if !port.contains(']') => (host, Some(port)),
-        _ => (written, None),
-    };
-    let port = match port {
-        None => PORT,
-        Some(port) => match port.parse() {
-            Ok(port) if port != 0 => port,
-            // It may be a password whose host was forgotten, and is not shown.
-            _ => {
-                return Err(invalid(
-                    "no port follows the colon of the host: it is a number from 1 to 65535".to_owned(),
-                ));
-            }
-        },
-    };
+    let (host, port) = split_port(written, PORT)?;
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let address = format!("{host}:{port}");
+    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let no_host = || invalid(format!("{written:?} names no host: write host:{PORT}"));
-    if host.is_empty() {
-        return Err(no_host());
-    }
     let endpoint =
         Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|error| no_host().because(error))?;
     let endpoint = endpoint.connect_timeout(CONNECT_PATIENCE).tcp_nodelay(true);

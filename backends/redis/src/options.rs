@@ -7,7 +7,7 @@ use redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
     TlsCertificates,
 };
-use ringfence_core::{BackendUrl, Error, ErrorKind, Quorum, Result, nearest};
+use ringfence_core::{BackendUrl, Error, ErrorKind, Quorum, Result, split_port};
 
 use crate::keys::Keys;
 use crate::route::Route;
@@ -132,16 +132,7 @@ impl Options {
 }
 
 fn parse_keys(url: &BackendUrl) -> Result<Keys> {
-    match url.param("keys") {
-        None | Some("encoded") => Ok(Keys::Encoded),
-        Some("verbatim") => Ok(Keys::Verbatim),
-        Some(other) => {
-            let guess = nearest(other, &["verbatim", "encoded"])
-                .map(|near| format!(", did you mean {near:?}?"))
-                .unwrap_or_default();
-            Err(invalid(format!("keys={other:?} is neither \"encoded\" nor \"verbatim\"{guess}")))
-        }
-    }
+    Ok(if url.choice("keys", ["encoded", "verbatim"])? { Keys::Verbatim } else { Keys::Encoded })
 }
 
 fn out_of_range(written: &str, majority: u8, count: usize) -> Error {
@@ -269,31 +260,6 @@ fn login(user: Option<&str>, password: Option<&str>) -> RedisConnectionInfo {
         settings = settings.set_password(password);
     }
     settings
-}
-
-fn split_port(host: &str, default: u16) -> Result<(String, u16)> {
-    let (name, port) = match host.rsplit_once(':') {
-        // The colons of an address of version 6 stand in brackets.
-        Some((name, port)) if !port.contains(']') => (name, Some(port)),
-        _ => (host, None),
-    };
-    let port = match port {
-        None => default,
-        Some(port) => match port.parse() {
-            Ok(port) if port != 0 => port,
-            // It may be a password whose host was forgotten, and is not shown.
-            _ => {
-                return Err(invalid(
-                    "no port follows the colon of the host: it is a number from 1 to 65535".to_owned(),
-                ));
-            }
-        },
-    };
-    let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    if name.is_empty() {
-        return Err(invalid(format!("{host:?} names no host: write redis://host:6379")));
-    }
-    Ok((name.to_owned(), port))
 }
 
 /// The one way to write an address, of the many that there are.
@@ -457,7 +423,7 @@ mod tests {
             ("rediss://one?tls=on", "rediss: has no tls="),
             ("redis+unix:///run/redis.sock?key=/dev/null", "redis+unix: has no key="),
             ("redis+sentinel://one/service?ca=/ca.pem", "ca=, which is about TLS, and no tls=on"),
-            ("redis+sentinel://one/service?tls=yes", "neither \"on\" nor \"off\""),
+            ("redis+sentinel://one/service?tls=yes", "neither \"off\" nor \"on\""),
             ("redis+cluster://one?tls=off&cert=/dev/null", "cert=, which is about TLS, and no tls=on"),
             ("redis+cluster://one?tls=on&ca=/no/such/file", "ca=/no/such/file cannot be read"),
             ("redis+sentinel://one,two", "/service"),

@@ -20,9 +20,7 @@ pub(crate) fn of(url: &BackendUrl) -> Result<Option<TlsCertificates>> {
                 "{scheme}: has no tls=, one server is spoken to by TLS with rediss://host"
             )));
         }
-        None | Some("off") => scheme == "rediss",
-        Some("on") => true,
-        Some(other) => return Err(invalid(format!("tls={other:?} is neither \"on\" nor \"off\""))),
+        _ => url.choice("tls", ["off", "on"])? || scheme == "rediss",
     };
     let param = ["ca", "cert", "key"].into_iter().find(|param| url.param(param).is_some());
     match param {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ringfence_core::{BackendUrl, Error, ErrorKind, Result, nearest};
+use ringfence_core::{BackendUrl, Error, ErrorKind, Result, split_port};
 
 use crate::keys::{Keys, Naming};
 use crate::wire::Access;
@@ -42,24 +42,14 @@ impl fmt::Debug for Login {
 
 impl Options {
     pub(crate) fn parse(url: &BackendUrl) -> Result<Self> {
-        let naming = match url.param("keys") {
-            None | Some("encoded") => Naming::Encoded,
-            Some("verbatim") => Naming::Verbatim,
-            Some(other) => {
-                let guess = nearest(other, &["verbatim", "encoded"])
-                    .map(|near| format!(", did you mean {near:?}?"))
-                    .unwrap_or_default();
-                return Err(invalid(format!(
-                    "keys={other:?} is neither \"encoded\" nor \"verbatim\"{guess}"
-                )));
-            }
-        };
+        let is_verbatim = url.choice("keys", ["encoded", "verbatim"])?;
+        let naming = if is_verbatim { Naming::Verbatim } else { Naming::Encoded };
         if url.hosts().is_empty() {
             return Err(invalid(
                 "zookeeper: takes a server, or better all of an ensemble: write zookeeper://host:2181,host:2181".into(),
             ));
         }
-        let servers: Vec<_> = url.hosts().iter().map(|host| split_port(host)).collect::<Result<_>>()?;
+        let servers: Vec<_> = url.hosts().iter().map(|host| split_port(host, PORT)).collect::<Result<_>>()?;
         let login = match (url.user(), url.password()) {
             (None, None) => None,
             (Some(user), Some(_)) if user.contains(':') => {
@@ -76,29 +66,6 @@ impl Options {
         let keys = Keys::new(naming, url.path().trim_end_matches('/'), access)?;
         Ok(Self { servers, login, keys, shown: url.to_string() })
     }
-}
-
-fn split_port(host: &str) -> Result<(String, u16)> {
-    let (name, port) = match host.rsplit_once(':') {
-        // The colons of an address of version 6 stand in brackets.
-        Some((name, port)) if !port.contains(']') => (name, Some(port)),
-        _ => (host, None),
-    };
-    let port = match port.map(str::parse) {
-        None => PORT,
-        Some(Ok(port)) if port != 0 => port,
-        // It may be a password whose host was forgotten, and is not shown.
-        Some(_) => {
-            return Err(invalid(
-                "no port follows the colon of the host: it is a number from 1 to 65535".into(),
-            ));
-        }
-    };
-    let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    if name.is_empty() {
-        return Err(invalid(format!("{host:?} names no host: write zookeeper://host:2181")));
-    }
-    Ok((name.to_owned(), port))
 }
 
 fn invalid(why: String) -> Error {
