@@ -10,7 +10,7 @@ use crate::stage::{memory, millis, staged};
 async fn what_is_wrong_with_a_url_is_said() {
     for (url, says) in [
         ("memroy:", "did you mean memory:?"),
-        ("carrier-pigeon:", "Compiled in: "),
+        ("pigeons:", "Compiled in: "),
         ("memory:?tlt=10s", "did you mean \"ttl\"?"),
         ("memory:?ttl=10", "with a unit"),
         ("memory:?ttl=10", "parameter ttl"),
