@@ -356,9 +356,7 @@ async fn without_any_one_word_of_the_rule_something_is_refused() {
             "{word}: {done:?}"
         );
         if let Err(error) = done {
-            // Only a withdrawal needs it, which nobody waits for.
-            let kind = if word == "+sadd" { ErrorKind::WaitElapsed } else { ErrorKind::Refused };
-            assert_eq!(error.kind(), kind, "{word}: {error}");
+            assert_eq!(error.kind(), ErrorKind::Refused, "{word}: {error}");
         }
     }
 }

@@ -15,7 +15,7 @@
 --   t   the last grant number, and a mark where there is more to look at: a line, or attempts that were withdrawn
 --   q   the line: nonce -> place      w   nonce -> since:session:mode:ttl:pid:text
 --   h   nonce -> number:session:mode:ttl:pid:text      s   nonce -> end in ms      l   nonce -> limit of a permit
---   x   attempts that were withdrawn and must not come back
+--   x   attempts that were withdrawn and must not come back: nonce -> until when in ms
 --
 -- A number is the server's time in microseconds, 16 digits until the year 2286, so that numbers compare as text.
 --
@@ -66,7 +66,7 @@ local function short_ways()
         -- Gives the lock to the first in line, where that one wants it alone too and hears of it.
         local head = call('ZRANGE', base .. 'q', '0', '0')[1]
         local waits = head and string.match(call('HGET', base .. 'w', head) or '', '^%d+:(.*)$')
-        local session, lasts = string.match(waits or '', '^(%x+):x:(%d+):')
+        local session, lasts = string.match(waits or '', '^(%x+):x:([1-9]%d*):')
         if not session or #head ~= #nonce then
           return
         end
@@ -75,11 +75,13 @@ local function short_ways()
         if #last ~= 17 or string.sub(last, 1, 16) >= now then
           return
         end
+        -- Whatever becomes of this turn, nobody else is given its number.
+        last = now
+        local heard = tell(base, session, 'turn', head, now)
         call('ZREM', base .. 'q', head)
         call('HDEL', base .. 'w', head)
-        if tell(base, session, 'turn', head, now) == 0 then
-          -- Its process is gone: the long way goes on to the next one, with a number of its own.
-          last = now
+        if heard == 0 then
+          -- Its process is gone: the long way goes on to the next one.
           return
         end
         lasts = tonumber(lasts) < tonumber(OFFER_MS) and lasts or OFFER_MS
@@ -120,7 +122,7 @@ local function short_ways()
           last = call('GET', base .. 't')
           local line = call('ZCARD', base .. 'q')
           local tail = call('ZRANGE', base .. 'q', '-1', '-1', 'WITHSCORES')[2]
-          if last and #last == 17 and line < LINE_MAX and call('SISMEMBER', base .. 'x', nonce) == 0
+          if last and #last == 17 and line < LINE_MAX and not call('ZSCORE', base .. 'x', nonce)
             and call('ZADD', base .. 'q', 'NX', string.format('%.0f', (tail or 0) + 1), nonce) == 1 then
             call('HSET', base .. 'w', nonce, string.sub(now, 1, -4) .. ':' .. entry)
             call('PEXPIRE', base .. 'q', KEEP_MS)
@@ -181,8 +183,13 @@ local function now_ms()
   return tonumber(string.sub(now, 1, -4))
 end
 
--- Leaves the last number behind, with its mark. One that is ahead of the clock stays until the clock has passed it, because
--- numbers go on from the clock afterwards.
+-- For how long the last number is kept. One that is ahead of the clock stays until the clock has passed it, because numbers go on
+-- from the clock afterwards.
+local function keep_ms()
+  return string.format('%.0f', KEEP_MS + math.max(0, math.floor((tonumber(last) or 0) / 1000) - now_ms()))
+end
+
+-- Leaves the last number behind, with its mark.
 local function done(answer)
   last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
   local mark = call('EXISTS', base .. 'q', base .. 'x') > 0 and '+' or ''
@@ -191,8 +198,7 @@ local function done(answer)
     last = now
   end
   if last ~= '' then
-    local ahead = math.max(0, math.floor(last / 1000) - now_ms())
-    call('SET', base .. 't', last .. mark, 'PX', string.format('%.0f', KEEP_MS + ahead))
+    call('SET', base .. 't', last .. mark, 'PX', keep_ms())
   end
   return answer
 end
@@ -361,7 +367,7 @@ local function change()
       -- The answer to this attempt was lost, or its turn has come.
       return done(number)
     end
-    if call('SISMEMBER', base .. 'x', nonce) == 1 then
+    if call('ZSCORE', base .. 'x', nonce) then
       return done({'withdrawn'})
     end
     serve_line()
@@ -386,8 +392,8 @@ local function change()
       local last = call('ZRANGE', base .. 'q', -1, -1, 'WITHSCORES')[2]
       call('ZADD', base .. 'q', (last or 0) + 1, nonce)
       call('HSET', base .. 'w', nonce, string.format('%.0f', now_ms()) .. ':' .. entry)
-      mark_line()
     end
+    mark_line()
     call('PEXPIRE', base .. 'q', KEEP_MS)
     call('PEXPIRE', base .. 'w', KEEP_MS)
     -- A turn with this number, or an earlier one, is over: it was told before this answer.
@@ -403,8 +409,13 @@ local function change()
 
   if verb == 'release' or verb == 'withdraw' then
     if verb == 'withdraw' then
-      call('SADD', base .. 'x', nonce)
-      call('PEXPIRE', base .. 'x', ttl)
+      for _, over in ipairs(call('ZRANGEBYSCORE', base .. 'x', '-inf', now_ms())) do
+        call('ZREM', base .. 'x', over)
+      end
+      call('ZADD', base .. 'x', string.format('%.0f', now_ms() + ttl), nonce)
+      if call('PTTL', base .. 'x') < ttl then
+        call('PEXPIRE', base .. 'x', ttl)
+      end
     end
     settle()
     local held = held_number()
@@ -552,7 +563,7 @@ while 2 * made < #KEYS do
     local says = type(answer) == 'table' and answer.err or tostring(answer)
     -- The server's own errors begin with a code, where nothing says before it in which line of this script they came.
     answer = {err = string.match(says, '%u%u%u+ .*') or 'DAMAGED ' .. says}
-    for key, kind in pairs({[''] = 'string', t = 'string', q = 'zset', w = 'hash', h = 'hash', s = 'zset', l = 'zset', x = 'set'}) do
+    for key, kind in pairs({[''] = 'string', t = 'string', q = 'zset', w = 'hash', h = 'hash', s = 'zset', l = 'zset', x = 'zset'}) do
       key = key == '' and lock or base .. key
       local found = redis.pcall('TYPE', key).ok
       if found and found ~= 'none' and found ~= kind then
@@ -562,7 +573,8 @@ while 2 * made < #KEYS do
     -- The next one of this lock looks at everything.
     last = last or redis.pcall('GET', base .. 't') or now
     if type(last) == 'string' then
-      redis.pcall('SET', base .. 't', string.sub(last, 1, 16) .. '+', 'PX', KEEP_MS)
+      last = last == '' and now or string.sub(last, 1, 16)
+      redis.pcall('SET', base .. 't', last .. '+', 'PX', keep_ms())
     end
   end
   made = made + 1

@@ -153,10 +153,11 @@ impl RedlockBackend {
 }
 
 impl Redlock {
-    /// Has all nodes make the same change of many leases; for each, whether as many made it as have to agree.
+    /// Has all nodes make the same change of many leases; for each, whether as many made it as have to agree. `None`: those who
+    /// are silent would decide that.
     ///
-    /// Errors where too few nodes can be used to say so.
-    async fn decide(self: &Arc<Self>, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<bool>> {
+    /// Errors where too few nodes can be used for anything.
+    async fn decide(self: &Arc<Self>, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<Option<bool>>> {
         let Some(shortest) = leases.iter().map(|lease| lease.ttl).min() else { return Ok(Vec::new()) };
         let (nodes, patience) = (&self.nodes, patience(shortest));
         let on_node =
@@ -187,7 +188,20 @@ impl Redlock {
         if failures.len() > nodes.count() - needed {
             return Err(nodes.too_few(needed, failures).with_unknown_effect());
         }
-        Ok(votes.iter().map(|votes| votes.are_enough(nodes)).collect())
+        let outcome = |votes: &Votes| {
+            let may_be_enough = votes.made + failures.len() >= nodes.needed(votes.limit);
+            if votes.are_enough(nodes) { Some(true) } else { (!may_be_enough).then_some(false) }
+        };
+        Ok(votes.iter().map(outcome).collect())
+    }
+
+    /// As [`Self::decide`], where a part of an answer is of no use.
+    async fn decide_all(self: &Arc<Self>, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<bool>> {
+        let decided: Option<Vec<bool>> = self.decide(verb, leases).await?.into_iter().collect();
+        decided.ok_or_else(|| {
+            let why = "too few nodes have answered to know what has become of the lease: try again";
+            Error::new(ErrorKind::Unavailable, why).with_unknown_effect()
+        })
     }
 
     /// What is to be said of each node, and which of them cannot be asked.
@@ -223,7 +237,7 @@ impl Redlock {
     /// Renews leases or downgrades them. One that too few nodes have is gone, and what is left of it is given back.
     async fn renewed(self: &Arc<Self>, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
         let renewed = self.decide(verb, leases).await?;
-        let lost = leases.iter().zip(&renewed).filter(|(_, renewed)| !**renewed);
+        let lost = leases.iter().zip(&renewed).filter(|(_, renewed)| **renewed == Some(false));
         let lost: Arc<[LeaseKey]> = lost.map(|(lease, _)| lease.clone()).collect();
         if !lost.is_empty() {
             // Nobody waits for it: it goes on in the background.
@@ -232,7 +246,12 @@ impl Redlock {
                 async move { node.client.change_all(RELEASE, &lost).await }
             }));
         }
-        Ok(renewed.into_iter().map(|yes| if yes { Renewal::Renewed } else { Renewal::Lost }).collect())
+        let renewal = |renewed| match renewed {
+            Some(true) => Renewal::Renewed,
+            Some(false) => Renewal::Lost,
+            None => Renewal::Unknown,
+        };
+        Ok(renewed.into_iter().map(renewal).collect())
     }
 }
 
@@ -288,7 +307,7 @@ impl Backend for RedlockBackend {
 
     fn release<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Release>>> {
         Box::pin(async move {
-            let released = self.redlock.decide(RELEASE, leases).await?;
+            let released = self.redlock.decide_all(RELEASE, leases).await?;
             Ok(released
                 .into_iter()
                 .map(|yes| if yes { Release::Released } else { Release::NotHeld })
@@ -311,7 +330,7 @@ impl Backend for RedlockBackend {
     fn evict<'a>(&'a self, name: &'a LockName, holder: Nonce) -> BoxFuture<'a, Result<Eviction>> {
         Box::pin(async move {
             let lease = LeaseKey::new(name.clone(), holder, Ttl::DEFAULT);
-            let evicted = self.redlock.decide("evict", &[lease]).await?;
+            let evicted = self.redlock.decide_all("evict", &[lease]).await?;
             Ok(if evicted[0] { Eviction::Evicted } else { Eviction::NotHeld })
         })
     }

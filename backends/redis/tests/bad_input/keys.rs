@@ -25,7 +25,7 @@ const BESIDE: [(&str, &str); 7] = [
     ("h", "hash"),
     ("s", "zset"),
     ("l", "zset"),
-    ("x", "set"),
+    ("x", "zset"),
 ];
 
 async fn stage() -> Option<(RedisServer, RedisBackend)> {

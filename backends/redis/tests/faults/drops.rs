@@ -4,10 +4,12 @@ use std::pin::pin;
 use std::time::Duration;
 
 use ringfence::{Guard, Locks};
-use ringfence_core::{Attempt, Backend, Lease, Renewal, Wait};
+use ringfence_core::{Attempt, Backend, Lease, Mode, Renewal, Wait};
 use ringfence_redis::RedisBackend;
 
-use crate::stage::{FOR_EVER, LONG, NAME, Stage, drop_after, exclusive, granted, release, renew, within};
+use crate::stage::{
+    FOR_EVER, LONG, NAME, Stage, drop_after, exclusive, granted, release, renew, request, within,
+};
 
 /// One that waits looks after its place every quarter of a second: within this it does everything that it does.
 const A_WHILE: Duration = Duration::from_millis(600);
@@ -177,4 +179,32 @@ async fn a_renewal_that_is_dropped_harms_nobody() {
         }
         lease = granted(&ann, exclusive(Wait::No)).await;
     }
+}
+
+/// One that is short ends no sooner for those that are long, and none is kept for longer than its own TTL.
+#[tokio::test]
+async fn each_withdrawal_is_remembered_for_its_own_ttl() {
+    let Some(stage) = Stage::new().await else { return };
+    let (ann, ben) = (stage.client().await, stage.client().await);
+    let held = granted(&ben, exclusive(Wait::No)).await;
+    let withdrawn = format!("ringfence:{{{NAME}}}:x");
+    let short = Duration::from_millis(300);
+    for (ttl, count) in [(LONG, "1"), (short, "2")] {
+        let asked = ann.acquire(request(Mode::Exclusive, ttl, FOR_EVER));
+        assert!(tokio::time::timeout(Duration::from_millis(50), asked).await.is_err(), "it waits");
+        within("the withdrawal", async {
+            while stage.server.command(&["ZCARD", &withdrawn]).await != count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+    let left: u64 = stage.server.command(&["PTTL", &withdrawn]).await.parse().expect("a TTL");
+    assert!(left > 50_000, "the long one is remembered for {left} ms more");
+    tokio::time::sleep(short).await;
+    let asked = ann.acquire(request(Mode::Exclusive, LONG, FOR_EVER));
+    assert!(tokio::time::timeout(Duration::from_millis(50), asked).await.is_err(), "it waits");
+    stage.sees_waiters(0).await;
+    assert_eq!(stage.server.command(&["ZCARD", &withdrawn]).await, "2", "the short one is forgotten");
+    release(&ben, &held).await.expect("an answer");
 }
