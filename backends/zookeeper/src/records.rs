@@ -73,15 +73,17 @@ impl Client {
             Err(failure) if failure.is(Code::NO_NODE) => return Ok(None),
             data => Data::read(data.map_err(error)?).map_err(|_| self.odd())?,
         };
-        let kept = Kept::read(&data.bytes).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Corrupt,
-                "what is kept there is not what Ringfence writes: see who else writes there, then delete the node",
-            )
-            .about(format_args!("record {path:?}"))
-            .about(self.shown())
-        })?;
+        let kept = Kept::read(&data.bytes).ok_or_else(|| self.not_ours(path))?;
         Ok(Some((kept, data.stat.version)))
+    }
+
+    fn not_ours(&self, path: &str) -> Error {
+        Error::new(
+            ErrorKind::Corrupt,
+            "what is kept there is not what Ringfence writes: see who else writes there, then delete the node",
+        )
+        .about(format_args!("record {path:?}"))
+        .about(self.shown())
     }
 
     /// The node of the lease that has this token. `None`: there is none. The error is the token that it is a twin of.
@@ -125,7 +127,7 @@ impl Client {
                 Step::Open => Kept { mark: token, record: before },
                 Step::Write(_) if !is_open => return Err(refuse(Refusal::NotOpened)),
                 Step::Write(value) => {
-                    let version = Version(before.map_or(0, |record| record.version.0) + 1);
+                    let version = next_version(before.as_ref()).ok_or_else(|| self.not_ours(&path))?;
                     Kept { mark: token, record: Some(Record::new(value.clone(), version, token)) }
                 }
             };
@@ -153,6 +155,11 @@ impl Client {
             format!("record {key}: too many change it at once: try again"),
         ))
     }
+}
+
+/// `None`: nobody writes a record that often.
+fn next_version(before: Option<&Record>) -> Option<Version> {
+    before.map_or(0, |record| record.version.0).checked_add(1).map(Version)
 }
 
 /// Whether a record with this mark takes the token.
@@ -204,6 +211,19 @@ mod tests {
         (0_u64..1 << 63, 1..=u64::MAX).prop_map(|(sequence, nonce)| {
             FencingToken::new(sequence, Nonce::from_u64(nonce).unwrap()).unwrap()
         })
+    }
+
+    #[test]
+    fn a_version_that_nobody_can_have_written_has_no_next_one() {
+        let of = |version: &str| {
+            let data =
+                format!("{0}\n{version} {0}\n", FencingToken::new(1, Nonce::from_u64(1).unwrap()).unwrap());
+            let record = Kept::read(&Bytes::from(data)).unwrap().record;
+            next_version(record.as_ref())
+        };
+        assert_eq!(next_version(None), Some(Version(1)));
+        assert_eq!(of("7"), Some(Version(8)));
+        assert_eq!(of(&u64::MAX.to_string()), None);
     }
 
     proptest! {
