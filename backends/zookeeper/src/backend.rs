@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, BoxFuture, Clock, Contention, Error,
-    Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock, LeaseKey, ListQuery,
-    LockName, LockState, LossListener, Mode, Nonce, Page, Queue, Records, Release, Renewal, Result, Scope,
-    Tokens, Ttl, Wait,
+    ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock, LeaseKey,
+    ListQuery, LockName, LockState, LossListener, Mode, Nonce, Page, Queue, Records, Release, Renewal,
+    Result, Scope, Tokens, Ttl, Wait,
 };
 use tokio::runtime::Handle;
 
@@ -169,9 +169,11 @@ impl Client {
             }
             Some(Err(error)) => {
                 if let Some(session) = &seeker.session {
-                    let (session, nonce) = (Arc::clone(session), seeker.request.nonce);
                     tokio::select! {
-                        () = self.withdraw(session, &folder, nonce) => seeker.is_settled = true,
+                        // Where that is refused, it is tried again in the background.
+                        withdrawn = self.withdraw(session, &folder, seeker.request.nonce) => {
+                            seeker.is_settled = withdrawn.is_ok();
+                        }
                         () = self.pass(overdue) => return Ok(Attempt::Busy(Contention::default())),
                     }
                 }
@@ -188,19 +190,19 @@ impl Client {
     }
 
     /// Removes what is left of an attempt. Returns when nothing is, or when the session is over in which it was made: then the
-    /// servers have removed it, or will when they know.
-    async fn withdraw(&self, session: Arc<Session>, folder: &str, nonce: Nonce) {
+    /// servers have removed it, or will when they know. The error is why they refuse.
+    async fn withdraw(&self, session: &Session, folder: &str, nonce: Nonce) -> Result<()> {
         session.let_go(nonce);
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         loop {
-            match self.remove(&session, folder, nonce).await {
-                Ok(_) | Err(Failure::Over(_)) => return,
-                Err(Failure::NotSent(_) | Failure::Lost(_)) => {}
-                Err(failure) => {
-                    let error = self.error(failure);
-                    tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends with its session");
-                    return;
+            match self.remove(session, folder, nonce).await {
+                Ok(_) => {
+                    session.forget(nonce);
+                    return Ok(());
                 }
+                Err(Failure::Over(_)) => return Ok(()),
+                Err(Failure::NotSent(_) | Failure::Lost(_)) => {}
+                Err(failure) => return Err(self.error(failure)),
             }
             tokio::time::sleep(backoff.pause()).await;
         }
@@ -231,6 +233,15 @@ impl Client {
         Ok(Line::of(&wire::children(listed.answer().await?)?))
     }
 
+    /// The line for a lock, and that the session lives: a majority agreed to both after this call. [`Self::line`] is cheaper, but
+    /// a leader that has lost the others answers it, until it knows.
+    async fn proven_line(&self, session: &Session, folder: &str) -> Result<Line, Failure> {
+        let agreed = session.call(Request::agree());
+        let listed = session.call(Request::children(folder, false));
+        agreed.agreement().await?;
+        Ok(Line::of(&wire::children(listed.answer().await?)?))
+    }
+
     async fn renew(&self, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
         let mut ttls: Vec<Ttl> = leases.iter().map(|lease| lease.ttl).collect();
         ttls.sort_unstable();
@@ -248,9 +259,10 @@ impl Client {
         let mut failed = None;
         for (ttl, session, pending) in proofs {
             let (Some(session), Some(pending)) = (session, pending) else { continue };
-            let unknown = match pending.answer().await {
-                // A majority agreed, to whatever it was: the session lives.
-                Ok(_) | Err(Failure::Refused(_) | Failure::Over(_)) => None,
+            let unknown = match pending.agreement().await {
+                Ok(()) => None,
+                // Its leases are lost.
+                Err(Failure::Over(_)) => continue,
                 Err(failure) => Some(self.error(failure)),
             };
             for (lease, renewal) in leases.iter().zip(&mut renewals).filter(|(lease, _)| lease.ttl == ttl) {
@@ -272,9 +284,7 @@ impl Client {
         let mut under_way = Vec::with_capacity(leases.len());
         for lease in leases {
             let session = self.sessions.find(lease.ttl);
-            let sent = session
-                .and_then(|session| Some(session.call(Request::delete(&session.let_go(lease.nonce)?))));
-            under_way.push((lease, sent));
+            under_way.push((lease, session.and_then(|session| session.release(lease.nonce))));
         }
         let mut releases = Vec::with_capacity(leases.len());
         let mut failed = None;
@@ -356,6 +366,15 @@ impl Seeker<'_> {
                 standing = self.stand_in_line().await?;
                 continue;
             };
+            if standing.line.places[at].is_beyond_the_last() {
+                return Err(Error::new(
+                    ErrorKind::Full,
+                    "the servers have given all numbers of this line: remove its node when nobody stands below it, and its \
+                     numbers begin again",
+                )
+                .about(self.folder)
+                .about(self.client.shown()));
+            }
             let mut news = None;
             match standing.line.turn(at, &downgraded) {
                 Turn::Now => {
@@ -478,18 +497,11 @@ impl Seeker<'_> {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         loop {
             let proven = client.now();
-            match client.line(&session, self.folder).await {
-                Ok(line) => {
-                    let Some(place) = line.find(self.request.nonce).cloned() else {
-                        return Err(why.about(client.shown()));
-                    };
-                    let path = format!("{}/{}", self.folder, place.name);
-                    let data = session.call(Request::data(&path, false)).answer().await;
-                    if let Ok(data) = data {
-                        let made_by = Data::read(data).map_err(|Odd| client.odd())?.stat.made_by;
-                        return Ok(Standing { session, name: place.name, made_by, proven, line });
-                    }
+            match self.look_for_ours(&session).await {
+                Ok(Some((line, name, made_by))) => {
+                    return Ok(Standing { session, name, made_by, proven, line });
                 }
+                Ok(None) => return Err(why.about(client.shown())),
                 Err(failure) if failure.is(Code::NO_NODE) => return Err(why.about(client.shown())),
                 Err(Failure::Lost(_) | Failure::NotSent(_)) => {}
                 Err(failure) => return Err(client.error(failure)),
@@ -498,10 +510,31 @@ impl Seeker<'_> {
         }
     }
 
+    /// The line, and in it the name of the node that this attempt made in this session, and the transaction that made it. One of
+    /// an earlier session may stand there with the same nonce, until the servers have ended that one.
+    async fn look_for_ours(&self, session: &Session) -> Result<Option<(Line, String, i64)>, Failure> {
+        let line = self.client.proven_line(session, self.folder).await?;
+        let mut found = None;
+        for place in line.places.iter().filter(|place| place.nonce == self.request.nonce && place.is_ours) {
+            let path = format!("{}/{}", self.folder, place.name);
+            match session.call(Request::data(&path, false)).answer().await {
+                // It has left in this moment.
+                Err(failure) if failure.is(Code::NO_NODE) => {}
+                data => {
+                    let stat = Data::read(data?)?.stat;
+                    if stat.owner == session.id {
+                        found = Some((place.name.clone(), stat.made_by));
+                    }
+                }
+            }
+        }
+        Ok(found.map(|(name, made_by)| (line, name, made_by)))
+    }
+
     /// Looks at the line once more. While there is no connection it goes on waiting: its place stands as long as its session.
     async fn look(&mut self, standing: &mut Standing) -> Result<()> {
         let proven = self.client.now();
-        match self.client.line(&standing.session, self.folder).await {
+        match self.client.proven_line(&standing.session, self.folder).await {
             Ok(line) => {
                 (standing.line, standing.proven) = (line, proven);
                 Ok(())
@@ -588,8 +621,18 @@ impl Seeker<'_> {
 
     fn withdraw_in_background(&mut self) {
         let Some(session) = self.session.take() else { return };
-        let (client, folder, nonce) = (Arc::clone(self.client), self.folder.to_owned(), self.request.nonce);
-        self.client.runtime.spawn(async move { client.withdraw(session, &folder, nonce).await });
+        let (client, session) = (Arc::downgrade(self.client), Arc::downgrade(&session));
+        let (folder, nonce) = (self.folder.to_owned(), self.request.nonce);
+        self.client.runtime.spawn(async move {
+            let mut backoff = Backoff::new(PAUSES.1, LOOK_EVERY);
+            // Where the client or the session is dropped, the servers remove the node.
+            while let (Some(client), Some(session)) = (client.upgrade(), session.upgrade()) {
+                let Err(error) = client.withdraw(&session, &folder, nonce).await else { return };
+                tracing::warn!(%error, "an attempt could not be withdrawn yet; what came of it ends with its session");
+                drop((client, session));
+                tokio::time::sleep(backoff.pause()).await;
+            }
+        });
     }
 }
 

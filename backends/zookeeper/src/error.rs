@@ -37,6 +37,15 @@ pub(crate) fn session_over() -> Error {
     )
 }
 
+/// Of a session that another server of the ensemble would end earlier than its leases.
+pub(crate) fn session_shortened() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "the next server grants only a shorter session, and what was held in it is lost: give all servers of the ensemble one range \
+         (minSessionTimeout, maxSessionTimeout)",
+    )
+}
+
 /// Of what the server refused.
 pub(crate) fn refused(code: Code) -> Error {
     let (kind, advice) = match code {

@@ -33,7 +33,8 @@
 //! | the first call of a TTL, and the one after a connection broke | 1 more, and those of TCP |
 //! | the first acquire of a name after its container was removed | 2 more |
 //!
-//! A waiter looks at the line every 5 s, whatever happens.
+//! A waiter looks at the line every 5 s, whatever happens. Each of its looks is a transaction that changes nothing, like a renewal:
+//! a turn counts only if a majority agrees after it came that the session lives.
 //!
 //! # Faults
 //! - **A lost reply.** A call that was under way when its connection broke has failed, and is never sent again. The session goes on
@@ -45,7 +46,8 @@
 //! - **A session that ended** has lost its leases: their holders are told when a server says so. Those who waited in it stand in line
 //!   again, at the end.
 //! - **A node that somebody removes** is seen by a watch, and its holder is told.
-//! - **A server that is cut off from the others** renews nothing. It may tell a waiter of its turn that came before it was cut off.
+//! - **A server that is cut off from the others** renews nothing, and grants nothing: whoever is told of its turn asks a majority
+//!   before it holds.
 //!   What a server hears of a session reaches the leader half a tick later; if the server is cut off in between, the leader ends the
 //!   session earlier than the guard believes, by a quarter of the TTL and half a tick at most. Only the fence helps.
 //! - **Lost data** begins the count of transactions anew, and the tokens with it.

@@ -61,7 +61,8 @@ impl Place {
             .max_by_key(|(at, ..)| *at)?;
         let (who, number) = (&name[..at], &name[at + mark.len()..]);
         let digits = number.strip_prefix('-').unwrap_or(number);
-        if digits.len() < 10 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Ten characters at least, of which a sign is one.
+        if number.len() < 10 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
         let number = number.parse().ok()?;
@@ -78,6 +79,12 @@ impl Place {
         let ours = ours.and_then(|nonce| u64::from_str_radix(nonce, 16).ok()).and_then(Nonce::from_u64);
         let nonce = ours.unwrap_or_else(|| nonce_of(who));
         Some(Self { name: name.to_owned(), number, mode, nonce, is_ours: ours.is_some() })
+    }
+
+    /// Whether the server has run out of numbers for its line: it gives the highest one to all who come then, or begins again
+    /// below zero, so that numbers no longer say who came first.
+    pub(crate) fn is_beyond_the_last(&self) -> bool {
+        self.number < 0 || self.number == i32::MAX
     }
 }
 
@@ -222,6 +229,7 @@ mod tests {
             ("f0f3b6a2c5d04a47a9ab2a3ea8d4ba2e__lock__0000000003", Mode::Exclusive, 3),
             ("f0f3b6a2c5d04a47a9ab2a3ea8d4ba2e__rlock__0000000003", Mode::Shared, 3),
             ("x-lock--2147483648", Mode::Exclusive, i32::MIN),
+            ("x-lock--000000005", Mode::Exclusive, -5),
         ] {
             let place = Place::parse(name).unwrap();
             assert_eq!((place.mode, place.number, place.is_ours), (mode, number, false), "{name}");
@@ -249,6 +257,16 @@ mod tests {
             listed.rotate_left(first);
             let numbers: Vec<i32> = Line::of(&listed).places.iter().map(|place| place.number).collect();
             assert_eq!(numbers, expected);
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_longer_say_who_came_first_are_known() {
+        for (number, is_beyond) in
+            [(0, false), (i32::MAX - 1, false), (i32::MAX, true), (i32::MIN, true), (-1, true)]
+        {
+            let place = Place::parse(&format!("x-lock-{number:010}")).unwrap();
+            assert_eq!(place.is_beyond_the_last(), is_beyond, "{number}");
         }
     }
 

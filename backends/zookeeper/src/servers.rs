@@ -50,8 +50,7 @@ impl Servers {
         for step in after..after + self.addresses.len() {
             let place = first.wrapping_add(step) % self.addresses.len();
             let (host, port) = &self.addresses[place];
-            let greeted =
-                tokio::time::timeout(patience, Connection::greet(host, *port, greeting, self.login.as_ref()));
+            let greeted = tokio::time::timeout(patience, self.greet(place, greeting));
             let error = match greeted.await {
                 Ok(Ok(welcomed)) => {
                     self.preferred.store(place, Ordering::Relaxed);
@@ -64,33 +63,20 @@ impl Servers {
         }
         Err(failed.expect("there are servers").about(&self.shown))
     }
-}
 
-/// A connection that was greeted.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    pub(crate) stream: TcpStream,
-    pub(crate) received: BytesMut,
-}
-
-impl Connection {
-    async fn greet(
-        host: &str,
-        port: u16,
-        greeting: &Greeting,
-        login: Option<&Login>,
-    ) -> Result<(Self, Welcome)> {
-        let stream = TcpStream::connect((host, port)).await.map_err(error::of_connecting)?;
+    async fn greet(&self, place: usize, greeting: &Greeting) -> Result<(Connection, Welcome)> {
+        let (host, port) = &self.addresses[place];
+        let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(error::of_connecting)?;
         stream.set_nodelay(true).map_err(error::of_connecting)?;
-        let mut connection = Self { stream, received: BytesMut::new() };
+        let mut connection = Connection { stream, received: BytesMut::new(), place };
         let mut out = BytesMut::new();
         greeting.write(&mut out);
-        if let Some(login) = login {
+        if let Some(login) = &self.login {
             Request::login(login.as_str()).write(wire::LOGIN, &mut out);
         }
         connection.stream.write_all(&out).await.map_err(error::of_connecting)?;
         let welcome = Welcome::read(connection.message().await?).map_err(|Odd| error::odd())?;
-        if login.is_some() && welcome.session != 0 {
+        if self.login.is_some() && welcome.session != 0 {
             let answer = Answer::read(connection.message().await?).map_err(|Odd| error::odd())?;
             if let Err(code) = answer.outcome {
                 return Err(error::refused(code));
@@ -99,6 +85,23 @@ impl Connection {
         Ok((connection, welcome))
     }
 
+    /// This one fell silent: the next connection begins with another one, unless it does already.
+    pub(crate) fn avoid(&self, place: usize) {
+        let next = (place + 1) % self.addresses.len();
+        let _ = self.preferred.compare_exchange(place, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// A connection that was greeted.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) stream: TcpStream,
+    pub(crate) received: BytesMut,
+    /// Which server it is with, by its place among the addresses.
+    pub(crate) place: usize,
+}
+
+impl Connection {
     async fn message(&mut self) -> Result<Bytes> {
         loop {
             if let Some(message) = wire::take_message(&mut self.received).map_err(|Odd| error::odd())? {

@@ -6,7 +6,6 @@
 //! the next connection knows: what it does not find will not come any more.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::error;
 use crate::servers::{SILENCE_MAX, Servers};
 use crate::task::Task;
-use crate::wire::{Code, Greeting, Odd, Request};
+use crate::wire::{self, Code, Greeting, Odd, Request, Welcome};
 
 /// Why a call has no answer.
 #[derive(Clone, Debug)]
@@ -53,7 +52,12 @@ pub(crate) struct Session {
     shared: Arc<Shared>,
     /// What the servers granted.
     pub(crate) timeout: Ttl,
+    /// As the servers name it: the owner of every node that was made in it.
+    pub(crate) id: i64,
 }
+
+/// Where an answer is awaited.
+pub(crate) type Reply = oneshot::Sender<Result<Bytes, Failure>>;
 
 /// What the task of a session is told to do.
 #[derive(Debug)]
@@ -63,12 +67,14 @@ pub(crate) enum Order {
     Tell(Request),
     /// Look after a lease: its node is there or it is lost.
     Watch(Nonce, String),
+    /// Give a lease back: remove its node, whoever waits for the answer.
+    Release(Nonce, String, Reply),
 }
 
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) request: Request,
-    pub(crate) reply: oneshot::Sender<Result<Bytes, Failure>>,
+    pub(crate) reply: Reply,
     /// Where its answer leaves a watch.
     pub(crate) watch: Option<Watch>,
 }
@@ -91,7 +97,7 @@ pub(crate) struct Shared {
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// The leases of this session, until they are given back or lost.
+    /// The leases of this session, until their nodes are gone.
     pub(crate) held: HashMap<Nonce, Held>,
     /// Why it is over, once it is.
     pub(crate) over: Option<Error>,
@@ -102,7 +108,7 @@ pub(crate) struct Held {
     pub(crate) path: String,
     /// Until when it lives unless it is renewed, however long the session lives on.
     pub(crate) deadline: BootInstant,
-    /// Whether it has lapsed, and its node is there until the servers have removed it.
+    /// Whether it has lapsed or was given back, and its node may be there until a server says that it is not.
     pub(crate) has_lapsed: bool,
 }
 
@@ -136,6 +142,16 @@ pub(crate) struct Pending(oneshot::Receiver<Result<Bytes, Failure>>);
 impl Pending {
     pub(crate) async fn answer(self) -> Result<Bytes, Failure> {
         self.0.await.unwrap_or_else(|_| Err(Failure::Over(error::session_over())))
+    }
+
+    /// Whether a majority agreed that the session lives, of [`Request::agree`]. What they say to it stands in the answer's body.
+    pub(crate) async fn agreement(self) -> Result<(), Failure> {
+        match wire::all(self.answer().await?)? {
+            // The leader looks at the session before it looks at who may read the node.
+            Ok(()) | Err((_, Code::NO_AUTH)) => Ok(()),
+            Err((_, Code::SESSION_EXPIRED)) => Err(Failure::Over(error::session_over())),
+            Err((_, code)) => Err(Failure::Refused(code)),
+        }
     }
 }
 
@@ -171,10 +187,12 @@ impl Session {
             listener: listener.clone(),
         });
         let (orders, receiver) = mpsc::unbounded_channel();
-        let greeting = Greeting { session: welcome.session, password: welcome.password, ..greeting };
+        let Welcome { timeout_ms, session: id, password } = welcome;
+        // The next server is asked for what this one granted.
+        let greeting = Greeting { timeout_ms, session: id, password, ..greeting };
         let task = Task::new(Arc::clone(&shared), Arc::clone(servers), receiver, greeting, timeout);
         tokio::spawn(task.run(connection));
-        Ok(Self { orders, shared, timeout })
+        Ok(Self { orders, shared, timeout, id })
     }
 
     /// Sends a request after all those before it.
@@ -228,12 +246,22 @@ impl Session {
         self.shared.state().held.get(&nonce).filter(|held| !held.has_lapsed).map(|held| held.path.clone())
     }
 
-    /// Looks after a lease no more, and says which node is its. `None`: it is not held.
-    pub(crate) fn let_go(&self, nonce: Nonce) -> Option<String> {
-        match self.shared.state().held.entry(nonce) {
-            Entry::Occupied(held) if !held.get().has_lapsed => Some(held.remove().path),
-            _ => None,
-        }
+    /// Gives a lease back. Where that fails, its node is removed as soon as a server answers. `None`: it is not held.
+    pub(crate) fn release(&self, nonce: Nonce) -> Option<Pending> {
+        let path = self.path_of(nonce)?;
+        let (reply, pending) = oneshot::channel();
+        let _ = self.orders.send(Order::Release(nonce, path, reply));
+        Some(Pending(pending))
+    }
+
+    /// Holds a lease no more, if it was held, and goes on to look after its node until it is [forgotten](Self::forget).
+    pub(crate) fn let_go(&self, nonce: Nonce) {
+        self.shared.let_go(nonce);
+    }
+
+    /// The node of a lease that was let go is gone.
+    pub(crate) fn forget(&self, nonce: Nonce) {
+        self.shared.state().held.remove(&nonce);
     }
 
     /// Prolongs a lease, by the word of the servers that the session lives, which was asked for at this instant. `false`: it is
@@ -253,5 +281,57 @@ impl Session {
 impl Shared {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn let_go(&self, nonce: Nonce) {
+        if let Some(held) = self.state().held.get_mut(&nonce) {
+            held.has_lapsed = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{BufMut, BytesMut};
+
+    use super::*;
+
+    /// What the servers say to [`Request::agree`]: in the body, whatever it is.
+    fn body(code: i32) -> Bytes {
+        let mut body = BytesMut::new();
+        body.put_i32(if code == 0 { 13 } else { -1 });
+        body.put_u8(0);
+        body.put_i32(code);
+        if code != 0 {
+            body.put_i32(code);
+        }
+        body.put_i32(-1);
+        body.put_u8(1);
+        body.put_i32(-1);
+        body.freeze()
+    }
+
+    async fn agreement(answer: Result<Bytes, Failure>) -> Result<(), Failure> {
+        let (reply, pending) = oneshot::channel();
+        reply.send(answer).unwrap();
+        Pending(pending).agreement().await
+    }
+
+    #[tokio::test]
+    async fn only_what_the_servers_agree_to_is_agreement() {
+        for code in [0, Code::NO_AUTH.0] {
+            assert!(agreement(Ok(body(code))).await.is_ok(), "{code}");
+        }
+        let expired = agreement(Ok(body(Code::SESSION_EXPIRED.0))).await;
+        assert!(matches!(expired, Err(Failure::Over(_))), "{expired:?}");
+        // A server that is overloaded, and one that cannot agree to anything.
+        for code in [-127, -1, Code::SESSION_MOVED.0] {
+            let refused = agreement(Ok(body(code))).await;
+            assert!(matches!(refused, Err(Failure::Refused(Code(why))) if why == code), "{refused:?}");
+        }
+        let refused = agreement(Err(Failure::Refused(Code(-127)))).await;
+        assert!(matches!(refused, Err(Failure::Refused(_))), "{refused:?}");
+        let odd = agreement(Ok(Bytes::new())).await;
+        assert!(matches!(odd, Err(Failure::Odd)), "{odd:?}");
     }
 }

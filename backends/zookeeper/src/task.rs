@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error;
 use crate::servers::{Connection, Servers, silence};
-use crate::session::{Call, Failure, Held, Order, Shared, Watch};
+use crate::session::{Call, Failure, Held, Order, Reply, Shared, Watch};
 use crate::wire::{self, Answer, Change, Code, Event, Greeting, Odd, Request, Welcome};
 
 /// A connection on which nothing was said for this part of a session's timeout is pinged, so that the servers hear of us at least
@@ -32,8 +32,8 @@ enum Sent {
     Call(i32, Call),
     /// The node of a lease is looked at, and watched.
     Watch(i32, Nonce, String),
-    /// The node of a lease that has lapsed is removed.
-    Lapse(i32, Nonce),
+    /// The node of a lease that has lapsed is removed, or of one that was given back, whose holder waits for the answer.
+    Lapse(i32, Nonce, Option<Reply>),
     /// Nobody waits for its answer.
     Tell(i32),
 }
@@ -41,9 +41,10 @@ enum Sent {
 impl Sent {
     fn number(&self) -> i32 {
         match self {
-            Self::Call(number, _) | Self::Watch(number, ..) | Self::Lapse(number, _) | Self::Tell(number) => {
-                *number
-            }
+            Self::Call(number, _)
+            | Self::Watch(number, ..)
+            | Self::Lapse(number, ..)
+            | Self::Tell(number) => *number,
         }
     }
 }
@@ -73,7 +74,7 @@ pub(crate) struct Task {
     last_sent: BootInstant,
     /// Since when the server owes an answer, and has said nothing.
     owed_since: Option<BootInstant>,
-    /// Before this instant no lease lapses. Those taken since it was set end later.
+    /// Before this instant no lease lapses.
     next_lapse: BootInstant,
     number: i32,
     out: BytesMut,
@@ -125,7 +126,7 @@ impl Task {
 
     /// Serves a connection until it breaks.
     async fn serve(&mut self, connection: Connection) -> End {
-        let Connection { stream, mut received } = connection;
+        let Connection { stream, mut received, place } = connection;
         let (mut reader, mut writer) = stream.into_split();
         let (ping_after, silence) = (self.timeout / PING_PART, silence(self.timeout));
         let mut is_pinged = false;
@@ -155,6 +156,7 @@ impl Task {
             self.owed_since = is_owed.then(|| self.owed_since.unwrap_or(now));
             let silent_at = self.owed_since.map(|since| since.saturating_add(silence));
             if silent_at.is_some_and(|silent_at| now >= silent_at) {
+                self.servers.avoid(place);
                 return End::Broken(error::of_connecting(io::ErrorKind::TimedOut.into()));
             }
             let ping_at =
@@ -205,6 +207,10 @@ impl Task {
             }
             Order::Tell(request) => self.tell_server(&request),
             Order::Watch(nonce, path) => self.watch_lease(nonce, path),
+            Order::Release(nonce, path, reply) => {
+                self.shared.let_go(nonce);
+                self.remove_lapsed(nonce, &path, Some(reply));
+            }
         }
     }
 
@@ -215,6 +221,9 @@ impl Task {
     }
 
     fn watch_lease(&mut self, nonce: Nonce, path: String) {
+        if let Some(held) = self.shared.state().held.get(&nonce) {
+            self.next_lapse = self.next_lapse.min(held.deadline);
+        }
         let number = self.next_number();
         Request::data(&path, true).write(number, &mut self.out);
         self.unanswered.push_back(Sent::Watch(number, nonce, path));
@@ -259,8 +268,18 @@ impl Task {
                 Ok(_) => self.watches.entry(path).or_default().holder = Some(nonce),
                 Err(_) => self.lose(nonce),
             },
-            // Whatever the answer is, the node is not there.
-            Sent::Lapse(_, nonce) => drop(self.shared.state().held.remove(&nonce)),
+            Sent::Lapse(_, nonce, reply) => {
+                match answer.outcome {
+                    Ok(_) | Err(Code::NO_NODE) => drop(self.shared.state().held.remove(&nonce)),
+                    Err(code) => tracing::warn!(
+                        error = %error::refused(code),
+                        "the node of a lease that is over could not be removed; the next connection tries it again"
+                    ),
+                }
+                if let Some(reply) = reply {
+                    let _ = reply.send(answer.outcome.map_err(Failure::Refused));
+                }
+            }
             Sent::Tell(_) => {}
         }
         Ok(())
@@ -321,15 +340,15 @@ impl Task {
             lapsed.push((*nonce, held.path.clone()));
         }
         for (nonce, path) in lapsed {
-            self.remove_lapsed(nonce, &path);
+            self.remove_lapsed(nonce, &path, None);
             self.shared.listener.lost(nonce);
         }
     }
 
-    fn remove_lapsed(&mut self, nonce: Nonce, path: &str) {
+    fn remove_lapsed(&mut self, nonce: Nonce, path: &str, reply: Option<Reply>) {
         let number = self.next_number();
         Request::delete(path).write(number, &mut self.out);
-        self.unanswered.push_back(Sent::Lapse(number, nonce));
+        self.unanswered.push_back(Sent::Lapse(number, nonce, reply));
     }
 
     /// What was under way has failed, and what was watched may have changed meanwhile.
@@ -337,7 +356,7 @@ impl Task {
         self.out.clear();
         self.watches.clear();
         for sent in self.unanswered.drain(..) {
-            if let Sent::Call(_, Call { reply, .. }) = sent {
+            if let Sent::Call(_, Call { reply, .. }) | Sent::Lapse(_, _, Some(reply)) = sent {
                 let _ = reply.send(Err(Failure::Lost(why.clone())));
             }
         }
@@ -354,7 +373,15 @@ impl Task {
             let connected = self.servers.connect(&self.greeting, after, patience).await;
             match connected {
                 Ok((_, Welcome { session: 0, .. })) => return Err(error::session_over()),
-                Ok((connection, welcome)) => {
+                Ok((mut connection, welcome)) => {
+                    let granted = Duration::from_millis(u64::try_from(welcome.timeout_ms).unwrap_or(0));
+                    if granted < self.timeout {
+                        // Its leases would outlive it. Where this does not arrive, it ends at its timeout.
+                        Request::close().write(self.next_number(), &mut self.out);
+                        let closed = connection.stream.write_all(&self.out);
+                        let _ = tokio::time::timeout(patience, closed).await;
+                        return Err(error::session_shortened());
+                    }
                     self.greeting.password = welcome.password;
                     self.last_sent = self.shared.clock.now();
                     self.owed_since = None;
@@ -374,8 +401,14 @@ impl Task {
     /// Those that would wait for a connection are told that there is none.
     fn fail_what_waits(&mut self, why: &Error) {
         while let Ok(order) = self.orders.try_recv() {
-            if let Order::Call(Call { reply, .. }) = order {
-                let _ = reply.send(Err(Failure::NotSent(why.clone())));
+            match order {
+                Order::Call(Call { reply, .. }) => drop(reply.send(Err(Failure::NotSent(why.clone())))),
+                Order::Release(nonce, _, reply) => {
+                    // The next connection removes its node.
+                    self.shared.let_go(nonce);
+                    let _ = reply.send(Err(Failure::NotSent(why.clone())));
+                }
+                Order::Tell(_) | Order::Watch(..) => {}
             }
         }
     }
@@ -386,7 +419,7 @@ impl Task {
         let held: Vec<_> = self.shared.state().held.iter().map(held).collect();
         for (nonce, path, has_lapsed) in held {
             if has_lapsed {
-                self.remove_lapsed(nonce, &path);
+                self.remove_lapsed(nonce, &path, None);
             } else {
                 self.watch_lease(nonce, path);
             }
@@ -406,7 +439,7 @@ impl Task {
         }
         self.orders.close();
         while let Ok(order) = self.orders.try_recv() {
-            if let Order::Call(Call { reply, .. }) = order {
+            if let Order::Call(Call { reply, .. }) | Order::Release(_, _, reply) = order {
                 let _ = reply.send(Err(Failure::Over(why.clone())));
             }
         }

@@ -1,5 +1,7 @@
 //! What is said to a ZooKeeper server and what it says: the dozen messages that locks need, in the order of their bytes.
 
+use std::fmt;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// The longest message that is taken from a server: what a server takes from us, unless its `jute.maxbuffer` says otherwise,
@@ -55,7 +57,7 @@ pub(crate) enum Kind {
 }
 
 /// A request, without its number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Request {
     operation: i32,
     body: BytesMut,
@@ -186,6 +188,13 @@ impl Request {
     }
 }
 
+/// Without its body, in which a password may be.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("operation", &self.operation).finish_non_exhaustive()
+    }
+}
+
 const ANY_VERSION: i32 = -1;
 
 fn length(bytes: usize) -> i32 {
@@ -193,7 +202,7 @@ fn length(bytes: usize) -> i32 {
 }
 
 /// What begins a connection: which session, and what was seen in it last.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Greeting {
     pub(crate) seen: i64,
     pub(crate) timeout_ms: i32,
@@ -220,8 +229,20 @@ impl Greeting {
     }
 }
 
+/// Without the password, by which anybody could take the session over.
+impl fmt::Debug for Greeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seen, timeout_ms, session, password: _ } = self;
+        f.debug_struct("Greeting")
+            .field("seen", seen)
+            .field("timeout_ms", timeout_ms)
+            .field("session", session)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What the server says to a greeting.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Welcome {
     pub(crate) timeout_ms: i32,
     /// Zero: the session that was asked for is over.
@@ -234,6 +255,17 @@ impl Welcome {
         let _version = int(&mut message)?;
         let (timeout_ms, session) = (int(&mut message)?, long(&mut message)?);
         Ok(Self { timeout_ms, session, password: buffer(&mut message)? })
+    }
+}
+
+/// Without the password.
+impl fmt::Debug for Welcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { timeout_ms, session, password: _ } = self;
+        f.debug_struct("Welcome")
+            .field("timeout_ms", timeout_ms)
+            .field("session", session)
+            .finish_non_exhaustive()
     }
 }
 
@@ -302,6 +334,8 @@ pub(crate) struct Stat {
     pub(crate) made_at: i64,
     pub(crate) changed_at: i64,
     pub(crate) version: i32,
+    /// The session that it ends with. Zero: none.
+    pub(crate) owner: i64,
 }
 
 impl Stat {
@@ -309,10 +343,10 @@ impl Stat {
         let (made_by, _changed_by) = (long(message)?, long(message)?);
         let (made_at, changed_at) = (long(message)?, long(message)?);
         let (version, _children_version, _acl_version) = (int(message)?, int(message)?, int(message)?);
-        let _owner = long(message)?;
+        let owner = long(message)?;
         let (_bytes, _children) = (int(message)?, int(message)?);
         let _last_child = long(message)?;
-        Ok(Self { made_by, made_at, changed_at, version })
+        Ok(Self { made_by, made_at, changed_at, version, owner })
     }
 }
 
@@ -436,6 +470,18 @@ mod tests {
             out[..],
             [0, 0, 0, 18, 0, 0, 0, 5, 0, 0, 0, 2, 0, 0, 0, 2, b'/', b'a', 255, 255, 255, 255]
         );
+    }
+
+    #[test]
+    fn no_password_is_shown() {
+        let password = Bytes::from_static(b"open sesame");
+        let greeting = Greeting { password: password.clone(), ..Greeting::new_session(7_000) };
+        let welcome = Welcome { timeout_ms: 7_000, session: 1, password };
+        for shown in [format!("{greeting:?}"), format!("{welcome:?}")] {
+            assert!(shown.contains("7000") && !shown.contains("sesame"), "{shown}");
+        }
+        let login = format!("{:?}", Request::login("ann:open sesame"));
+        assert!(login.contains("100") && !login.contains("sesame"), "{login}");
     }
 
     proptest! {

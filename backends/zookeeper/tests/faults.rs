@@ -227,6 +227,20 @@ async fn a_broken_connection_costs_nobody_a_lease_or_a_place() {
 }
 
 #[tokio::test]
+async fn what_is_given_back_while_nobody_answers_is_free_afterwards() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    let (ann, bob) = (connect_over(&proxy).await, connect(&servers.url()).await);
+    let lease = hold(&ann).await;
+    proxy.cut();
+    let released = within("an answer", ann.release(std::slice::from_ref(&lease.key))).await;
+    assert!(released.is_err(), "nobody knows whether it was given back: {released:?}");
+    proxy.mend();
+    // Its session lives on, so nothing else removes the node.
+    sees(&bob, "a lock that was given back", LockState::is_free).await;
+}
+
+#[tokio::test]
 async fn a_node_that_is_removed_after_a_broken_connection_is_missed() {
     let Some(servers) = Ensemble::start().await else { return };
     let proxy = Proxy::start(servers.ports()[0]).await;
