@@ -232,7 +232,7 @@ async fn what_is_given_back_while_nobody_answers_is_free_afterwards() {
     let proxy = Proxy::start(servers.ports()[0]).await;
     let (ann, bob) = (connect_over(&proxy).await, connect(&servers.url()).await);
     let lease = hold(&ann).await;
-    proxy.cut();
+    proxy.accept_and_be_silent();
     let released = within("an answer", ann.release(std::slice::from_ref(&lease.key))).await;
     assert!(released.is_err(), "nobody knows whether it was given back: {released:?}");
     proxy.mend();
