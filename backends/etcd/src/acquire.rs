@@ -153,6 +153,7 @@ impl Pending<'_> {
                         if let Some(attempt) = Box::pin(self.wait(stand, deadline)).await? {
                             return Ok(attempt);
                         }
+                        tries = 0;
                     }
                     None => return Box::pin(self.give_up(&stand.key)).await,
                 },
@@ -214,13 +215,18 @@ impl Pending<'_> {
         }
         let answer = match answer {
             Err(error) if error::is_of_lease(&error) => {
-                // Either of them, and it costs little to get both anew.
-                lease.end();
-                client.held.lost_with(&lease);
-                if let Some(place) = &in_line {
-                    place.end();
-                }
                 self.may_stand = None;
+                match in_line.filter(|place| place.id() != lease.id()) {
+                    None => {
+                        lease.end();
+                        client.held.lost_with(&lease);
+                    }
+                    // Either of them: others live by the one that is left, so that the cluster is asked which.
+                    Some(place) => {
+                        let now = client.now();
+                        tokio::try_join!(client.keep_held(&lease, now), client.keep_held(&place, now))?;
+                    }
+                }
                 return Ok(Asked::Again);
             }
             Err(error) => {
@@ -234,7 +240,7 @@ impl Pending<'_> {
         let odd = || error::odd_answer("a place in line that is not there", client.servers.shown());
         if answer.succeeded {
             let created = ops::revision(&answer);
-            return Ok(Asked::Holds(Granted { key, created, lease, sent }));
+            return self.holds(Granted { key, created, lease, sent }).await;
         }
         let Some(place) = in_line.filter(|_| joins) else {
             // It is in nobody's way, and nothing was written.
@@ -251,12 +257,22 @@ impl Pending<'_> {
         }
         let found = ops::found(joined, 1).ok_or_else(odd)?;
         let (created, behind) = look(mode, &key, found).ok_or_else(odd)?;
-        Ok(match behind {
-            Standing::Holds => Asked::Holds(Granted { key, created, lease: place, sent }),
+        match behind {
+            Standing::Holds => self.holds(Granted { key, created, lease: place, sent }).await,
             behind => {
-                Asked::Stands(Stand { key, created, lease: place, behind, looked: ops::revision(&answer) })
+                let looked = ops::revision(&answer);
+                Ok(Asked::Stands(Stand { key, created, lease: place, behind, looked }))
             }
-        })
+        }
+    }
+
+    /// A place at the front, unless the cluster has said meanwhile that what it lives by is no more.
+    async fn holds(&mut self, granted: Granted) -> Result<Asked> {
+        if granted.lease.is_over() {
+            self.forget(&granted.key).await?;
+            return Ok(Asked::Again);
+        }
+        Ok(Asked::Holds(granted))
     }
 
     /// Stands in line until its turn comes or the wait ends. `None`: its place is gone, and it has to ask again.
@@ -285,8 +301,10 @@ impl Pending<'_> {
             }
             let sent = client.now();
             let is_due = sent.saturating_since(looked_at) >= LOOK_EVERY;
-            let looks = news.heard() != heard || news.missed(looked) || is_due;
-            heard = news.heard();
+            // Read once: what comes from now on is looked at the next time.
+            let hears = news.heard();
+            let looks = hears != heard || news.missed(looked) || is_due;
+            heard = hears;
             let seen = async {
                 let (is_alive, is_lasting, seen) = tokio::join!(
                     client.leases.refresh(&lease, FRESH_PART),
@@ -295,19 +313,20 @@ impl Pending<'_> {
                         if looks { self.claim(&key, created, &lasting).await.map(Some) } else { Ok(None) }
                     }
                 );
-                // Whoever has its turn has no need of a place any more.
-                if let Ok(Some(Seen::Claimed)) = seen {
-                    return seen;
-                }
-                if !is_lasting? {
+                if let Ok(false) = is_lasting {
                     client.held.lost_with(&lasting);
                 }
+                // Whoever has its turn has no need of a place any more, but of what it is to live by.
+                if let Ok(Some(Seen::Claimed)) = seen {
+                    return if lasting.is_over() { Ok(Some(Seen::Gone)) } else { seen };
+                }
+                is_lasting?;
                 if is_alive? { seen } else { Ok(Some(Seen::Gone)) }
             };
             match seen.await {
                 Ok(None) => {}
                 Ok(Some(Seen::Gone)) => {
-                    self.may_stand = None;
+                    self.forget(&key).await?;
                     return Ok(None);
                 }
                 Ok(Some(Seen::Claimed)) => {
@@ -410,6 +429,13 @@ impl Pending<'_> {
             client.look_after_leases();
         }
         Ok(Attempt::Granted(granted))
+    }
+
+    /// Sees to it that nothing is left of a key: a claim whose answer was lost may have moved it to a lease that lives on.
+    async fn forget(&mut self, key: &[u8]) -> Result<()> {
+        self.client.delete(&self.request.name, key).await?;
+        self.may_stand = None;
+        Ok(())
     }
 
     /// Leaves the line.

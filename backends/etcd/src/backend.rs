@@ -133,7 +133,7 @@ impl Client {
     }
 
     /// Deletes the key of a lease. Says whether it was there. The key has the nonce of the attempt, so that it is nobody else's.
-    async fn delete(&self, name: &LockName, key: &[u8]) -> Result<bool> {
+    pub(crate) async fn delete(&self, name: &LockName, key: &[u8]) -> Result<bool> {
         let txn = TxnRequest { success: vec![ops::delete(key)], ..TxnRequest::default() };
         let deleted = match self.batch.change(name, txn).await {
             Ok(answer) => ops::deleted(&answer, 0)

@@ -95,6 +95,11 @@ impl ServerLease {
         self.life.lasts
     }
 
+    /// Whether the server said that it is no more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.life.is_over()
+    }
+
     /// The server said that it is no more.
     pub(crate) fn end(&self) {
         self.life.is_over.store(true, Ordering::Release);

@@ -104,14 +104,16 @@ impl Client {
             }
             changed => changed?.succeeded,
         };
-        if changed {
-            self.held.lives_by(lease.nonce, &lasting);
+        if !changed {
+            return Ok(false);
         }
-        Ok(changed && lives?)
+        self.held.lives_by(lease.nonce, &lasting);
+        // The change was made, whatever is known of what it lives by.
+        lives.map_err(Error::with_unknown_effect)
     }
 
     /// Keeps a lease of the server alive, and tells everybody who lives by it where it is no more.
-    async fn keep_held(&self, lease: &ServerLease, since: BootInstant) -> Result<bool> {
+    pub(crate) async fn keep_held(&self, lease: &ServerLease, since: BootInstant) -> Result<bool> {
         let lives = lease.keep(since).await?;
         if !lives {
             self.held.lost_with(lease);
