@@ -65,28 +65,53 @@ impl Client {
         outcome
     }
 
-    /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for as long as the lease
-    /// could live. Says whether nothing is left of it.
-    async fn withdraw(&self, withdrawal: Withdrawal) -> bool {
-        let Withdrawal { name, key, nonce, ttl } = withdrawal;
-        let ends = self.now().saturating_add(ttl);
+    /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for the TTL, and then goes
+    /// on in the background: the server's lease that the attempt shares with others may live on. Says whether it is known that
+    /// nothing is left of it.
+    async fn withdraw(self: &Arc<Self>, withdrawal: Withdrawal) -> bool {
+        let ends = self.now().saturating_add(withdrawal.ttl);
         let mut backoff = Backoff::new(WITHDRAW_FIRST, WITHDRAW_MOST);
-        loop {
-            let withdrawn = async {
-                let (reminder, _) = self.leases.grant(WITHDRAWN).await?;
-                let success =
-                    vec![ops::delete(&key), ops::put(&self.keys.withdrawn(nonce), Vec::new(), reminder.id())];
-                self.batch.change(&name, TxnRequest { success, ..TxnRequest::default() }).await
-            };
-            match withdrawn.await {
-                Ok(_) => return true,
-                Err(error) if error.retry() == Retry::Never && error.kind() != ErrorKind::Lost => {
-                    tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
-                    return false;
-                }
-                Err(_) if self.now() >= ends => return true,
-                Err(_) => tokio::time::sleep(backoff.pause()).await,
+        while self.now() < ends {
+            if let Some(is_undone) = self.try_to_withdraw(&withdrawal).await {
+                return is_undone;
             }
+            tokio::time::sleep(backoff.pause()).await;
+        }
+        // Without the client nobody renews what the attempt lives by.
+        let client = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            while let Some(client) = client.upgrade() {
+                if client.try_to_withdraw(&withdrawal).await.is_some() {
+                    return;
+                }
+                drop(client);
+                tokio::time::sleep(backoff.pause()).await;
+            }
+        });
+        false
+    }
+
+    /// Whether an attempt is undone; `None`: it has to be tried again.
+    async fn try_to_withdraw(&self, withdrawal: &Withdrawal) -> Option<bool> {
+        let Withdrawal { name, key, nonce, .. } = withdrawal;
+        let withdrawn = async {
+            let (reminder, _) = self.leases.grant(WITHDRAWN).await?;
+            let success =
+                vec![ops::delete(key), ops::put(&self.keys.withdrawn(*nonce), Vec::new(), reminder.id())];
+            self.batch.change(name, TxnRequest { success, ..TxnRequest::default() }).await
+        };
+        let withdrawn = match withdrawn.await {
+            // There is no room for a reminder, nor for the attempt if it comes late.
+            Err(error) if error.kind() == ErrorKind::Full => self.delete(name, key).await.map(drop),
+            withdrawn => withdrawn.map(drop),
+        };
+        match withdrawn {
+            Ok(()) => Some(true),
+            Err(error) if error.retry() == Retry::Never && error.kind() != ErrorKind::Lost => {
+                tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends with its lease of the server");
+                Some(false)
+            }
+            Err(_) => None,
         }
     }
 }
