@@ -1,11 +1,12 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction,
     FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
-    Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens, Ttl,
+    Nonce, Page, Queue, Records, Release, Renewal, Result, Retry, Scope, Tokens, Ttl,
 };
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -13,7 +14,7 @@ use tokio::task::JoinSet;
 use crate::batch::{Batch, DELETE_RANGE, RANGE};
 use crate::checks;
 use crate::error;
-use crate::held::Held;
+use crate::held::{Held, Holding};
 use crate::keys::{Keys, nonce_of};
 use crate::leases::Leases;
 use crate::line::{self, Place};
@@ -26,6 +27,9 @@ use crate::watch::Watches;
 
 /// The shortest TTL that etcd knows. A cluster's own minimum, which is higher by default, is learned when we connect to it.
 const TTL_MIN_MS: u64 = 1000;
+
+/// The pause between tries to end a lease that nobody renews.
+const END_AGAIN: Duration = Duration::from_secs(1);
 
 /// What an etcd cluster promises.
 pub fn guarantees() -> Guarantees {
@@ -40,7 +44,7 @@ pub fn guarantees() -> Guarantees {
 }
 
 fn ttl(millis: u64) -> Ttl {
-    Ttl::new(std::time::Duration::from_millis(millis)).unwrap_or(Ttl::MAX)
+    Ttl::new(Duration::from_millis(millis)).unwrap_or(Ttl::MAX)
 }
 
 /// Locks on an etcd cluster; see the crate's documentation.
@@ -116,20 +120,34 @@ impl Client {
         let clock = Arc::clone(&self.clock);
         self.runtime.spawn(async move {
             loop {
-                let (overdue, next) = held.overdue(clock.now());
-                for (nonce, holding) in overdue {
+                let overdue = held.overdue(clock.now());
+                if !overdue.is_empty() {
                     let Some(client) = client.upgrade() else { return };
-                    // What cannot be deleted now ends with its server's lease.
-                    let _ = client.delete(&holding.name, &holding.key).await;
-                    client.held.lost(nonce);
+                    let end = |client: Arc<Self>, (nonce, holding)| async move {
+                        client.end(nonce, &holding).await;
+                        Ok(())
+                    };
+                    client.each(overdue.into_iter(), end).await;
                 }
-                let Some(nap) = next.map(|next| clock.nap(next)) else { return };
+                let Some(next) = held.plan() else { return };
                 tokio::select! {
-                    () = tokio::time::sleep(nap.unwrap_or_default()) => {}
+                    () = tokio::time::sleep(clock.nap(next).unwrap_or_default()) => {}
                     () = held.sooner.notified() => {}
                 }
             }
         });
+    }
+
+    /// Ends a lease that nobody has renewed. A key that cannot be deleted now is tried again; one that never can be ends with the
+    /// server's lease.
+    async fn end(&self, nonce: Nonce, holding: &Holding) {
+        match self.delete(&holding.name, &holding.key).await {
+            Err(error) if error.retry() == Retry::Later => {
+                tracing::debug!(%error, "a lease that nobody renews cannot be ended yet");
+                self.held.lingers(nonce, self.now().saturating_add(END_AGAIN));
+            }
+            _ => self.held.lost(nonce),
+        }
     }
 
     /// Deletes the key of a lease. Says whether it was there. The key has the nonce of the attempt, so that it is nobody else's.

@@ -117,6 +117,19 @@ impl Held {
         }
     }
 
+    /// It is over, and whoever holds it is told, but its key is still there, and is seen to at this instant.
+    pub(crate) fn lingers(&self, nonce: Nonce, again: BootInstant) {
+        let watch = self.entries().by_nonce.get_mut(&nonce).and_then(|entry| {
+            entry.over = again;
+            entry.watch.take()
+        });
+        if watch.is_some()
+            && let Some(listener) = self.listener.get()
+        {
+            listener(nonce);
+        }
+    }
+
     /// Everything that lives by a lease of the server that is no more is lost.
     pub(crate) fn lost_with(&self, lease: &ServerLease) {
         let lost: Vec<Nonce> = {
@@ -129,15 +142,18 @@ impl Held {
         }
     }
 
-    /// What nobody renewed in time, and when to look again: `None` when there is nothing to look for any more.
-    pub(crate) fn overdue(&self, now: BootInstant) -> (Vec<(Nonce, Holding)>, Option<BootInstant>) {
+    /// What nobody renewed in time.
+    pub(crate) fn overdue(&self, now: BootInstant) -> Vec<(Nonce, Holding)> {
+        let entries = self.entries();
+        let overdue = entries.by_nonce.iter().filter(|(_, entry)| entry.over <= now);
+        overdue.map(|(nonce, entry)| (*nonce, entry.holding.clone())).collect()
+    }
+
+    /// When to look again: `None` when there is nothing to look for any more.
+    pub(crate) fn plan(&self) -> Option<BootInstant> {
         let mut entries = self.entries();
-        let is_overdue = |entry: &&Entry| entry.over <= now;
-        let overdue = entries.by_nonce.iter().filter(|(_, entry)| is_overdue(entry));
-        let overdue = overdue.map(|(nonce, entry)| (*nonce, entry.holding.clone())).collect();
-        let rest = entries.by_nonce.values().filter(|entry| !is_overdue(entry));
-        entries.planned = rest.map(|entry| entry.over).min();
-        (overdue, entries.planned)
+        entries.planned = entries.by_nonce.values().map(|entry| entry.over).min();
+        entries.planned
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
