@@ -127,15 +127,16 @@ impl Keys {
         LockName::new(std::str::from_utf8(&name).ok()?).ok()
     }
 
-    /// Errors for a name that cannot be used as it stands, because our own keys begin so.
+    /// Errors for a name that cannot be used as it stands, because its keys and our own would meet.
     pub(crate) fn check(&self, name: &LockName) -> Result<()> {
         let ours = &self.prefix[..self.prefix.len() - 1];
-        if self.is_verbatim && (name.as_str() == ours || name.as_str().starts_with(&self.prefix)) {
+        let meet = || name.as_str().starts_with(&self.prefix) || self.prefix.starts_with(&format!("{name}/"));
+        if self.is_verbatim && meet() {
             return Err(Error::new(
                 ErrorKind::InvalidName,
                 format!(
-                    "the lock name {:?} begins with {ours:?}, where Ringfence keeps what is its own: with keys=verbatim give the \
-                     lock another name, or the URL another path",
+                    "the keys of the lock name {:?} meet those under {ours:?}, where Ringfence keeps what is its own: with \
+                     keys=verbatim give the lock another name, or the URL another path",
                     name.as_str()
                 ),
             ));
@@ -252,6 +253,10 @@ mod tests {
         assert!(verbatim.check(&"ringfence/record/a!b".parse().unwrap()).is_err());
         assert!(verbatim.check(&"ringfence".parse().unwrap()).is_err(), "its line would be all that is ours");
         assert!(keys.check(&"ringfence/record/a!b".parse().unwrap()).is_ok());
+        let deep = Keys::verbatim("apps/ringfence");
+        assert!(deep.check(&"apps".parse().unwrap()).is_err(), "its line would have all that is ours in it");
+        assert!(deep.check(&"app".parse().unwrap()).is_ok());
+        assert!(deep.check(&"apps/ring".parse().unwrap()).is_ok());
     }
 
     #[test]

@@ -222,7 +222,12 @@ impl Servers {
             let answer: AuthenticateResponse = answer
                 .map_err(|_| error::no_answer(&member.address))?
                 .map_err(|status| error::of_login(&status, &member.address))?;
-            link.token = answer.token.parse().ok();
+            let token = answer.token.parse().ok();
+            link.token = token.map(|mut token: MetadataValue<Ascii>| {
+                // Whoever has it is us: it is not shown where a connection is.
+                token.set_sensitive(true);
+                token
+            });
         }
         Ok(link)
     }

@@ -57,9 +57,11 @@ async fn every_name_is_kept_apart_and_metadata_comes_back_whole() {
 #[tokio::test]
 async fn a_verbatim_name_among_our_own_keys_is_refused() {
     let Some(cluster) = EtcdCluster::start(1).await else { return };
-    let ann = client(&format!("{}/locks?keys=verbatim", cluster.url())).await;
-    let error = ann.acquire(request("locks/record/a!b", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidName, "{error:?}");
+    let ann = client(&format!("{}/apps/locks?keys=verbatim", cluster.url())).await;
+    for name in ["apps/locks/record/a!b", "apps/locks", "apps"] {
+        let error = ann.acquire(request(name, Mode::Exclusive, LONG, Wait::No)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidName, "{name}: {error:?}");
+    }
     hold(&ann, "orders", LONG).await;
 }
 

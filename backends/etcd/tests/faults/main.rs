@@ -315,6 +315,60 @@ async fn a_lease_that_nobody_renews_lapses_beside_one_that_is_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_nobody_renews_is_ended_after_the_network_was_gone_when_it_was_due() {
+    const TTL: Duration = Duration::from_secs(8);
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let proxy = Proxy::start(cluster.port(0)).await;
+    let ann = client(&format!("etcd://127.0.0.1:{}", proxy.port())).await;
+    // They share a lease of the server.
+    let (left, kept) = (hold(&ann, "left", TTL).await, hold(&ann, "kept", TTL).await);
+    let is_nearly_due = left.deadline().saturating_since(now()) - Duration::from_secs(1);
+    tokio::time::sleep(is_nearly_due).await;
+    assert_eq!(renew(&ann, &kept).await.unwrap(), Renewal::Renewed);
+    proxy.accept_and_be_silent();
+    // What is sent now never arrives, and is given up after three seconds.
+    tokio::time::sleep(Duration::from_millis(4_500)).await;
+    proxy.mend();
+    within("the one that is kept lives on", async { while renew(&ann, &kept).await.is_err() {} }).await;
+    let ended = within("the other one ends", async {
+        for _ in 0..100 {
+            if cluster.etcdctl(&["get", "--prefix", "--keys-only", "ringfence/lock/left"]).await.is_empty() {
+                return true;
+            }
+            assert_eq!(renew(&ann, &kept).await.unwrap(), Renewal::Renewed);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
+    });
+    assert!(ended.await, "nobody renews it, and its key still stands");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn places_whose_lease_is_revoked_take_no_holder_with_them() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let (ann, bob) = (Arc::new(client(&cluster.url()).await), client(&cluster.url()).await);
+    let (kept, held) = (hold(&ann, "kept", LONG).await, hold(&bob, NAME, LONG).await);
+    let leases = async || -> BTreeSet<String> {
+        cluster.etcdctl(&["lease", "list"]).await.lines().skip(1).map(str::to_owned).collect()
+    };
+    let before = leases().await;
+    let waiting = tokio::spawn({
+        let ann = Arc::clone(&ann);
+        async move { granted(&ann, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await }
+    });
+    // Several times, because a place is not asked for again where a keep-alive comes first and finds its lease gone.
+    for _ in 0..5 {
+        sees_waiters(&bob, NAME, 1).await;
+        for place in leases().await.difference(&before) {
+            cluster.etcdctl(&["lease", "revoke", place]).await;
+        }
+    }
+    assert_eq!(renew(&ann, &kept).await.unwrap(), Renewal::Renewed, "its lease was not revoked");
+    release(&bob, &held).await.unwrap();
+    within("its turn", waiting).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_leases_are_kept_by_one_message_and_given_back_in_few_writes() {
     const COUNT: usize = 1000;
     let Some(cluster) = EtcdCluster::start(1).await else { return };
