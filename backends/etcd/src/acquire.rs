@@ -335,7 +335,15 @@ impl Pending<'_> {
                     client.leases.refresh(&lease, FRESH_PART),
                     client.leases.refresh(&lasting, LASTING_PART),
                     async {
-                        if looks { self.claim(&key, created, &lasting).await.map(Some) } else { Ok(None) }
+                        if !looks {
+                            return Ok(None);
+                        }
+                        // It may take longer than the place lives.
+                        tokio::select! {
+                            biased;
+                            seen = self.claim(&key, created, &lasting) => seen.map(Some),
+                            never = client.leases.keep_on(&lease, KEEP_EVERY, FRESH_PART) => match never {},
+                        }
                     }
                 );
                 if let Ok(false) = is_lasting {

@@ -1,6 +1,7 @@
 //! The server's leases: one for each TTL, shared by all locks of the process.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -198,6 +199,15 @@ impl Leases {
         let now = self.clock.now();
         let due = lease.renewed().saturating_add(lease.lasts() / part);
         if now < due && !lease.life.is_over() { Ok(true) } else { lease.keep(now).await }
+    }
+
+    /// Keeps a lease alive as often as this, for as long as it is polled.
+    pub(crate) async fn keep_on(&self, lease: &ServerLease, every: Duration, part: u32) -> Infallible {
+        loop {
+            tokio::time::sleep(every).await;
+            // Whoever lives by it asks again when it is done.
+            let _ = self.refresh(lease, part).await;
+        }
     }
 
     fn pool(&self) -> MutexGuard<'_, HashMap<u64, Arc<ServerLease>>> {
