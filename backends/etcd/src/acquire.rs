@@ -327,9 +327,9 @@ impl Pending<'_> {
             let sent = client.now();
             let is_due = sent.saturating_since(looked_at) >= LOOK_EVERY;
             // Read once: what comes from now on is looked at the next time.
-            let hears = news.heard();
-            let looks = hears != heard || news.missed(looked) || is_due;
-            heard = hears;
+            let so_far = news.heard();
+            let looks = so_far != heard || news.missed(looked) || is_due;
+            heard = so_far;
             let seen = async {
                 let (is_alive, is_lasting, seen) = tokio::join!(
                     client.leases.refresh(&lease, FRESH_PART),

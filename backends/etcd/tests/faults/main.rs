@@ -322,7 +322,7 @@ async fn a_lease_that_nobody_renews_is_ended_after_the_network_was_gone_when_it_
     let ann = client(&format!("etcd://127.0.0.1:{}", proxy.port())).await;
     // They share a lease of the server.
     let (left, kept) = (hold(&ann, "left", TTL).await, hold(&ann, "kept", TTL).await);
-    let is_nearly_due = left.deadline().saturating_since(now()) - Duration::from_secs(1);
+    let is_nearly_due = left.deadline().saturating_since(now().saturating_add(Duration::from_secs(1)));
     tokio::time::sleep(is_nearly_due).await;
     assert_eq!(renew(&ann, &kept).await.unwrap(), Renewal::Renewed);
     proxy.accept_and_be_silent();
