@@ -18,6 +18,9 @@ use crate::servers::{SILENCE_MAX, Servers};
 use crate::task::Task;
 use crate::wire::{self, Code, Greeting, Odd, Request, Welcome};
 
+/// A server that has not begun a session by then is asked for another one.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Why a call has no answer.
 #[derive(Clone, Debug)]
 pub(crate) enum Failure {
@@ -174,18 +177,20 @@ impl Session {
     ) -> Result<Self> {
         let asked = i32::try_from(timeout.as_millis()).expect("a day has fewer milliseconds");
         let greeting = Greeting::new_session(asked);
-        let (connection, welcome) = servers.connect(&greeting, 0, SILENCE_MAX).await?;
+        // The making of a session may be left lying too, and nothing can be sent before its answer: see `task::NUDGE_AFTER`.
+        let (connection, welcome) = match servers.connect(&greeting, 0, SOON).await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                servers.connect(&greeting, 0, SILENCE_MAX).await?
+            }
+            welcomed => welcomed?,
+        };
         let granted = u64::try_from(welcome.timeout_ms).unwrap_or(0);
         let timeout = Ttl::new(Duration::from_millis(granted)).map_err(|error| {
             Error::new(ErrorKind::Unsupported, "a server grants sessions that are no leases")
                 .about(servers.shown())
                 .because(error)
         })?;
-        let shared = Arc::new(Shared {
-            clock: Arc::clone(clock),
-            state: Mutex::default(),
-            listener: listener.clone(),
-        });
+        let shared = Arc::new(Shared::new(Arc::clone(clock), listener.clone()));
         let (orders, receiver) = mpsc::unbounded_channel();
         let Welcome { timeout_ms, session: id, password } = welcome;
         // The next server is asked for what this one granted.
@@ -279,6 +284,10 @@ impl Session {
 }
 
 impl Shared {
+    pub(crate) fn new(clock: Arc<dyn Clock>, listener: Listener) -> Self {
+        Self { clock, state: Mutex::default(), listener }
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
