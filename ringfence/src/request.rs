@@ -364,11 +364,16 @@ impl Ask {
         };
         let line = match contention.waiters {
             0 => String::new(),
-            waiters => format!(", {waiters} wait in line"),
+            1 => ", and one waits in line".to_owned(),
+            waiters => format!(", and {waiters} wait in line"),
+        };
+        let state = match wait {
+            Duration::ZERO => "is not free".to_owned(),
+            wait => format!("was not free within {wait:?}"),
         };
         Error::new(
             ErrorKind::WaitElapsed,
-            format!("{name:?} was not free within {wait:?}{holder}{line}; try again later, or wait longer"),
+            format!("{name:?} {state}{holder}{line}; try again later, or wait longer"),
         )
     }
 
