@@ -118,7 +118,7 @@ impl Connection {
 const SILENCE_PART: u32 = 3;
 
 /// However short a session is, a busy machine has this long to answer.
-const SILENCE_MIN: Duration = Duration::from_millis(300);
+const SILENCE_MIN: Duration = Duration::from_millis(500);
 
 /// However long a session is, an answer is not awaited for longer; and for so long where there is no session yet.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(5);

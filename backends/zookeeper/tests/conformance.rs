@@ -61,10 +61,16 @@ impl Harness for ZooKeeper {
     }
 }
 
-ringfence_testkit::conformance!(Ensemble::start().await.map(ZooKeeper));
+/// Sessions of a second at least: what is shorter ends by itself where a busy machine leaves a server waiting.
+async fn start(servers: usize) -> Option<ZooKeeper> {
+    let options = ZooKeeperOptions::new().servers(servers).set("minSessionTimeout", "1000");
+    options.start().await.map(ZooKeeper)
+}
+
+ringfence_testkit::conformance!(start(1).await);
 
 mod in_an_ensemble {
-    use super::{ZooKeeper, ZooKeeperOptions};
+    use super::start;
 
-    ringfence_testkit::conformance!(ZooKeeperOptions::new().servers(3).start().await.map(ZooKeeper));
+    ringfence_testkit::conformance!(start(3).await);
 }
