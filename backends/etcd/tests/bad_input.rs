@@ -4,20 +4,20 @@ mod common;
 
 use std::time::Duration;
 
-use common::{LONG, client, connect, hold, name, release, renew, request};
+use common::{LONG, client, connect, hold, name, of_each_version, release, renew, request};
 use ringfence::{Locks, Stakes};
 use ringfence_core::{
     Attempt, Backend, ErrorKind, HolderInfo, METADATA_MAX, Mode, RecordKey, Release, Renewal, Severity, Wait,
 };
-use ringfence_servers::{EtcdCluster, Proxy};
+use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
 
 const SECRET: &str = "hunter2-secret";
 
 #[tokio::test]
 async fn a_ttl_below_the_clusters_minimum_is_an_error_that_names_it() {
     // By default an election takes a second, and a lease lives for two at least.
-    let slow = ["--heartbeat-interval", "100", "--election-timeout", "1000"];
-    let Some(cluster) = EtcdCluster::start_with(1, &slow).await else { return };
+    let slow = EtcdOptions::new().set("heartbeat-interval", "100").set("election-timeout", "1000");
+    let Some(cluster) = slow.start().await else { return };
     let locks = Locks::connect(&cluster.url()).await.unwrap();
     let error = locks.lock("orders").ttl(Duration::from_secs(1)).try_acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidTtl, "{error:?}");
@@ -65,10 +65,8 @@ async fn a_verbatim_name_among_our_own_keys_is_refused() {
     hold(&ann, "orders", LONG).await;
 }
 
-/// A cluster that asks who we are: root, and somebody who may use our prefix and nothing else.
-async fn guarded() -> Option<EtcdCluster> {
-    // A password costs a tenth of a second by default, and seconds on a busy machine.
-    let mut cluster = EtcdCluster::start_with(1, &["--bcrypt-cost", "4"]).await?;
+/// From now on the cluster asks who we are: root, and somebody who may use our prefix and nothing else.
+async fn guard(cluster: &mut EtcdCluster) {
     for words in [
         &["user", "add", "root:root"][..],
         &["user", "grant-role", "root", "root"],
@@ -82,7 +80,11 @@ async fn guarded() -> Option<EtcdCluster> {
     }
     cluster.etcdctl(&["auth", "enable"]).await;
     cluster.log_in("root:root");
-    Some(cluster)
+}
+
+/// A password costs a tenth of a second by default, and seconds on a busy machine.
+fn with_cheap_passwords() -> EtcdOptions {
+    EtcdOptions::new().set("bcrypt-cost", "4")
 }
 
 fn url_of(cluster: &EtcdCluster, login: &str, rest: &str) -> String {
@@ -91,48 +93,52 @@ fn url_of(cluster: &EtcdCluster, login: &str, rest: &str) -> String {
 
 #[tokio::test]
 async fn a_role_on_our_prefix_is_enough_and_every_other_one_is_refused() {
-    let Some(cluster) = guarded().await else { return };
-    let ann = client(&url_of(&cluster, &format!("ann:{SECRET}@"), "")).await;
-    let lease = hold(&ann, "orders", LONG).await;
-    assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
-    let key = RecordKey::of(name("orders"));
-    ann.records().open(&key, lease.token).await.unwrap();
-    assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
-    ann.examine().await.unwrap();
+    for mut cluster in of_each_version(with_cheap_passwords()).await {
+        guard(&mut cluster).await;
+        let ann = client(&url_of(&cluster, &format!("ann:{SECRET}@"), "")).await;
+        let lease = hold(&ann, "orders", LONG).await;
+        assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
+        let key = RecordKey::of(name("orders"));
+        ann.records().open(&key, lease.token).await.unwrap();
+        assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
+        ann.examine().await.unwrap();
 
-    for (login, rest, hint) in [
-        ("", "", "user:password@"),
-        ("ann:wrong@", "", "refuses our user or password"),
-        ("nobody:wrong@", "", "refuses our user or password"),
-        (&*format!("ann:{SECRET}@"), "/elsewhere", "docs/etcd.md"),
-    ] {
-        let url = url_of(&cluster, login, rest);
-        let error = match connect(&url).await {
-            Err(error) => error,
-            Ok(client) => {
-                client.acquire(request("orders", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err()
-            }
-        };
-        assert_eq!(error.kind(), ErrorKind::Refused, "{login}{rest}: {error:?}");
-        assert!(error.to_string().contains(hint), "{login}{rest}: {error}");
-        assert!(!format!("{error} {error:?}").contains(SECRET), "{error:?}");
+        for (login, rest, hint) in [
+            ("", "", "user:password@"),
+            ("ann:wrong@", "", "refuses our user or password"),
+            ("nobody:wrong@", "", "refuses our user or password"),
+            (&*format!("ann:{SECRET}@"), "/elsewhere", "docs/etcd.md"),
+        ] {
+            let url = url_of(&cluster, login, rest);
+            let error = match connect(&url).await {
+                Err(error) => error,
+                Ok(client) => {
+                    client.acquire(request("orders", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err()
+                }
+            };
+            assert_eq!(error.kind(), ErrorKind::Refused, "{login}{rest}: {error:?}");
+            assert!(error.to_string().contains(hint), "{login}{rest}: {error}");
+            assert!(!format!("{error} {error:?}").contains(SECRET), "{error:?}");
+        }
+        assert!(
+            !format!("{ann} {ann:?} {:?}", ann.acquire(request("x", Mode::Exclusive, LONG, Wait::No)).await)
+                .contains(SECRET)
+        );
     }
-    assert!(
-        !format!("{ann} {ann:?} {:?}", ann.acquire(request("x", Mode::Exclusive, LONG, Wait::No)).await)
-            .contains(SECRET)
-    );
 }
 
 #[tokio::test]
 async fn a_login_that_the_cluster_has_forgotten_is_made_again() {
-    let Some(cluster) = guarded().await else { return };
-    let ann = client(&url_of(&cluster, &format!("ann:{SECRET}@"), "")).await;
-    let lease = hold(&ann, "orders", LONG).await;
-    // It forgets everybody who had logged in, as it does after five minutes, and leaves the connections alone.
-    cluster.etcdctl(&["auth", "disable"]).await;
-    cluster.etcdctl(&["auth", "enable"]).await;
-    assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
-    assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
+    for mut cluster in of_each_version(with_cheap_passwords()).await {
+        guard(&mut cluster).await;
+        let ann = client(&url_of(&cluster, &format!("ann:{SECRET}@"), "")).await;
+        let lease = hold(&ann, "orders", LONG).await;
+        // It forgets everybody who had logged in, as it does after five minutes, and leaves the connections alone.
+        cluster.etcdctl(&["auth", "disable"]).await;
+        cluster.etcdctl(&["auth", "enable"]).await;
+        assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
+        assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
+    }
 }
 
 #[tokio::test]
@@ -146,28 +152,28 @@ async fn a_login_where_nobody_asks_is_an_error() {
 
 #[tokio::test]
 async fn a_full_database_refuses_locks_and_takes_them_back() {
-    let Some(cluster) = EtcdCluster::start_with(1, &["--quota-backend-bytes", "2097152"]).await else {
-        return;
-    };
-    let ann = client(&cluster.url()).await;
-    let lease = hold(&ann, "orders", LONG).await;
-    let large = "x".repeat(100_000);
-    let filled = async {
-        for number in 0.. {
-            if cluster.ask(&["put", &format!("large/{number}"), &large]).await.is_err() {
-                break;
+    let small = EtcdOptions::new().set("quota-backend-bytes", "2097152");
+    for cluster in of_each_version(small).await {
+        let ann = client(&cluster.url()).await;
+        let lease = hold(&ann, "orders", LONG).await;
+        let large = "x".repeat(100_000);
+        let filled = async {
+            for number in 0.. {
+                if cluster.ask(&["put", &format!("large/{number}"), &large]).await.is_err() {
+                    break;
+                }
             }
-        }
-    };
-    common::within("the database is full", filled).await;
-    let error = ann.acquire(request("another", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Full, "{error:?}");
-    assert!(error.to_string().contains("defrag"), "{error}");
-    let findings = ann.examine().await.unwrap();
-    let alarm = findings.iter().find(|finding| finding.about == "alarms").unwrap();
-    assert_eq!(alarm.severity, Severity::Problem, "{alarm:?}");
-    assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed, "holders hold on");
-    assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released, "what is held can be given back");
+        };
+        common::within("the database is full", filled).await;
+        let error = ann.acquire(request("another", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Full, "{error:?}");
+        assert!(error.to_string().contains("defrag"), "{error}");
+        let findings = ann.examine().await.unwrap();
+        let alarm = findings.iter().find(|finding| finding.about == "alarms").unwrap();
+        assert_eq!(alarm.severity, Severity::Problem, "{alarm:?}");
+        assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed, "holders hold on");
+        assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released, "what is held can be given back");
+    }
 }
 
 #[tokio::test]
@@ -210,7 +216,7 @@ async fn a_foreign_value_in_a_records_place_is_corrupt_and_stays() {
 
 #[tokio::test]
 async fn tls_trusts_whom_it_is_told_to_and_shows_who_we_are() {
-    let Some(cluster) = EtcdCluster::start_by_tls().await else { return };
+    let Some(cluster) = EtcdOptions::new().tls().start().await else { return };
     let [authority, certificate, key] =
         cluster.certificates().expect("it speaks TLS").map(|file| file.display());
     let url = |rest: String| format!("{}?{rest}", cluster.url());

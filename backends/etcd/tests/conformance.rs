@@ -1,11 +1,11 @@
 //! An etcd cluster keeps the contract, with clients in one process, in processes of their own, and at the end of a cable: one of a
-//! single member, and one of three.
+//! single member, and one of three, of Debian's version and of a later one.
 
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
 use ringfence_etcd::EtcdBackend;
-use ringfence_servers::{EtcdCluster, Proxy, Taker};
+use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy, Taker, etcd_3_5};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
 
 struct Etcd(EtcdCluster);
@@ -72,4 +72,18 @@ mod of_three {
     use super::{Etcd, EtcdCluster};
 
     ringfence_testkit::conformance!(EtcdCluster::start(3).await.map(Etcd));
+}
+
+mod of_3_5 {
+    use super::{Etcd, EtcdOptions, etcd_3_5};
+
+    ringfence_testkit::conformance!(EtcdOptions::new().program(etcd_3_5()?).start().await.map(Etcd));
+
+    mod of_three {
+        use super::{Etcd, EtcdOptions, etcd_3_5};
+
+        ringfence_testkit::conformance!(
+            EtcdOptions::new().members(3).program(etcd_3_5()?).start().await.map(Etcd)
+        );
+    }
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +18,125 @@ use crate::tls::Certificates;
 
 /// How long members may take to elect a leader on a busy machine.
 const ELECTION_PATIENCE: Duration = PATIENCE.saturating_mul(3);
+
+/// What [`EtcdCluster`] is started with, where it is not the plainest one there is.
+#[derive(Clone, Debug)]
+pub struct EtcdOptions {
+    members: usize,
+    program: Option<PathBuf>,
+    settings: Vec<(String, String)>,
+    by_tls: bool,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        Self { members: 1, program: None, settings: Vec::new(), by_tls: false }
+    }
+}
+
+impl EtcdOptions {
+    /// One member, whose leases live for a second at least.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// So many members, of which a majority has to agree.
+    #[must_use]
+    pub fn members(mut self, members: usize) -> Self {
+        self.members = members;
+        self
+    }
+
+    /// Another program than the `etcd` on the `PATH`, with the `etcdctl` beside it, as [`etcd_3_5`](crate::etcd_3_5).
+    #[must_use]
+    pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = Some(program.into());
+        self
+    }
+
+    /// A flag of `etcd` and its value: `("quota-backend-bytes", "16777216")`. It stands in place of ours.
+    #[must_use]
+    pub fn set(mut self, flag: &str, value: &str) -> Self {
+        self.settings.push((flag.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Members that speak TLS, and nothing else, to clients, and ask them for a certificate. Their own is for 127.0.0.1, and for no
+    /// name.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.by_tls = true;
+        self
+    }
+
+    /// Starts the members, and returns when all of them are healthy. `None`, and said as [`skip`](crate::skip) does, where `etcd`
+    /// or `etcdctl` is not installed.
+    ///
+    /// Panics when they do not start.
+    pub async fn start(self) -> Option<EtcdCluster> {
+        let (etcd, etcdctl) = match self.program {
+            Some(program) => (program.clone(), program.with_file_name("etcdctl")),
+            None => (require("etcd")?, require("etcdctl")?),
+        };
+        let folder = TempDir::new().expect("a temporary directory");
+        let ports: Vec<(Port, Port)> = (0..self.members).map(|_| (Port::claim(), Port::claim())).collect();
+        let certificates = self.by_tls.then(|| Certificates::make(Ipv4Addr::LOCALHOST));
+        let peers =
+            ports.iter().enumerate().map(|(index, (_, peer))| format!("n{index}={}", url("http", peer)));
+        let peers = peers.collect::<Vec<_>>().join(",");
+        let start = |(index, (client, peer)): (usize, (Port, Port))| {
+            let client_url = url(if self.by_tls { "https" } else { "http" }, &client);
+            let peer_url = url("http", &peer);
+            let data = folder.path().join(format!("n{index}"));
+            let mut flags: BTreeMap<&str, String> = [
+                // Sooner than by default, so that tests do not wait for elections, and a lease can be as short as a second.
+                ("heartbeat-interval", "50"),
+                ("election-timeout", "500"),
+                ("logger", "zap"),
+                ("log-level", "fatal"),
+                ("initial-cluster-state", "new"),
+                ("name", &format!("n{index}")),
+                ("data-dir", &data.to_string_lossy()),
+                ("listen-client-urls", &client_url),
+                ("advertise-client-urls", &client_url),
+                ("listen-peer-urls", &peer_url),
+                ("initial-advertise-peer-urls", &peer_url),
+                ("initial-cluster", &peers),
+            ]
+            .map(|(flag, value)| (flag, value.to_owned()))
+            .into();
+            if let Some(files) = &certificates {
+                let [certificate, key, authority] = [&files.certificate, &files.key, &files.authority]
+                    .map(|file| file.to_string_lossy().into_owned());
+                flags.extend([
+                    ("cert-file", certificate),
+                    ("key-file", key),
+                    ("trusted-ca-file", authority),
+                    ("client-cert-auth", "true".to_owned()),
+                ]);
+            }
+            flags.extend(self.settings.iter().map(|(flag, value)| (&**flag, value.clone())));
+            let arguments: Vec<String> =
+                flags.into_iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
+            let process = launch(&etcd, &arguments);
+            Member { process, arguments, program: etcd.clone(), client, _peer: peer }
+        };
+        let members = ports.into_iter().enumerate().map(start).collect();
+        let cluster = EtcdCluster { members, etcdctl, login: None, certificates, _folder: folder };
+        for index in 0..cluster.members.len() {
+            if self.by_tls {
+                // It says so to those only who show a certificate.
+                until_within(ELECTION_PATIENCE, "a member is healthy", async || {
+                    cluster.ask(&["endpoint", "health"]).await.ok()
+                })
+                .await;
+            } else {
+                cluster.is_healthy(index).await;
+            }
+        }
+        Some(cluster)
+    }
+}
 
 /// A real etcd cluster on ports of 127.0.0.1, with nothing in it and nobody else on it.
 ///
@@ -41,91 +161,9 @@ struct Member {
 }
 
 impl EtcdCluster {
-    /// Starts one of so many members, and returns when all of them are healthy. `None`, and said as [`skip`](crate::skip) does,
-    /// where `etcd` or `etcdctl` is not installed.
-    ///
-    /// Its leases live for a second at least.
-    ///
-    /// Panics when it does not start.
+    /// Starts one of so many members with [`EtcdOptions::new`], as [`EtcdOptions::start`] does.
     pub async fn start(members: usize) -> Option<Self> {
-        Self::start_with(members, &[]).await
-    }
-
-    /// As [`Self::start`], with more arguments for each member: `&["--quota-backend-bytes", "16777216"]`.
-    pub async fn start_with(members: usize, arguments: &[&str]) -> Option<Self> {
-        Self::launch(members, arguments, false).await
-    }
-
-    /// One member that speaks TLS, and nothing else, to clients, and asks them for a certificate. Its own is for 127.0.0.1, and for
-    /// no name.
-    pub async fn start_by_tls() -> Option<Self> {
-        Self::launch(1, &[], true).await
-    }
-
-    async fn launch(members: usize, arguments: &[&str], by_tls: bool) -> Option<Self> {
-        let (etcd, etcdctl) = (require("etcd")?, require("etcdctl")?);
-        let folder = TempDir::new().expect("a temporary directory");
-        let ports: Vec<(Port, Port)> = (0..members).map(|_| (Port::claim(), Port::claim())).collect();
-        let certificates = by_tls.then(|| Certificates::make(Ipv4Addr::LOCALHOST));
-        let scheme = if by_tls { "https" } else { "http" };
-        let url = |port: &Port| format!("http://127.0.0.1:{}", port.number());
-        let client_url = |port: &Port| format!("{scheme}://127.0.0.1:{}", port.number());
-        let peers: Vec<String> =
-            ports.iter().enumerate().map(|(index, (_, peer))| format!("n{index}={}", url(peer))).collect();
-        let peers = peers.join(",");
-        let start = |(index, (client, peer)): (usize, (Port, Port))| {
-            let data = folder.path().join(format!("n{index}"));
-            let mut all: Vec<String> = [
-                // Sooner than by default, so that tests do not wait for elections, and a lease can be as short as a second.
-                ["--heartbeat-interval", "50"],
-                ["--election-timeout", "500"],
-                ["--logger", "zap"],
-                ["--log-level", "fatal"],
-                ["--initial-cluster-state", "new"],
-            ]
-            .concat()
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
-            for (name, value) in [
-                ("--name", format!("n{index}")),
-                ("--data-dir", data.to_string_lossy().into_owned()),
-                ("--listen-client-urls", client_url(&client)),
-                ("--advertise-client-urls", client_url(&client)),
-                ("--listen-peer-urls", url(&peer)),
-                ("--initial-advertise-peer-urls", url(&peer)),
-                ("--initial-cluster", peers.clone()),
-            ] {
-                all.extend([name.to_owned(), value]);
-            }
-            if let Some(files) = &certificates {
-                for (name, file) in [
-                    ("--cert-file", &files.certificate),
-                    ("--key-file", &files.key),
-                    ("--trusted-ca-file", &files.authority),
-                ] {
-                    all.extend([name.to_owned(), file.to_string_lossy().into_owned()]);
-                }
-                all.push("--client-cert-auth".to_owned());
-            }
-            all.extend(arguments.iter().map(ToString::to_string));
-            let process = launch(&etcd, &all);
-            Member { process, arguments: all, program: etcd.clone(), client, _peer: peer }
-        };
-        let members = ports.into_iter().enumerate().map(start).collect();
-        let cluster = Self { members, etcdctl, login: None, certificates, _folder: folder };
-        for index in 0..cluster.members.len() {
-            if by_tls {
-                // It says so to those only who show a certificate.
-                until_within(ELECTION_PATIENCE, "a member is healthy", async || {
-                    cluster.ask(&["endpoint", "health"]).await.ok()
-                })
-                .await;
-            } else {
-                cluster.is_healthy(index).await;
-            }
-        }
-        Some(cluster)
+        EtcdOptions::new().members(members).start().await
     }
 
     /// Its URL, as in `etcd://127.0.0.1:11042,127.0.0.1:11044`.
@@ -263,6 +301,10 @@ impl EtcdCluster {
         })
         .await;
     }
+}
+
+fn url(scheme: &str, port: &Port) -> String {
+    format!("{scheme}://127.0.0.1:{}", port.number())
 }
 
 fn launch(program: &PathBuf, arguments: &[String]) -> Process {

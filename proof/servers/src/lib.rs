@@ -7,7 +7,7 @@
 //! - [`WallClock`] is a clock that is set forward and back under the processes that it governs.
 //! - [`RedisServer`] is a real server of a test's own, [`Sentinels`] and [`RedisCluster`] are several that belong together;
 //!   [`python`] and [`node`] run other people's clients of them.
-//! - [`EtcdCluster`] is one of etcd, of one member or several.
+//! - [`EtcdCluster`] is one of etcd, of one member or several, of the version of Debian or of [a later one](etcd_3_5).
 //! - [`Ensemble`] is one ZooKeeper server of a test's own, or several.
 //! - [`Proxy`] is the network between a client and a server, with its faults.
 //! - [`Taker`] is a process that takes a lock and can be stopped or killed in any state.
@@ -28,8 +28,8 @@ mod wall_clock;
 mod zookeeper;
 
 pub use cluster::RedisCluster;
-pub use etcd::EtcdCluster;
-pub use peers::{node, python, valkey};
+pub use etcd::{EtcdCluster, EtcdOptions};
+pub use peers::{etcd_3_5, node, python, valkey};
 pub use process::Process;
 pub use proxy::Proxy;
 pub use redis::{RedisOptions, RedisServer};

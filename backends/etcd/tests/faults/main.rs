@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use common::{LONG, client, connect, granted, hold, name, release, renew, request, within};
+use common::{LONG, client, connect, granted, hold, name, of_each_version, release, renew, request, within};
 use line::{FOR_EVER, sees_waiters};
 use ringfence::Locks;
 use ringfence_core::{
     Attempt, Backend, Clock, Effect, ErrorKind, FencingToken, Mode, RecordKey, Release, Renewal, Retry,
     SystemClock, Wait, abandonment,
 };
-use ringfence_servers::{EtcdCluster, Proxy, Taker};
+use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy, Taker};
 
 const NAME: &str = "orders/42";
 
@@ -60,9 +60,8 @@ impl Fault {
 }
 
 /// Holders keep what they hold, waiters their places, and newcomers get what is free, while one of three members is gone.
-async fn one_member_goes(fault: Fault, leads: bool) {
+async fn one_member_goes(mut cluster: EtcdCluster, fault: Fault, leads: bool) {
     const TTL: Duration = Duration::from_secs(20);
-    let Some(mut cluster) = EtcdCluster::start(3).await else { return };
     let (ann, bob) = (locks(&cluster).await, locks(&cluster).await);
     let held = ann.lock(NAME).ttl(TTL).acquire().await.unwrap();
     let waiting = tokio::spawn({
@@ -102,17 +101,21 @@ async fn one_member_goes(fault: Fault, leads: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_killed_is_followed_by_holders_waiters_and_newcomers() {
-    one_member_goes(Fault::Kill, true).await;
+    for cluster in of_each_version(EtcdOptions::new().members(3)).await {
+        one_member_goes(cluster, Fault::Kill, true).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_stopped_is_followed_by_holders_waiters_and_newcomers() {
-    one_member_goes(Fault::Stop, true).await;
+    let Some(cluster) = EtcdCluster::start(3).await else { return };
+    one_member_goes(cluster, Fault::Stop, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_is_stopped_is_left() {
-    one_member_goes(Fault::Stop, false).await;
+    let Some(cluster) = EtcdCluster::start(3).await else { return };
+    one_member_goes(cluster, Fault::Stop, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -259,20 +262,21 @@ async fn revision(cluster: &EtcdCluster) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_learns_at_once_that_its_key_or_its_lease_was_removed() {
-    let Some(cluster) = EtcdCluster::start(1).await else { return };
-    let ann = locks(&cluster).await;
-    for revokes in [false, true] {
-        let held = ann.lock(NAME).ttl(LONG).acquire().await.unwrap();
-        let key = cluster.etcdctl(&["get", "--prefix", "--keys-only", LOCKS]).await;
-        // The watch of the own key is on its way when the guard is there: what comes before it is seen by the next renewal.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        if revokes {
-            let (_, place) = key.trim().rsplit_once('!').unwrap();
-            cluster.etcdctl(&["lease", "revoke", place.split_once('-').unwrap().0]).await;
-        } else {
-            cluster.etcdctl(&["del", key.trim()]).await;
+    for cluster in of_each_version(EtcdOptions::new()).await {
+        let ann = locks(&cluster).await;
+        for revokes in [false, true] {
+            let held = ann.lock(NAME).ttl(LONG).acquire().await.unwrap();
+            let key = cluster.etcdctl(&["get", "--prefix", "--keys-only", LOCKS]).await;
+            // The watch of the own key is on its way when the guard is there: what comes before it is seen by the next renewal.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if revokes {
+                let (_, place) = key.trim().rsplit_once('!').unwrap();
+                cluster.etcdctl(&["lease", "revoke", place.split_once('-').unwrap().0]).await;
+            } else {
+                cluster.etcdctl(&["del", key.trim()]).await;
+            }
+            within("the loss is told long before the first renewal", held.lost()).await;
         }
-        within("the loss is told long before the first renewal", held.lost()).await;
     }
 }
 
@@ -345,27 +349,28 @@ async fn a_lease_that_nobody_renews_is_ended_after_the_network_was_gone_when_it_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn places_whose_lease_is_revoked_take_no_holder_with_them() {
-    let Some(cluster) = EtcdCluster::start(1).await else { return };
-    let (ann, bob) = (Arc::new(client(&cluster.url()).await), client(&cluster.url()).await);
-    let (kept, held) = (hold(&ann, "kept", LONG).await, hold(&bob, NAME, LONG).await);
-    let leases = async || -> BTreeSet<String> {
-        cluster.etcdctl(&["lease", "list"]).await.lines().skip(1).map(str::to_owned).collect()
-    };
-    let before = leases().await;
-    let waiting = tokio::spawn({
-        let ann = Arc::clone(&ann);
-        async move { granted(&ann, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await }
-    });
-    // Several times, because a place is not asked for again where a keep-alive comes first and finds its lease gone.
-    for _ in 0..5 {
-        sees_waiters(&bob, NAME, 1).await;
-        for place in leases().await.difference(&before) {
-            cluster.etcdctl(&["lease", "revoke", place]).await;
+    for cluster in of_each_version(EtcdOptions::new()).await {
+        let (ann, bob) = (Arc::new(client(&cluster.url()).await), client(&cluster.url()).await);
+        let (kept, held) = (hold(&ann, "kept", LONG).await, hold(&bob, NAME, LONG).await);
+        let leases = async || -> BTreeSet<String> {
+            cluster.etcdctl(&["lease", "list"]).await.lines().skip(1).map(str::to_owned).collect()
+        };
+        let before = leases().await;
+        let waiting = tokio::spawn({
+            let ann = Arc::clone(&ann);
+            async move { granted(&ann, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await }
+        });
+        // Several times, because a place is not asked for again where a keep-alive comes first and finds its lease gone.
+        for _ in 0..5 {
+            sees_waiters(&bob, NAME, 1).await;
+            for place in leases().await.difference(&before) {
+                cluster.etcdctl(&["lease", "revoke", place]).await;
+            }
         }
+        assert_eq!(renew(&ann, &kept).await.unwrap(), Renewal::Renewed, "its lease was not revoked");
+        release(&bob, &held).await.unwrap();
+        within("its turn", waiting).await.unwrap();
     }
-    assert_eq!(renew(&ann, &kept).await.unwrap(), Renewal::Renewed, "its lease was not revoked");
-    release(&bob, &held).await.unwrap();
-    within("its turn", waiting).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -419,21 +424,22 @@ async fn waiters_of_one_process_are_different_waiters_with_tokens_of_their_own()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compaction_takes_no_turn_away() {
-    let Some(cluster) = EtcdCluster::start(1).await else { return };
-    let ann = Arc::new(client(&cluster.url()).await);
-    let held = hold(&ann, NAME, LONG).await;
-    let waiting = tokio::spawn({
-        let ann = Arc::clone(&ann);
-        async move { granted(&ann, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await }
-    });
-    sees_waiters(&ann, NAME, 1).await;
-    for _ in 0..10 {
-        cluster.etcdctl(&["put", "other", "value"]).await;
+    for cluster in of_each_version(EtcdOptions::new()).await {
+        let ann = Arc::new(client(&cluster.url()).await);
+        let held = hold(&ann, NAME, LONG).await;
+        let waiting = tokio::spawn({
+            let ann = Arc::clone(&ann);
+            async move { granted(&ann, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await }
+        });
+        sees_waiters(&ann, NAME, 1).await;
+        for _ in 0..10 {
+            cluster.etcdctl(&["put", "other", "value"]).await;
+        }
+        let revision = revision(&cluster).await.to_string();
+        cluster.etcdctl(&["compact", &revision]).await;
+        release(&ann, &held).await.unwrap();
+        within("a turn", waiting).await.unwrap();
     }
-    let revision = revision(&cluster).await.to_string();
-    cluster.etcdctl(&["compact", &revision]).await;
-    release(&ann, &held).await.unwrap();
-    within("a turn", waiting).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
