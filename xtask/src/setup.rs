@@ -33,6 +33,8 @@ enum Source {
     Pip,
     /// Packages for Node, as those for Python.
     Npm,
+    /// A program of ours in Go, built of what Debian has of etcd.
+    Go,
 }
 
 /// What is installed from a list is there when this copy, made after the installation, is equal to the list.
@@ -40,6 +42,9 @@ const INSTALLED_BY_PIP: &str = "target/peers/python/installed.txt";
 const INSTALLED_BY_NPM: &str = "target/peers/node/installed.json";
 const PIP_LIST: &str = "proof/servers/peers/requirements.txt";
 const NPM_LIST: &str = "proof/servers/peers/package.json";
+/// As with those lists: a copy of what was built.
+const BUILT_BY_GO: &str = "target/peers/go/built.go";
+const GO_PROGRAM: &str = "proof/servers/peers/etcd_lock.go";
 
 /// A line for each program; the servers of the network backends join here.
 const TOOLS: &[Tool] = &[
@@ -114,6 +119,20 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "Go",
+        detect: &["go", "version"],
+        source: Source::Apt("golang-go"),
+        purpose: "builds a lock of etcd's own Go package",
+        vital: false,
+    },
+    Tool {
+        name: "etcd's Go packages",
+        detect: &["test", "-d", "/usr/share/gocode/src/go.etcd.io/etcd/clientv3/concurrency"],
+        source: Source::Apt("golang-etcd-server-dev"),
+        purpose: "are what that lock is made of",
+        vital: false,
+    },
+    Tool {
         name: "Java",
         detect: &["java", "-version"],
         source: Source::Apt("default-jre-headless"),
@@ -153,6 +172,13 @@ const TOOLS: &[Tool] = &[
         detect: &["cmp", NPM_LIST, INSTALLED_BY_NPM],
         source: Source::Npm,
         purpose: "share locks with us",
+        vital: false,
+    },
+    Tool {
+        name: "a lock in Go",
+        detect: &["cmp", GO_PROGRAM, BUILT_BY_GO],
+        source: Source::Go,
+        purpose: "shares locks with us on etcd",
         vital: false,
     },
 ];
@@ -255,6 +281,17 @@ fn commands(source: Source) -> Vec<Command> {
             ),
             command("cp", &[NPM_LIST, INSTALLED_BY_NPM]),
         ],
+        Source::Go => {
+            let mut build = command("go", &["build", "-o", "target/peers/go/lock", GO_PROGRAM]);
+            // Of Debian's sources, and of nothing else.
+            build.env("GO111MODULE", "off").env("GOPATH", "/usr/share/gocode");
+            build.env("GOCACHE", root().join("target/peers/go/cache"));
+            vec![
+                build,
+                command("rm", &["-r", "target/peers/go/cache"]),
+                command("cp", &[GO_PROGRAM, BUILT_BY_GO]),
+            ]
+        }
     }
 }
 
@@ -264,6 +301,9 @@ fn hint(source: Source) -> &'static str {
         Source::Apt(_) | Source::Cargo(_) => "",
         Source::Pip => "; it needs Python 3 with venv, as from: apt-get install python3-venv",
         Source::Npm => "; it needs Node and npm, as from: apt-get install nodejs npm",
+        Source::Go => {
+            "; it needs Go and etcd's sources, as from: apt-get install golang-go golang-etcd-server-dev"
+        }
     }
 }
 

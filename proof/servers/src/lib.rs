@@ -29,7 +29,7 @@ mod zookeeper;
 
 pub use cluster::RedisCluster;
 pub use etcd::{EtcdCluster, EtcdOptions};
-pub use peers::{etcd_3_5, node, python, valkey};
+pub use peers::{etcd_3_5, go_etcd_lock, node, python, valkey};
 pub use process::Process;
 pub use proxy::Proxy;
 pub use redis::{RedisOptions, RedisServer};

@@ -1,4 +1,4 @@
-//! What `cargo xtask setup` installs for the tests from the lists in `proof/servers/peers`: other people's clients of our
+//! What `cargo xtask setup` installs for the tests from what is in `proof/servers/peers`: other people's clients of our
 //! servers, and servers that Debian has not got.
 
 use std::path::{Path, PathBuf};
@@ -28,6 +28,13 @@ pub fn node() -> Option<Command> {
         command.env("NODE_PATH", folder().join("node/node_modules"));
         command
     })
+}
+
+/// A program with a `Mutex` of etcd's own Go package `concurrency`, and with the arguments and orders that its source says,
+/// `proof/servers/peers/etcd_lock.go`. `None`, and said as [`skip`] does, where it is not built.
+pub fn go_etcd_lock() -> Option<Command> {
+    is_installed("etcd's mutex in Go", &folder().join("go/built.go"))
+        .then(|| Command::new(folder().join("go/lock")))
 }
 
 /// The server of Valkey, a descendant of Redis with commands of its own, for
