@@ -81,8 +81,8 @@ fn is_installed(what: &str, stamp: &Path) -> bool {
 mod tests {
     use super::*;
 
-    fn prints(mut command: Command, flag: &str, script: &str) -> String {
-        let output = command.args([flag, script]).output().unwrap();
+    fn prints(mut command: Command, arguments: &[&str]) -> String {
+        let output = command.args(arguments).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
@@ -91,7 +91,7 @@ mod tests {
     fn python_has_the_locks_of_others() {
         for module in ["redis.lock", "kazoo.recipe.lock", "etcd3.locks"] {
             let Some(python) = python() else { return };
-            let name = prints(python, "-c", &format!("import {module}; print({module}.Lock.__name__)"));
+            let name = prints(python, &["-c", &format!("import {module}; print({module}.Lock.__name__)")]);
             assert_eq!(name, "Lock");
         }
     }
@@ -99,23 +99,20 @@ mod tests {
     #[test]
     fn node_has_redlock_and_ioredis() {
         let Some(node) = node() else { return };
-        let kinds = prints(node, "-p", "typeof require('redlock') + ' ' + typeof require('ioredis')");
+        let kinds = prints(node, &["-p", "typeof require('redlock') + ' ' + typeof require('ioredis')"]);
         assert_eq!(kinds, "function function");
     }
 
     #[test]
     fn valkey_is_a_server() {
         let Some(valkey) = valkey() else { return };
-        assert!(
-            prints(Command::new(valkey), "--version", "").contains("Valkey server v=9."),
-            "it is too old"
-        );
+        assert!(prints(Command::new(valkey), &["--version"]).contains("Valkey server v=9."), "it is too old");
     }
 
     #[test]
     fn etcd_3_5_is_a_server() {
         let Some(etcd) = etcd_3_5() else { return };
-        let says = prints(Command::new(etcd), "--version", "");
+        let says = prints(Command::new(etcd), &["--version"]);
         assert!(says.contains("etcd Version: 3.5."), "{says}");
     }
 }
