@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::links::Links;
 use crate::port::Port;
 use crate::process::Process;
 use crate::redis::{LEASH, until, until_within};
@@ -26,11 +27,12 @@ pub struct EtcdOptions {
     program: Option<PathBuf>,
     settings: Vec<(String, String)>,
     by_tls: bool,
+    separable: bool,
 }
 
 impl Default for EtcdOptions {
     fn default() -> Self {
-        Self { members: 1, program: None, settings: Vec::new(), by_tls: false }
+        Self { members: 1, program: None, settings: Vec::new(), by_tls: false, separable: false }
     }
 }
 
@@ -69,6 +71,13 @@ impl EtcdOptions {
         self
     }
 
+    /// Members that can be [cut off](EtcdCluster::cut_off) from each other.
+    #[must_use]
+    pub fn separable(mut self) -> Self {
+        self.separable = true;
+        self
+    }
+
     /// Starts the members, and returns when all of them are healthy. `None`, and said as [`skip`](crate::skip) does, where `etcd`
     /// or `etcdctl` is not installed.
     ///
@@ -81,12 +90,16 @@ impl EtcdOptions {
         let folder = TempDir::new().expect("a temporary directory");
         let ports: Vec<(Port, Port)> = (0..self.members).map(|_| (Port::claim(), Port::claim())).collect();
         let certificates = self.by_tls.then(|| Certificates::make(Ipv4Addr::LOCALHOST));
+        let mut peer_ports: Vec<u16> = ports.iter().map(|(_, peer)| peer.number()).collect();
+        let links = if self.separable { Some(Links::between(&peer_ports).await) } else { None };
+        if let Some(links) = &links {
+            peer_ports = links.ports().to_vec();
+        }
         let peers =
-            ports.iter().enumerate().map(|(index, (_, peer))| format!("n{index}={}", url("http", peer)));
+            peer_ports.iter().enumerate().map(|(index, port)| format!("n{index}={}", url("http", *port)));
         let peers = peers.collect::<Vec<_>>().join(",");
         let start = |(index, (client, peer)): (usize, (Port, Port))| {
-            let client_url = url(if self.by_tls { "https" } else { "http" }, &client);
-            let peer_url = url("http", &peer);
+            let client_url = url(if self.by_tls { "https" } else { "http" }, client.number());
             let data = folder.path().join(format!("n{index}"));
             let mut flags: BTreeMap<&str, String> = [
                 // Sooner than by default, so that tests do not wait for elections, and a lease can be as short as a second.
@@ -99,8 +112,8 @@ impl EtcdOptions {
                 ("data-dir", &data.to_string_lossy()),
                 ("listen-client-urls", &client_url),
                 ("advertise-client-urls", &client_url),
-                ("listen-peer-urls", &peer_url),
-                ("initial-advertise-peer-urls", &peer_url),
+                ("listen-peer-urls", &url("http", peer.number())),
+                ("initial-advertise-peer-urls", &url("http", peer_ports[index])),
                 ("initial-cluster", &peers),
             ]
             .map(|(flag, value)| (flag, value.to_owned()))
@@ -122,7 +135,8 @@ impl EtcdOptions {
             Member { process, arguments, program: etcd.clone(), client, _peer: peer }
         };
         let members = ports.into_iter().enumerate().map(start).collect();
-        let cluster = EtcdCluster { members, etcdctl, login: None, certificates, _folder: folder };
+        let cluster = EtcdCluster { members, etcdctl, links, login: None, certificates, _folder: folder };
+        cluster.link();
         for index in 0..cluster.members.len() {
             if self.by_tls {
                 // It says so to those only who show a certificate.
@@ -145,6 +159,8 @@ impl EtcdOptions {
 pub struct EtcdCluster {
     members: Vec<Member>,
     etcdctl: PathBuf,
+    /// Between the members, where they can be cut off from each other.
+    links: Option<Links>,
     /// What `etcdctl` says of who we are, beside the members.
     login: Option<String>,
     certificates: Option<Certificates>,
@@ -168,9 +184,8 @@ impl EtcdCluster {
 
     /// Its URL, as in `etcd://127.0.0.1:11042,127.0.0.1:11044`.
     pub fn url(&self) -> String {
-        let members: Vec<String> = (0..self.members.len()).map(|index| self.address(index)).collect();
         let scheme = if self.certificates.is_some() { "etcds" } else { "etcd" };
-        format!("{scheme}://{}", members.join(","))
+        format!("{scheme}://{}", self.addresses())
     }
 
     /// The certificate, in a PEM file, of the authority that signed its own, and its own with its key. A client may show these as
@@ -190,6 +205,11 @@ impl EtcdCluster {
         self.members[member].client.number()
     }
 
+    fn addresses(&self) -> String {
+        let members: Vec<String> = (0..self.members.len()).map(|index| self.address(index)).collect();
+        members.join(",")
+    }
+
     fn address(&self, member: usize) -> String {
         format!("127.0.0.1:{}", self.port(member))
     }
@@ -201,8 +221,7 @@ impl EtcdCluster {
 
     /// The command `etcdctl` for these members, for a test to add to.
     pub fn etcdctl_command(&self) -> Command {
-        let members: Vec<String> = (0..self.members.len()).map(|index| self.address(index)).collect();
-        self.etcdctl_at(&members.join(","))
+        self.etcdctl_at(&self.addresses())
     }
 
     fn etcdctl_at(&self, addresses: &str) -> Command {
@@ -229,7 +248,11 @@ impl EtcdCluster {
 
     /// As [`Self::etcdctl`]; the error is what `etcdctl` says.
     pub async fn ask(&self, words: &[&str]) -> Result<String, String> {
-        let mut command = tokio::process::Command::from(self.etcdctl_command());
+        self.ask_at(&self.addresses(), words).await
+    }
+
+    async fn ask_at(&self, addresses: &str, words: &[&str]) -> Result<String, String> {
+        let mut command = tokio::process::Command::from(self.etcdctl_at(addresses));
         command.args(words).stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(PATIENCE, command.output())
             .await
@@ -277,6 +300,29 @@ impl EtcdCluster {
     pub fn start_again(&mut self, member: usize) {
         let Member { process, arguments, program, .. } = &mut self.members[member];
         *process = launch(program, arguments);
+        self.link();
+    }
+
+    /// Cuts a member off from the others, in both directions: nobody hangs up, and what is sent meanwhile arrives after
+    /// [`Self::mend`]. Its clients still reach it.
+    ///
+    /// Panics where the members are not [separable](EtcdOptions::separable).
+    pub fn cut_off(&self, member: usize) {
+        self.links.as_ref().expect("members that are separable").cut_off(member);
+    }
+
+    /// Has all members reach each other again.
+    ///
+    /// Panics where they are not [separable](EtcdOptions::separable).
+    pub fn mend(&self) {
+        self.links.as_ref().expect("members that are separable").mend();
+    }
+
+    /// Tells the links who the members are.
+    fn link(&self) {
+        if let Some(links) = &self.links {
+            links.lead_to(self.members.iter().map(|member| member.process.id()).collect());
+        }
     }
 
     /// Waits until a member says that it is healthy: it runs, and it has a leader.
@@ -303,8 +349,8 @@ impl EtcdCluster {
     }
 }
 
-fn url(scheme: &str, port: &Port) -> String {
-    format!("{scheme}://127.0.0.1:{}", port.number())
+fn url(scheme: &str, port: u16) -> String {
+    format!("{scheme}://127.0.0.1:{port}")
 }
 
 fn launch(program: &PathBuf, arguments: &[String]) -> Process {
@@ -351,5 +397,23 @@ mod tests {
         assert_eq!((one.count(), one.leader().await, one.leases().await), (1, 0, 0));
         one.etcdctl(&["del", "key"]).await;
         one.has_none("key").await;
+    }
+
+    #[tokio::test]
+    async fn who_is_cut_off_is_followed_by_another_leader_and_comes_back() {
+        let Some(cluster) = EtcdOptions::new().members(3).separable().start().await else { return };
+        let leader = cluster.leader().await;
+        cluster.cut_off(leader);
+        let put = ["--command-timeout", "1s", "put", "key", "value"];
+        until_within(ELECTION_PATIENCE, "the others go on without it", async || {
+            cluster.ask_at(&cluster.address((leader + 1) % 3), &put).await.ok()
+        })
+        .await;
+        let alone = cluster.ask_at(&cluster.address(leader), &put).await;
+        assert!(alone.is_err(), "it reaches nobody, and says {alone:?}");
+        cluster.mend();
+        cluster.is_healthy(leader).await;
+        let found = cluster.ask_at(&cluster.address(leader), &["get", "key"]).await;
+        assert_eq!(found.as_deref(), Ok("key\nvalue"));
     }
 }
