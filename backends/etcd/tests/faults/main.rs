@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod fence;
 #[path = "../common/line.rs"]
 mod line;
 
