@@ -8,6 +8,14 @@ const NO_LEASE: &str = "requested lease not found";
 /// What the cluster says when a token of ours is too old for it.
 const FORGOTTEN: [&str; 2] = ["invalid auth token", "revision of auth store is old"];
 
+/// How everything begins that etcd says itself, and what a member says of a call that it does not know or does not read. Codes alone say
+/// little: our side of the connection has the same ones for what becomes of that.
+const ITS_WORDS: [&str; 4] =
+    ["etcdserver: ", "unknown service ", "unknown method ", "grpc: received message larger than max"];
+
+/// What a connection says that the other end has closed.
+const HANGS_UP: [&str; 3] = ["connection closed", "broken pipe", "connection reset"];
+
 /// What a member says by an alert of TLS, while we connect or by the first call.
 const UNKNOWN_TO_IT: &str =
     "it does not accept who we are: name a certificate that it knows with ?cert=/path.pem&key=/path.pem";
@@ -50,6 +58,7 @@ pub(crate) fn of_connecting(error: &tonic::transport::Error, member: &str) -> Er
 /// The error of saying who we are.
 pub(crate) fn of_login(status: &Status, member: &str) -> Error {
     let advice = match status.code() {
+        _ if !is_its_word(status) => return explain(status).about(member),
         Code::InvalidArgument => "it refuses our user or password: check the URL",
         Code::FailedPrecondition => {
             "it asks nobody who they are: leave the user and the password out of the URL, or enable its authentication"
@@ -96,9 +105,9 @@ pub(crate) fn is_of_member(status: &Status) -> bool {
     !is_refusal(status)
 }
 
-/// Whether the cluster itself said so, and so did not do what was asked.
+/// Whether the cluster itself said so, and so did not do what was asked. What a broken connection says is no answer.
 fn is_refusal(status: &Status) -> bool {
-    matches!(
+    let is_no = matches!(
         status.code(),
         Code::InvalidArgument
             | Code::NotFound
@@ -109,7 +118,13 @@ fn is_refusal(status: &Status) -> bool {
             | Code::OutOfRange
             | Code::Unimplemented
             | Code::Unauthenticated
-    )
+    );
+    is_no && is_its_word(status)
+}
+
+/// Whether a member said so, and not our side of the connection.
+fn is_its_word(status: &Status) -> bool {
+    ITS_WORDS.iter().any(|words| status.message().starts_with(words))
 }
 
 fn explain(status: &Status) -> Error {
@@ -132,7 +147,7 @@ fn explain(status: &Status) -> Error {
             ErrorKind::Refused,
             "it does not know us: write user:password@ before the hosts, or look whether its authentication was changed",
         ),
-        Code::PermissionDenied => (
+        Code::PermissionDenied if is_its_word(status) => (
             ErrorKind::Refused,
             "our user may not do this: the role that we need is in docs/etcd.md, and `ringfence doctor` prints it",
         ),
@@ -147,11 +162,11 @@ fn explain(status: &Status) -> Error {
         }
         _ if cause.contains("fatal alert") => (ErrorKind::Refused, UNKNOWN_TO_IT),
         // It may hang up before the alert is read.
-        _ if cause.contains("connection closed") => (
+        _ if HANGS_UP.iter().any(|words| cause.contains(words)) => (
             ErrorKind::Unavailable,
             "it hangs up on us: it may be going down, or want to know who we are (etcds: with ?cert=/path.pem&key=/path.pem)",
         ),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal => (
+        _ if !is_refusal(status) => (
             ErrorKind::Unavailable,
             "it cannot be used right now: see whether it runs, and whether the cluster has its majority",
         ),
@@ -177,4 +192,63 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// A message of ours is one line.
 fn one_line(text: &str) -> String {
     text.trim_end().replace('\n', ", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use ringfence_core::{Effect, Retry};
+
+    use super::*;
+
+    #[test]
+    fn what_the_cluster_refuses_was_not_done() {
+        for (code, says, kind) in [
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", ErrorKind::Full),
+            (Code::ResourceExhausted, "etcdserver: too many requests", ErrorKind::Unavailable),
+            (Code::PermissionDenied, "etcdserver: permission denied", ErrorKind::Refused),
+            (Code::NotFound, "etcdserver: requested lease not found", ErrorKind::Lost),
+            (Code::InvalidArgument, "etcdserver: request is too large", ErrorKind::InvalidRequest),
+            (Code::Unimplemented, "unknown service etcdserverpb.KV", ErrorKind::Unsupported),
+            (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", ErrorKind::Corrupt),
+        ] {
+            let status = Status::new(code, says);
+            let error = of_call(&status, "it");
+            assert_eq!((error.kind(), error.effect()), (kind, Effect::None), "{says}: {error:?}");
+            assert!(!is_of_member(&status), "another member would say the same: {says}");
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_a_connection_is_no_refusal() {
+        let broken = [
+            // Whoever asks too often, and a connection that is too weak, by the codes that gRPC has for these ends of a stream.
+            Status::new(Code::ResourceExhausted, "h2 protocol error: http2 error"),
+            Status::new(Code::PermissionDenied, "h2 protocol error: http2 error"),
+            Status::new(Code::ResourceExhausted, "grpc: trying to send message larger than max (5 vs. 4)"),
+            Status::new(
+                Code::Unauthenticated,
+                "grpc-status header missing, mapped from HTTP status code 401",
+            ),
+            Status::from(io::Error::from(io::ErrorKind::UnexpectedEof)),
+            Status::from(io::Error::from(io::ErrorKind::InvalidInput)),
+            Status::from(io::Error::from(io::ErrorKind::NotFound)),
+            Status::from(io::Error::from(io::ErrorKind::PermissionDenied)),
+            Status::from(io::Error::from(io::ErrorKind::ConnectionReset)),
+            Status::new(Code::Unavailable, "etcdserver: request timed out"),
+            Status::new(Code::Unknown, "transport error"),
+            Status::new(Code::Cancelled, "operation was canceled"),
+        ];
+        for status in broken {
+            let error = of_call(&status, "it");
+            assert_eq!(
+                (error.kind(), error.effect(), error.retry()),
+                (ErrorKind::Unavailable, Effect::Unknown, Retry::Later),
+                "{status:?}: {error:?}"
+            );
+            assert!(is_of_member(&status), "another member may do better: {status:?}");
+            assert_eq!(of_login(&status, "it").kind(), ErrorKind::Unavailable, "{status:?}");
+        }
+    }
 }
