@@ -11,7 +11,7 @@ use ringfence_core::{
 use crate::backend::Client;
 use crate::batch::TXN;
 use crate::error;
-use crate::held::{Holding, loss_of};
+use crate::held::Holding;
 use crate::keys::Range;
 use crate::leases::ServerLease;
 use crate::line::{self, Place, Standing};
@@ -457,7 +457,7 @@ impl Pending<'_> {
         }
         let holding =
             Holding { name: name.clone(), key: key.clone(), created, lease, deadline: granted.deadline() };
-        let watch = client.watches.watch(What::end_of(&key), Ear::Holder(loss_of(&client.held, *nonce)));
+        let watch = client.watches.watch(What::end_of(&key), client.ear_of(*nonce));
         if client.held.insert(*nonce, holding, watch) {
             client.look_after_leases();
         }

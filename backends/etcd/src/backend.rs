@@ -23,7 +23,7 @@ use crate::options::Options;
 use crate::proto::{DeleteRangeRequest, DeleteRangeResponse, RangeRequest, RangeResponse, TxnRequest};
 use crate::servers::Servers;
 use crate::view;
-use crate::watch::Watches;
+use crate::watch::{Ear, Watches, Word};
 
 /// The shortest TTL that etcd knows. A cluster's own minimum, which is higher by default, is learned when we connect to it.
 const TTL_MIN_MS: u64 = 1000;
@@ -147,6 +147,32 @@ impl Client {
                 self.held.lingers(nonce, self.now().saturating_add(END_AGAIN));
             }
             _ => self.held.lost(nonce),
+        }
+    }
+
+    /// Who listens to what becomes of the key of a lease.
+    pub(crate) fn ear_of(self: &Arc<Self>, nonce: Nonce) -> Ear {
+        let client = Arc::downgrade(self);
+        Ear::Holder(Arc::new(move |word| {
+            let Some(client) = client.upgrade() else { return };
+            match word {
+                Word::Gone => client.held.lost(nonce),
+                Word::Unwatched => {
+                    let looking = Arc::clone(&client);
+                    client.runtime.spawn(async move { looking.look_again(nonce).await });
+                }
+            }
+        }))
+    }
+
+    /// Looks whether the key of a lease went while nobody watched it.
+    async fn look_again(&self, nonce: Nonce) {
+        let Some(holding) = self.held.get(nonce) else { return };
+        match self.batch.look(holding.key).await {
+            Ok(created) if created != holding.created => self.held.lost(nonce),
+            Ok(_) => {}
+            // Where the connection broke again, the next one has it looked at.
+            Err(error) => tracing::debug!(%error, "a key that was not watched cannot be looked at"),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foldhash::fast::RandomState;
 use ringfence_core::{BootInstant, LockName, LossListener, Nonce};
@@ -103,6 +103,12 @@ impl Held {
         Some(entry.holding.clone())
     }
 
+    /// What is held, and not being given back.
+    pub(crate) fn get(&self, nonce: Nonce) -> Option<Holding> {
+        let entries = self.entries();
+        entries.by_nonce.get(&nonce).filter(|entry| entry.watch.is_some()).map(|entry| entry.holding.clone())
+    }
+
     pub(crate) fn remove(&self, nonce: Nonce) {
         self.entries().by_nonce.remove(&nonce);
     }
@@ -159,16 +165,6 @@ impl Held {
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What is called when a key is gone.
-pub(crate) fn loss_of(held: &Arc<Held>, nonce: Nonce) -> Arc<dyn Fn() + Send + Sync> {
-    let held: Weak<Held> = Arc::downgrade(held);
-    Arc::new(move || {
-        if let Some(held) = held.upgrade() {
-            held.lost(nonce);
-        }
-    })
 }
 
 impl fmt::Debug for Held {

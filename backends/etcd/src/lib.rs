@@ -33,7 +33,8 @@
 //! - **A lost answer.** An acquire whose answer is lost is withdrawn before its error is returned, and cannot come back: it looks for
 //!   a mark that the withdrawal leaves. That is tried for the TTL at most. A release whose answer is lost says that the effect
 //!   is unknown.
-//! - **A lease or a key that was removed** is told to its holder by the watch of its key, at the latest by the next renewal.
+//! - **A lease or a key that was removed** is told to its holder by the watch of its key, at the latest by the next renewal; where the
+//!   stream of watches was broken meanwhile, as soon as it is back.
 //! - **A lease that is not renewed** is ended by this process at its deadline, where others keep the server's lease alive that it
 //!   shares. It can be renewed and downgraded by the client that got it, and by no other.
 //! - **A waiter that loses its place**, because nobody could keep it alive for two seconds, stands in line again, at the end.

@@ -58,8 +58,16 @@ impl What {
 pub(crate) enum Ear {
     /// One that waits, and looks again whenever something may have happened.
     Waiter(Arc<News>),
-    /// One that holds, and wants to know that its key is gone.
-    Holder(Arc<dyn Fn() + Send + Sync>),
+    /// One that holds, and wants to know what becomes of its key.
+    Holder(Arc<dyn Fn(Word) + Send + Sync>),
+}
+
+/// What one that holds is told of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    Gone,
+    /// Nobody watched it for a while: it has to be looked at.
+    Unwatched,
 }
 
 /// What one that waits has heard.
@@ -138,7 +146,15 @@ impl fmt::Debug for Watch {
     }
 }
 
-type Listening = HashMap<i64, (What, Ear), RandomState>;
+type Listening = HashMap<i64, Listener, RandomState>;
+
+/// A watch, as the server has it or is to have it.
+struct Listener {
+    what: What,
+    ear: Ear,
+    /// It was watched before and is not now: what happens meanwhile nobody tells.
+    has_missed: bool,
+}
 
 /// Keeps the stream open until nobody can order any more.
 async fn watch_all(servers: Arc<Servers>, mut orders: mpsc::UnboundedReceiver<Order>) {
@@ -158,8 +174,9 @@ async fn watch_all(servers: Arc<Servers>, mut orders: mpsc::UnboundedReceiver<Or
             Ended::Failed => {}
         }
         // Something may have happened that nobody tells of any more.
-        for (_, ear) in listening.values() {
-            if let Ear::Waiter(news) = ear {
+        for listener in listening.values_mut() {
+            listener.has_missed = true;
+            if let Ear::Waiter(news) = &listener.ear {
                 news.tell();
             }
         }
@@ -182,8 +199,8 @@ async fn watch_on_one_stream(
 ) -> Ended {
     let Ok(link) = servers.link().await else { return Ended::Failed };
     let (questions, asked) = mpsc::unbounded_channel();
-    for (id, (what, _)) in &*listening {
-        let _ = questions.send(create(*id, what));
+    for (id, listener) in &*listening {
+        let _ = questions.send(create(*id, &listener.what));
     }
     let opening = link.converse("/etcdserverpb.Watch/Watch", UnboundedReceiverStream::new(asked));
     let mut answers: Streaming<WatchResponse> = match tokio::time::timeout(ANSWER_PATIENCE, opening).await {
@@ -207,7 +224,7 @@ async fn watch_on_one_stream(
                     return ended;
                 };
                 ended = Ended::Worked;
-                tell(listening, &answer);
+                tell(listening, &answer, &questions);
             }
             order = orders.recv() => match order {
                 Some(order) => obey(listening, order, Some(&questions)),
@@ -222,7 +239,7 @@ fn obey(listening: &mut Listening, order: Order, questions: Option<&mpsc::Unboun
     let question = match order {
         Order::Watch(id, what, ear) => {
             let question = create(id, &what);
-            listening.insert(id, (what, ear));
+            listening.insert(id, Listener { what, ear, has_missed: false });
             question
         }
         // It was cancelled by the server before.
@@ -250,14 +267,13 @@ fn create(id: i64, What { range, changes }: &What) -> WatchRequest {
     WatchRequest { request }
 }
 
-fn tell(listening: &mut Listening, answer: &WatchResponse) {
-    let Some((_, ear)) = listening.get(&answer.watch_id) else { return };
+fn tell(listening: &mut Listening, answer: &WatchResponse, questions: &mpsc::UnboundedSender<WatchRequest>) {
+    let Some(listener) = listening.get_mut(&answer.watch_id) else { return };
     if answer.canceled {
-        // The server does not want to; whoever waits looks again now and then.
         tracing::debug!(id = answer.watch_id, "a watch was cancelled by the server");
     }
     let is_gone = |event: &Event| event.r#type() == event::Type::Delete;
-    match ear {
+    match &listener.ear {
         Ear::Waiter(news) => {
             if answer.created {
                 let revision = answer.header.as_ref().map_or(i64::MAX, |header| header.revision);
@@ -268,10 +284,74 @@ fn tell(listening: &mut Listening, answer: &WatchResponse) {
                 news.tell();
             }
         }
-        Ear::Holder(gone) if answer.events.iter().any(is_gone) => gone(),
+        Ear::Holder(tell) if answer.events.iter().any(is_gone) => tell(Word::Gone),
+        // From now on it is watched again, so that nothing comes between the look and the watch.
+        Ear::Holder(tell) if answer.created && listener.has_missed => tell(Word::Unwatched),
         Ear::Holder(_) => {}
     }
-    if answer.canceled {
-        listening.remove(&answer.watch_id);
+    listener.has_missed = answer.canceled;
+    match (answer.canceled, answer.created) {
+        (false, _) => {}
+        (true, false) => {
+            let _ = questions.send(create(answer.watch_id, &listener.what));
+        }
+        // It does not want to: whoever listens looks now and then.
+        (true, true) => {
+            listening.remove(&answer.watch_id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: i64 = 7;
+
+    /// A holder's watch that the server has, all that the holder was told, and what the server is asked.
+    struct Stage {
+        listening: Listening,
+        told: Arc<Mutex<Vec<Word>>>,
+        questions: mpsc::UnboundedSender<WatchRequest>,
+        asked: mpsc::UnboundedReceiver<WatchRequest>,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let (told, (questions, asked)) = (Arc::<Mutex<Vec<Word>>>::default(), mpsc::unbounded_channel());
+            let ear = Ear::Holder(Arc::new({
+                let told = Arc::clone(&told);
+                move |word| told.lock().unwrap().push(word)
+            }));
+            let mut listening = Listening::default();
+            obey(&mut listening, Order::Watch(ID, What::end_of(b"key"), ear), None);
+            let mut stage = Self { listening, told, questions, asked };
+            stage.hears(&WatchResponse { created: true, ..WatchResponse::default() }, &[]);
+            stage
+        }
+
+        fn hears(&mut self, answer: &WatchResponse, expected: &[Word]) {
+            let answer = WatchResponse { watch_id: ID, ..answer.clone() };
+            tell(&mut self.listening, &answer, &self.questions);
+            assert_eq!(std::mem::take(&mut *self.told.lock().unwrap()), expected, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn a_watch_that_the_server_cancels_is_asked_for_again_and_its_key_looked_at() {
+        let mut stage = Stage::new();
+        stage.hears(&WatchResponse { canceled: true, ..WatchResponse::default() }, &[]);
+        let asked = stage.asked.try_recv().unwrap();
+        assert_eq!(asked, create(ID, &What::end_of(b"key")));
+        stage.hears(&WatchResponse { created: true, ..WatchResponse::default() }, &[Word::Unwatched]);
+        let gone = Event { r#type: event::Type::Delete.into(), ..Event::default() };
+        stage.hears(&WatchResponse { events: vec![gone], ..WatchResponse::default() }, &[Word::Gone]);
+    }
+
+    #[test]
+    fn a_watch_that_the_server_refuses_is_not_asked_for_again() {
+        let mut stage = Stage::new();
+        stage.hears(&WatchResponse { created: true, canceled: true, ..WatchResponse::default() }, &[]);
+        assert!(stage.asked.try_recv().is_err() && stage.listening.is_empty());
     }
 }

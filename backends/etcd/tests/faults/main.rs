@@ -282,6 +282,26 @@ async fn a_holder_learns_at_once_that_its_key_or_its_lease_was_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_whose_key_went_while_its_watch_was_broken_learns_of_it_when_that_is_back() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let proxy = Proxy::start(cluster.port(0)).await;
+    let ann = Locks::connect(&format!("etcd://127.0.0.1:{}", proxy.port())).await.unwrap();
+    let (gone, kept) = (
+        ann.lock("gone").ttl(LONG).acquire().await.unwrap(),
+        ann.lock("kept").ttl(LONG).acquire().await.unwrap(),
+    );
+    // The watches are on their way when the guards are there.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.cut();
+    cluster.etcdctl(&["del", "--prefix", "ringfence/lock/gone!"]).await;
+    // What the server tells of it is on a connection that never comes back.
+    proxy.cut_connections();
+    proxy.mend();
+    within("the loss is told long before the first renewal", gone.lost()).await;
+    assert!(kept.is_held(), "it was looked at, and is there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_that_is_killed_is_out_of_the_line_after_seconds_and_not_after_its_ttl() {
     let Some(cluster) = EtcdCluster::start(1).await else { return };
     let ann = Arc::new(client(&cluster.url()).await);
