@@ -179,8 +179,10 @@ async fn connection(mut client: TcpStream, port: u16, line: watch::Sender<Line>,
         Flow::Hold | Flow::Swallow => None,
     };
     let is_over = tokio::select! {
-        carried = carry_both_ways(&mut client, server.as_mut(), &line) => carried.is_ok(),
+        // First: where the network is mended behind a reset, what was held is gone.
+        biased;
         _ = watched.wait_for(|line| line.generation != generation) => false,
+        carried = carry_both_ways(&mut client, server.as_mut(), &line) => carried.is_ok(),
     };
     if !is_over {
         for stream in server.iter().chain([&client]) {
@@ -384,6 +386,19 @@ mod tests {
         hears_nothing(&mut client).await;
         proxy.mend();
         hears(&mut client, "answer").await;
+    }
+
+    #[tokio::test]
+    async fn what_is_held_on_a_connection_that_is_reset_never_arrives() {
+        for _ in 0..20 {
+            let Ends { proxy, mut client, mut server, .. } = ends().await;
+            proxy.hold_replies();
+            says(&mut server, "answer").await;
+            tokio::task::yield_now().await;
+            proxy.cut_connections();
+            proxy.mend();
+            is_reset(&mut client).await;
+        }
     }
 
     #[tokio::test]
