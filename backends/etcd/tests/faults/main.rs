@@ -5,6 +5,7 @@ mod common;
 mod fence;
 #[path = "../common/line.rs"]
 mod line;
+mod narrow;
 
 use std::collections::BTreeSet;
 use std::pin::pin;
