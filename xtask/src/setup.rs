@@ -147,6 +147,20 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "a Java compiler",
+        detect: &["javac", "-version"],
+        source: Source::Apt("default-jdk-headless"),
+        purpose: "runs the program that uses Curator",
+        vital: false,
+    },
+    Tool {
+        name: "Curator",
+        detect: &["test", "-f", "/usr/share/java/curator-recipes.jar"],
+        source: Source::Apt("libcurator-recipes-java"),
+        purpose: "shares locks with us on ZooKeeper",
+        vital: false,
+    },
+    Tool {
         name: "strace",
         detect: &["strace", "-V"],
         source: Source::Apt("strace"),

@@ -6,7 +6,7 @@
 //! - [`SystemCallFault`] makes system calls of a running thread fail, on one file.
 //! - [`WallClock`] is a clock that is set forward and back under the processes that it governs.
 //! - [`RedisServer`] is a real server of a test's own, [`Sentinels`] and [`RedisCluster`] are several that belong together;
-//!   [`python`] and [`node`] run other people's clients of them.
+//!   [`python`] and [`node`] run other people's clients of them, as [`go_etcd_lock`] and [`curator`] do of etcd and ZooKeeper.
 //! - [`EtcdCluster`] is one of etcd, of one member or several, of the version of Debian or of [a later one](etcd_3_5).
 //! - [`Ensemble`] is one ZooKeeper server of a test's own, or several.
 //! - [`Proxy`] is the network between a client and a server, with its faults.
@@ -30,7 +30,7 @@ mod zookeeper;
 
 pub use cluster::RedisCluster;
 pub use etcd::{EtcdCluster, EtcdOptions};
-pub use peers::{etcd_3_5, go_etcd_lock, node, python, valkey};
+pub use peers::{curator, etcd_3_5, go_etcd_lock, node, python, valkey};
 pub use process::Process;
 pub use proxy::Proxy;
 pub use redis::{RedisOptions, RedisServer};

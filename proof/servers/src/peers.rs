@@ -37,6 +37,24 @@ pub fn go_etcd_lock() -> Option<Command> {
         .then(|| Command::new(folder().join("go/lock")))
 }
 
+/// A Java that runs a source file, the argument to be added, with Curator's recipes for ZooKeeper. `None`, and said as [`skip`] does,
+/// where they or a Java compiler are not installed.
+pub fn curator() -> Option<Command> {
+    // What it needs it names itself, but for somebody who takes its log: this one throws it away.
+    const JARS: [&str; 2] = ["/usr/share/java/curator-recipes.jar", "/usr/share/java/slf4j-nop.jar"];
+    let java = require("javac").and_then(|_| require("java"))?;
+    if let Some(missing) = JARS.iter().find(|jar| !Path::new(jar).is_file()) {
+        skip(
+            "curator",
+            &format!("there is no {missing}; install it, as with: apt-get install libcurator-recipes-java"),
+        );
+        return None;
+    }
+    let mut command = Command::new(java);
+    command.args(["-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", &JARS.join(":")]);
+    Some(command)
+}
+
 /// The server of Valkey, a descendant of Redis with commands of its own, for
 /// [`RedisOptions::program`](crate::RedisOptions::program). `None`, and said as [`skip`] does, where it is not installed.
 pub fn valkey() -> Option<PathBuf> {
@@ -101,6 +119,18 @@ mod tests {
         let Some(node) = node() else { return };
         let kinds = prints(node, &["-p", "typeof require('redlock') + ' ' + typeof require('ioredis')"]);
         assert_eq!(kinds, "function function");
+    }
+
+    #[test]
+    fn java_has_curator() {
+        let Some(mut java) = curator() else { return };
+        let folder = tempfile::TempDir::new().unwrap();
+        let source = folder.path().join("Name.java");
+        let name = "org.apache.curator.framework.recipes.locks.InterProcessMutex.class.getSimpleName()";
+        let main = format!("public static void main(String[] none) {{ System.out.println({name}); }}");
+        std::fs::write(&source, format!("class Name {{ {main} }}")).unwrap();
+        let output = java.arg(source).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), "InterProcessMutex", "{output:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("etcdctl", "etcd-client"),
     ("fsfreeze", "util-linux"),
     ("java", "default-jre-headless"),
+    ("javac", "default-jdk-headless"),
     ("mkfs.ext4", "e2fsprogs"),
     ("redis-cli", "redis-tools"),
     ("script", "bsdutils"),

@@ -1,18 +1,49 @@
-//! One line for kazoo's locks and ours, both ways.
+//! One line for kazoo's locks, Curator's and ours, both ways.
 
+use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Eviction, HolderInfo, Lease, ListQuery,
     LockName, LockState, Mode, Release, SystemClock, Ttl, Wait,
 };
-use ringfence_servers::{Ensemble, Process, python};
+use ringfence_servers::{Ensemble, Process, curator, python};
 use ringfence_testkit::PATIENCE;
 use ringfence_zookeeper::ZooKeeperBackend;
 
 const NAME: &str = "apps/orders/42";
 
-/// A server that we and kazoo use for one lock.
+/// Whose lock contends with ours, and which of theirs: kazoo has `Lock`, Curator has `Mutex`, both have `ReadLock` and `WriteLock`.
+#[derive(Clone, Copy, Debug)]
+enum Peer {
+    Kazoo(&'static str),
+    Curator(&'static str),
+}
+
+use Peer::{Curator, Kazoo};
+
+impl Peer {
+    /// Its program, for the server on this port.
+    fn command(self, port: u16) -> Option<Command> {
+        let (mut command, kind) = match self {
+            Kazoo(kind) => {
+                let mut command = python()?;
+                command.args(["-c", include_str!("lock.py")]);
+                (command, kind)
+            }
+            Curator(kind) => {
+                let mut command = curator()?;
+                command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/Lock.java"));
+                (command, kind)
+            }
+        };
+        command.args([&format!("127.0.0.1:{port}"), &format!("/{NAME}"), kind]);
+        Some(command)
+    }
+}
+
+/// A server that we and others use for one lock.
 struct Stage {
     ours: Arc<ZooKeeperBackend>,
     theirs: Process,
@@ -20,26 +51,28 @@ struct Stage {
 }
 
 impl Stage {
-    /// With one of kazoo's locks: `Lock`, `ReadLock` or `WriteLock`.
-    async fn set(kind: &str) -> Option<Self> {
+    async fn set(peer: Peer) -> Option<Self> {
         let servers = Ensemble::start().await?;
-        let mut command = python()?;
-        command.args(["-c", include_str!("lock.py")]);
-        command.args([&format!("127.0.0.1:{}", servers.ports()[0]), &format!("/{NAME}"), kind]);
-        let theirs = Process::start(command).expect("Python starts");
+        let theirs = Process::start(peer.command(servers.ports()[0])?).expect("their client starts");
         let url = BackendUrl::parse(&format!("{}?keys=verbatim", servers.url())).expect("a lawful URL");
         let ours = ZooKeeperBackend::connect(&url, Arc::new(SystemClock::new())).await.expect("a server");
         Some(Self { ours: Arc::new(ours), theirs, _servers: servers })
     }
 
     fn tell(&mut self, verb: &str) {
-        self.theirs.send(verb).expect("kazoo runs");
+        self.theirs.send(verb).expect("their client runs");
     }
 
     /// Whether it did what it was told.
     async fn hear(&mut self) -> bool {
         let line = tokio::time::timeout(PATIENCE, self.theirs.line()).await.expect("an answer in time");
-        line.expect("kazoo runs") == "yes"
+        line.expect("their client runs") == "yes"
+    }
+
+    /// They have not done what they were told, and have had the time.
+    async fn waits(&mut self) {
+        let line = tokio::time::timeout(Duration::from_millis(300), self.theirs.line()).await;
+        assert!(line.is_err(), "they hold beside us: {line:?}");
     }
 
     async fn they(&mut self, verb: &str) -> bool {
@@ -66,7 +99,7 @@ impl Stage {
     async fn sees_waiters(&self, count: usize) {
         let seen = async {
             while self.state().await.waiters.len() != count {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(PATIENCE, seen).await.unwrap_or_else(|_| panic!("a line of {count}"));
@@ -102,11 +135,11 @@ fn every_mode() -> [Mode; 3] {
 
 #[tokio::test]
 async fn their_lock_keeps_ours_out_in_every_mode() {
-    for kind in ["Lock", "WriteLock"] {
-        let Some(mut stage) = Stage::set(kind).await else { return };
+    for peer in [Kazoo("Lock"), Kazoo("WriteLock"), Curator("Mutex"), Curator("WriteLock")] {
+        let Some(mut stage) = Stage::set(peer).await else { continue };
         assert!(stage.they("try").await, "a free lock is theirs");
         for mode in every_mode() {
-            assert!(stage.ask(mode, Wait::No).await.is_none(), "{mode} beside their {kind}");
+            assert!(stage.ask(mode, Wait::No).await.is_none(), "{mode} beside {peer:?}");
         }
         assert!(stage.they("release").await);
         for mode in every_mode() {
@@ -118,67 +151,123 @@ async fn their_lock_keeps_ours_out_in_every_mode() {
 
 #[tokio::test]
 async fn ours_keeps_theirs_out() {
-    for (kind, mode) in [
-        ("Lock", Mode::Exclusive),
-        ("Lock", Mode::Shared),
-        ("ReadLock", Mode::Exclusive),
-        ("WriteLock", Mode::Exclusive),
-        ("WriteLock", Mode::Shared),
+    for (peer, mode) in [
+        (Kazoo("Lock"), Mode::Exclusive),
+        (Kazoo("Lock"), Mode::Shared),
+        (Kazoo("ReadLock"), Mode::Exclusive),
+        (Kazoo("WriteLock"), Mode::Exclusive),
+        (Kazoo("WriteLock"), Mode::Shared),
+        (Curator("Mutex"), Mode::Exclusive),
+        (Curator("WriteLock"), Mode::Shared),
     ] {
-        let Some(mut stage) = Stage::set(kind).await else { return };
+        let Some(mut stage) = Stage::set(peer).await else { continue };
         let lease = stage.ask(mode, Wait::No).await.expect("a free lock is ours");
-        assert!(!stage.they("try").await, "their {kind} beside {mode}");
+        assert!(!stage.they("try").await, "{peer:?} beside {mode}");
         stage.release(&lease).await;
         assert!(stage.they("try").await, "a free lock is theirs");
     }
 }
 
+/// What docs/zookeeper.md warns of: Curator looks for its own words alone, and sorts all others behind them.
+#[tokio::test]
+async fn curator_does_not_see_what_its_recipe_has_no_word_for() {
+    for (peer, mode) in [
+        (Curator("Mutex"), Mode::Shared),
+        (Curator("Mutex"), Mode::permit(4).expect("four permits")),
+        (Curator("WriteLock"), Mode::Exclusive),
+        (Curator("ReadLock"), Mode::Exclusive),
+    ] {
+        let Some(mut stage) = Stage::set(peer).await else { continue };
+        stage.ask(mode, Wait::No).await.expect("a free lock is ours");
+        assert!(
+            stage.they("try").await,
+            "{peer:?} heeds {mode} by now: docs/zookeeper.md need not warn of it"
+        );
+    }
+}
+
 #[tokio::test]
 async fn they_and_we_stand_in_one_line() {
-    let Some(mut stage) = Stage::set("Lock").await else { return };
-    let first = stage.ask(Mode::Exclusive, Wait::No).await.expect("a free lock is ours");
-    stage.tell("wait");
-    stage.sees_waiters(1).await;
-    let last = stage.wait(Mode::Exclusive);
-    stage.sees_waiters(2).await;
-    stage.release(&first).await;
-    assert!(stage.hear().await, "their turn comes first");
-    assert!(!last.is_finished(), "and ours after it");
-    assert!(stage.they("release").await);
-    let last = granted(last).await;
-    assert!(last.token.sequence() > first.token.sequence());
-    stage.release(&last).await;
-    assert!(stage.state().await.is_free());
+    for peer in [Kazoo("Lock"), Curator("Mutex")] {
+        let Some(mut stage) = Stage::set(peer).await else { continue };
+        let first = stage.ask(Mode::Exclusive, Wait::No).await.expect("a free lock is ours");
+        stage.tell("wait");
+        stage.sees_waiters(1).await;
+        let last = stage.wait(Mode::Exclusive);
+        stage.sees_waiters(2).await;
+        stage.waits().await;
+        stage.release(&first).await;
+        assert!(stage.hear().await, "the turn of {peer:?} comes first");
+        assert!(!last.is_finished(), "and ours after it");
+        assert!(stage.they("release").await);
+        let last = granted(last).await;
+        assert!(last.token.sequence() > first.token.sequence());
+        stage.release(&last).await;
+        assert!(stage.state().await.is_free());
+    }
 }
 
 #[tokio::test]
 async fn their_readers_and_ours_share() {
-    let Some(mut stage) = Stage::set("ReadLock").await else { return };
+    for peer in [Kazoo("ReadLock"), Curator("ReadLock")] {
+        let Some(mut stage) = Stage::set(peer).await else { continue };
+        assert!(stage.they("try").await, "a free lock is theirs");
+        let reader = stage.ask(Mode::Shared, Wait::No).await.expect("readers share");
+        assert!(stage.ask(Mode::Exclusive, Wait::No).await.is_none(), "two read");
+        let writer = stage.wait(Mode::Exclusive);
+        stage.sees_waiters(1).await;
+        stage.release(&reader).await;
+        stage.sees_waiters(1).await;
+        assert!(!writer.is_finished(), "{peer:?} still reads");
+        assert!(stage.they("release").await);
+        stage.release(&granted(writer).await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_writer_of_theirs_stands_between_our_readers() {
+    for peer in [Kazoo("WriteLock"), Curator("WriteLock")] {
+        let Some(mut stage) = Stage::set(peer).await else { continue };
+        let first = stage.ask(Mode::Shared, Wait::No).await.expect("a free lock is ours");
+        stage.tell("wait");
+        stage.sees_waiters(1).await;
+        let last = stage.wait(Mode::Shared);
+        stage.sees_waiters(2).await;
+        stage.waits().await;
+        stage.release(&first).await;
+        assert!(stage.hear().await, "the turn of {peer:?} comes when our reader has left");
+        assert!(!last.is_finished(), "and our next reader waits for it");
+        assert!(stage.they("release").await);
+        stage.release(&granted(last).await).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_killed_client_of_theirs_held_is_ours() {
+    let Some(mut stage) = Stage::set(Curator("Mutex")).await else { return };
     assert!(stage.they("try").await, "a free lock is theirs");
-    let reader = stage.ask(Mode::Shared, Wait::No).await.expect("readers share");
-    assert!(stage.ask(Mode::Exclusive, Wait::No).await.is_none(), "two read");
-    let writer = stage.wait(Mode::Exclusive);
+    let waiter = stage.wait(Mode::Exclusive);
     stage.sees_waiters(1).await;
-    stage.release(&reader).await;
-    stage.sees_waiters(1).await;
-    assert!(!writer.is_finished(), "they still read");
-    assert!(stage.they("release").await);
-    stage.release(&granted(writer).await).await;
+    stage.theirs.kill().expect("it can be killed");
+    // Its session lives for five seconds.
+    stage.release(&granted(waiter).await).await;
 }
 
 #[tokio::test]
 async fn an_operator_sees_their_lock_and_can_evict_it() {
-    let Some(mut stage) = Stage::set("Lock").await else { return };
-    assert!(stage.they("try").await, "a free lock is theirs");
-    let seen = stage.state().await;
-    let [holder] = &seen.holders[..] else { panic!("they hold it: {seen:?}") };
-    assert_eq!((holder.holder.label(), holder.mode), ("another client", Mode::Exclusive));
-    let page = stage.ours.list(ListQuery::new("apps/")).await.expect("a listing");
-    let listed: Vec<&str> = page.items.iter().map(|state| state.name.as_str()).collect();
-    assert_eq!(listed, [NAME], "their locks are listed, by their paths");
-    let waiter = stage.wait(Mode::Exclusive);
-    stage.sees_waiters(1).await;
-    let evicted = stage.ours.evict(&name(), holder.token.nonce()).await.expect("an eviction");
-    assert_eq!(evicted, Eviction::Evicted);
-    stage.release(&granted(waiter).await).await;
+    for peer in [Kazoo("Lock"), Curator("Mutex")] {
+        let Some(mut stage) = Stage::set(peer).await else { continue };
+        assert!(stage.they("try").await, "a free lock is theirs");
+        let seen = stage.state().await;
+        let [holder] = &seen.holders[..] else { panic!("they hold it: {seen:?}") };
+        assert_eq!((holder.holder.label(), holder.mode), ("another client", Mode::Exclusive));
+        let page = stage.ours.list(ListQuery::new("apps/")).await.expect("a listing");
+        let listed: Vec<&str> = page.items.iter().map(|state| state.name.as_str()).collect();
+        assert_eq!(listed, [NAME], "their locks are listed, by their paths");
+        let waiter = stage.wait(Mode::Exclusive);
+        stage.sees_waiters(1).await;
+        let evicted = stage.ours.evict(&name(), holder.token.nonce()).await.expect("an eviction");
+        assert_eq!(evicted, Eviction::Evicted);
+        stage.release(&granted(waiter).await).await;
+    }
 }
