@@ -14,6 +14,7 @@
 
 mod cluster;
 mod etcd;
+mod interconnect;
 mod links;
 mod peers;
 mod port;

@@ -70,10 +70,7 @@ impl RedisOptions {
     /// A server that tells the time by this clock.
     #[must_use]
     pub fn clock(mut self, clock: &WallClock) -> Self {
-        let mut governed = Command::new("redis-server");
-        clock.govern(&mut governed);
-        let set = governed.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
-        self.environment.extend(set);
+        self.environment.extend(clock.environment());
         self
     }
 

@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -52,9 +53,15 @@ impl WallClock {
 
     /// Lets a process that is yet to be started, and all that it starts, tell the time by this clock.
     pub fn govern(&self, command: &mut Command) {
-        command
-            .env("LD_PRELOAD", &self.library)
-            .env("RINGFENCE_WALL_CLOCK", self.folder.path().join("offset"));
+        command.envs(self.environment());
+    }
+
+    /// What [`Self::govern`] sets in a process's environment.
+    pub(crate) fn environment(&self) -> Vec<(OsString, OsString)> {
+        vec![
+            ("LD_PRELOAD".into(), self.library.clone().into()),
+            ("RINGFENCE_WALL_CLOCK".into(), self.folder.path().join("offset").into()),
+        ]
     }
 
     /// Sets the clock so many seconds before (below zero) or after the right time, at once and for every process.

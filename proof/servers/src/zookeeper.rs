@@ -1,5 +1,6 @@
 //! Real ZooKeeper servers, one alone or an ensemble.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
@@ -10,10 +11,12 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::interconnect::Interconnect;
 use crate::port::Port;
 use crate::process::Process;
 use crate::redis::{LEASH, until_within};
 use crate::require::{require, skip};
+use crate::wall_clock::WallClock;
 
 /// Where Debian's package `zookeeper` has the server. What it needs it names itself.
 const JAR: &str = "/usr/share/java/zookeeper.jar";
@@ -26,11 +29,13 @@ const START: Duration = Duration::from_mins(1);
 pub struct ZooKeeperOptions {
     servers: usize,
     settings: Vec<(String, String)>,
+    environment: Vec<(OsString, OsString)>,
+    is_interconnected: bool,
 }
 
 impl Default for ZooKeeperOptions {
     fn default() -> Self {
-        Self { servers: 1, settings: Vec::new() }
+        Self { servers: 1, settings: Vec::new(), environment: Vec::new(), is_interconnected: false }
     }
 }
 
@@ -51,6 +56,20 @@ impl ZooKeeperOptions {
     #[must_use]
     pub fn set(mut self, setting: &str, value: &str) -> Self {
         self.settings.push((setting.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Servers between which the network can be cut, by [`Ensemble::cut_off`].
+    #[must_use]
+    pub fn interconnected(mut self) -> Self {
+        self.is_interconnected = true;
+        self
+    }
+
+    /// Servers that tell the time by this clock.
+    #[must_use]
+    pub fn clock(mut self, clock: &WallClock) -> Self {
+        self.environment = clock.environment();
         self
     }
 
@@ -75,18 +94,29 @@ impl ZooKeeperOptions {
                 let _ = writeln!(lines, "server.{}=127.0.0.1:{peer}:{election}", number + 1);
             }
         }
+        let interconnect = if self.is_interconnected {
+            let ports: Vec<_> =
+                ports.iter().map(|ports| ports[1..].iter().map(Port::number).collect()).collect();
+            Some(Interconnect::new(&ports).await)
+        } else {
+            None
+        };
         let mut servers = Vec::new();
-        for (number, ports) in ports.into_iter().enumerate() {
-            let data = folder.path().join(format!("data-{}", number + 1));
+        for (at, ports) in ports.into_iter().enumerate() {
+            let number = at + 1;
+            let data = folder.path().join(format!("data-{number}"));
             fs::create_dir(&data).expect("a temporary directory can be written to");
-            fs::write(data.join("myid"), (number + 1).to_string())
+            fs::write(data.join("myid"), number.to_string())
                 .expect("a temporary directory can be written to");
-            let config = folder.path().join(format!("zoo-{}.cfg", number + 1));
+            let config = folder.path().join(format!("zoo-{number}.cfg"));
             fs::write(&config, self.config(&data, ports[0].number()) + &lines)
                 .expect("a temporary directory can be written to");
-            servers.push(Server { process: launch(&java, &config), java: java.clone(), config, ports });
+            let entrance = interconnect.as_ref().map(|interconnect| interconnect.entrance(at));
+            let environment = self.environment.clone();
+            let launch = Launch { java: java.clone(), environment, entrance, config };
+            servers.push(Server { process: launch.start(), launch, ports });
         }
-        let ensemble = Ensemble { servers, _folder: folder };
+        let ensemble = Ensemble { servers, interconnect, _folder: folder };
         ensemble.serves().await;
         Some(ensemble)
     }
@@ -121,27 +151,45 @@ impl ZooKeeperOptions {
 #[derive(Debug)]
 pub struct Ensemble {
     servers: Vec<Server>,
+    interconnect: Option<Interconnect>,
     _folder: TempDir,
 }
 
 #[derive(Debug)]
 struct Server {
     process: Process,
-    java: PathBuf,
-    config: PathBuf,
+    launch: Launch,
     ports: [Port; 3],
 }
 
-fn launch(java: &Path, config: &Path) -> Process {
-    let mut command = Command::new("sh");
-    command.args(["-c", LEASH]).arg(java);
-    // It starts quickly and stays small.
-    command.args(["-Xms32m", "-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
-    command.args(["-Djava.net.preferIPv4Stack=true", "-cp", JAR]);
-    command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(config);
-    // It complains there that nobody wants its log.
-    command.stderr(Stdio::null());
-    Process::start(command).expect("Java starts")
+/// How a server is started, and started again.
+#[derive(Debug)]
+struct Launch {
+    java: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+    /// The way to the other servers, where there is one of its own.
+    entrance: Option<u16>,
+    config: PathBuf,
+}
+
+impl Launch {
+    fn start(&self) -> Process {
+        let mut command = Command::new("sh");
+        command.args(["-c", LEASH]).arg(&self.java);
+        // It starts quickly and stays small.
+        command.args(["-Xms32m", "-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+        if let Some(entrance) = self.entrance {
+            command.args(["-DsocksProxyHost=127.0.0.1", &format!("-DsocksProxyPort={entrance}")]);
+            // Unless it is told that there are none, those of this machine are called directly.
+            command.arg("-DsocksNonProxyHosts=");
+        }
+        command.args(["-Djava.net.preferIPv4Stack=true", "-cp", JAR]);
+        command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(&self.config);
+        command.envs(self.environment.iter().cloned());
+        // It complains there that nobody wants its log.
+        command.stderr(Stdio::null());
+        Process::start(command).expect("Java starts")
+    }
 }
 
 impl Ensemble {
@@ -209,7 +257,37 @@ impl Ensemble {
     pub fn restart(&mut self, at: usize) {
         self.kill(at);
         let server = &mut self.servers[at];
-        server.process = launch(&server.java, &server.config);
+        server.process = server.launch.start();
+    }
+
+    /// From now on nothing passes between this server and the others, in either direction, and nobody hangs up. Clients reach all
+    /// of them.
+    ///
+    /// Panics unless they are [`interconnected`](ZooKeeperOptions::interconnected).
+    pub fn cut_off(&self, at: usize) {
+        self.interconnect().cut_off(at);
+    }
+
+    /// Everything passes again between the servers: what was sent meanwhile, and what comes.
+    pub fn mend(&self) {
+        self.interconnect().mend();
+    }
+
+    fn interconnect(&self) -> &Interconnect {
+        self.interconnect.as_ref().expect("the servers are interconnected")
+    }
+
+    /// Makes a node that is everybody's, as a client of its own.
+    ///
+    /// Panics when the servers do not do it.
+    pub async fn create(&self, path: &str) {
+        let mut body = buffer(path.as_bytes());
+        body.extend(buffer(b""));
+        body.extend([1_i32.to_be_bytes(), 31_i32.to_be_bytes()].concat());
+        body.extend([buffer(b"world"), buffer(b"anyone")].concat());
+        body.extend(0_i32.to_be_bytes());
+        let (code, _) = self.ask(1, body).await;
+        assert_eq!(code, 0, "{path} cannot be made");
     }
 
     /// Removes a node, whatever it holds, as a client of its own.
@@ -248,16 +326,11 @@ impl Ensemble {
     ///
     /// Panics when there is no such node, or when it is nobody's.
     pub async fn end_session_of(&self, path: &str) {
-        let mut body = buffer(path.as_bytes());
-        body.push(0);
-        let (code, stat) = self.ask(3, body.clone()).await;
-        assert_eq!(code, 0, "there is no node {path}");
-        let owner = i64::from_be_bytes(stat[44..52].try_into().expect("eight bytes"));
-        assert_ne!(owner, 0, "{path} lives by no session");
+        let owner = self.owner_of(path).await;
         // The owner connects again as soon as it loses its connection to us, and so takes the session back: the faster one wins.
         let password = password_of(owner);
         let ended = async {
-            while self.ask(3, body.clone()).await.0 != -101 {
+            while self.stat(path).await.is_some() {
                 let port = self.leader_port().await;
                 let goodbye = move || Client::greet(port, owner, &password, &request(-11, &[]));
                 // Whether that was in time is seen by the node.
@@ -265,6 +338,38 @@ impl Ensemble {
             }
         };
         tokio::time::timeout(START, ended).await.expect("a session can be ended");
+    }
+
+    /// The server at which the session began that a node lives by.
+    ///
+    /// Panics when there is no such node, or when it is nobody's.
+    pub async fn server_of(&self, path: &str) -> usize {
+        // The highest byte of a session's number is that of the server that gave it.
+        let [number, ..] = self.owner_of(path).await.to_be_bytes();
+        usize::from(number) - 1
+    }
+
+    /// When a node was made, by the wall clock of the leader then, in milliseconds since 1970.
+    ///
+    /// Panics when there is no such node.
+    pub async fn made_at(&self, path: &str) -> i64 {
+        let stat = self.stat(path).await.unwrap_or_else(|| panic!("there is no node {path}"));
+        i64::from_be_bytes(stat[16..24].try_into().expect("eight bytes"))
+    }
+
+    async fn owner_of(&self, path: &str) -> i64 {
+        let stat = self.stat(path).await.unwrap_or_else(|| panic!("there is no node {path}"));
+        let owner = i64::from_be_bytes(stat[44..52].try_into().expect("eight bytes"));
+        assert_ne!(owner, 0, "{path} lives by no session");
+        owner
+    }
+
+    async fn stat(&self, path: &str) -> Option<Vec<u8>> {
+        let mut body = buffer(path.as_bytes());
+        body.push(0);
+        let (code, stat) = self.ask(3, body).await;
+        assert!(matches!(code, 0 | -101), "{path} cannot be looked at: {code}");
+        (code == 0).then_some(stat)
     }
 
     async fn leader_port(&self) -> u16 {
@@ -368,6 +473,50 @@ fn four_letters(port: u16, word: &str) -> std::io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_leader_that_is_cut_off_is_followed_by_another_and_follows_it_afterwards() {
+        // Two seconds after the others are silent, a server knows.
+        let options = ZooKeeperOptions::new().set("syncLimit", "10");
+        let Some(ensemble) = options.servers(3).interconnected().start().await else { return };
+        let leader = ensemble.leader().await.expect("servers that serve have a leader");
+        ensemble.cut_off(leader);
+        let others = (0..3).filter(|at| *at != leader);
+        let next = until_within(START, "there is another leader", async || {
+            for at in others.clone() {
+                if ensemble.mode(at).await.as_deref() == Some("leader") {
+                    return Some(at);
+                }
+            }
+            None
+        })
+        .await;
+        until_within(START, "the old one knows", async || {
+            (ensemble.mode(leader).await.as_deref() != Some("leader")).then_some(())
+        })
+        .await;
+        assert_eq!(ensemble.mode(leader).await, None, "it serves nobody");
+        ensemble.mend();
+        ensemble.serves().await;
+        assert_eq!(ensemble.mode(next).await.as_deref(), Some("leader"));
+    }
+
+    #[tokio::test]
+    async fn servers_tell_the_time_by_their_clock() {
+        let Some(clock) = WallClock::new() else { return };
+        let Some(ensemble) = ZooKeeperOptions::new().clock(&clock).start().await else { return };
+        let mut made = Vec::new();
+        for (step, path) in [(0, "/now"), (3_600, "/ahead"), (-3_600, "/behind")] {
+            clock.step(step);
+            ensemble.create(path).await;
+            made.push(ensemble.made_at(path).await / 1_000);
+        }
+        let [now, ahead, behind] = made[..] else { panic!("three nodes") };
+        assert!(
+            (3_500..3_700).contains(&(ahead - now)) && (3_500..3_700).contains(&(now - behind)),
+            "{made:?}"
+        );
+    }
 
     #[tokio::test]
     async fn three_servers_have_one_leader_and_another_after_it_is_killed() {
