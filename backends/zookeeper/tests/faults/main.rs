@@ -1,5 +1,7 @@
 //! What becomes of locks when connections, sessions, servers and nodes go away under them.
 
+mod partitions;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
