@@ -29,13 +29,15 @@ const START: Duration = Duration::from_mins(1);
 pub struct ZooKeeperOptions {
     servers: usize,
     settings: Vec<(String, String)>,
+    properties: Vec<String>,
     environment: Vec<(OsString, OsString)>,
     is_interconnected: bool,
 }
 
 impl Default for ZooKeeperOptions {
     fn default() -> Self {
-        Self { servers: 1, settings: Vec::new(), environment: Vec::new(), is_interconnected: false }
+        let (settings, properties, environment) = Default::default();
+        Self { servers: 1, settings, properties, environment, is_interconnected: false }
     }
 }
 
@@ -56,6 +58,13 @@ impl ZooKeeperOptions {
     #[must_use]
     pub fn set(mut self, setting: &str, value: &str) -> Self {
         self.settings.push((setting.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A property of the Java machine, for what cannot be set in zoo.cfg: `("znode.container.checkIntervalMs", "10")`.
+    #[must_use]
+    pub fn property(mut self, name: &str, value: &str) -> Self {
+        self.properties.push(format!("-D{name}={value}"));
         self
     }
 
@@ -112,8 +121,8 @@ impl ZooKeeperOptions {
             fs::write(&config, self.config(&data, ports[0].number()) + &lines)
                 .expect("a temporary directory can be written to");
             let entrance = interconnect.as_ref().map(|interconnect| interconnect.entrance(at));
-            let environment = self.environment.clone();
-            let launch = Launch { java: java.clone(), environment, entrance, config };
+            let (properties, environment) = (self.properties.clone(), self.environment.clone());
+            let launch = Launch { java: java.clone(), properties, environment, entrance, config };
             servers.push(Server { process: launch.start(), launch, ports });
         }
         let ensemble = Ensemble { servers, interconnect, _folder: folder };
@@ -166,6 +175,7 @@ struct Server {
 #[derive(Debug)]
 struct Launch {
     java: PathBuf,
+    properties: Vec<String>,
     environment: Vec<(OsString, OsString)>,
     /// The way to the other servers, where there is one of its own.
     entrance: Option<u16>,
@@ -183,7 +193,7 @@ impl Launch {
             // Unless it is told that there are none, those of this machine are called directly.
             command.arg("-DsocksNonProxyHosts=");
         }
-        command.args(["-Djava.net.preferIPv4Stack=true", "-cp", JAR]);
+        command.args(&self.properties).args(["-Djava.net.preferIPv4Stack=true", "-cp", JAR]);
         command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(&self.config);
         command.envs(self.environment.iter().cloned());
         // It complains there that nobody wants its log.

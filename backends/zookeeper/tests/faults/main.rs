@@ -12,7 +12,7 @@ use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, ErrorKind, HolderInfo, Lease, LeaseKey,
     LockName, LockState, Mode, Release, Renewal, Retry, SystemClock, Ttl, Wait,
 };
-use ringfence_servers::{Ensemble, Proxy, ZooKeeperOptions};
+use ringfence_servers::{Ensemble, Proxy, Taker, WallClock, ZooKeeperOptions, taker};
 use ringfence_testkit::PATIENCE;
 use ringfence_zookeeper::ZooKeeperBackend;
 
@@ -345,6 +345,74 @@ async fn a_container_that_vanishes_takes_no_order_of_tokens_with_it() {
         // As the servers do it with a container that is empty, some time later.
         servers.delete(FOLDER).await;
     }
+}
+
+#[tokio::test]
+async fn a_container_that_vanishes_whenever_it_is_empty_is_in_nobodys_way() {
+    // The servers look for empty ones every minute, and remove so many of them, unless they are told otherwise.
+    let options = ZooKeeperOptions::new().property("znode.container.checkIntervalMs", "1");
+    let Some(servers) = options.property("znode.container.maxPerMinute", "60000").start().await else {
+        return;
+    };
+    let mut working = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let client = connect(&servers.url()).await;
+        working.spawn(async move {
+            let mut tokens = Vec::new();
+            for _ in 0..30 {
+                let lease = hold(&client).await;
+                tokens.push(lease.token);
+                assert_eq!(release(&client, &lease).await, Release::Released);
+            }
+            tokens
+        });
+    }
+    let mut tokens = std::collections::BTreeSet::new();
+    while let Some(worker) = working.join_next().await {
+        let its = worker.expect("no panic");
+        assert!(its.is_sorted_by(|one, next| one.sequence() < next.sequence()), "{its:?}");
+        tokens.extend(its.iter().map(|token| token.sequence()));
+    }
+    assert_eq!(tokens.len(), 90, "no two grants have one number");
+    within("the end of the container", async {
+        while !servers.children("/ringfence/locks").await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wall_clock_that_is_stepped_ends_no_session_and_prolongs_none() {
+    const TTL: Duration = Duration::from_secs(6);
+    const HOUR: i64 = 3_600;
+    let Some(clock) = WallClock::new() else { return };
+    let Some(servers) = ZooKeeperOptions::new().servers(3).clock(&clock).start().await else { return };
+    // Where it has to be built, that is no time in which anybody holds.
+    taker();
+    let locks = Locks::connect(&servers.url()).await.expect("servers that serve");
+    let held = locks.lock("another").ttl(TTL).acquire().await.expect("a free lock");
+    let mut shown = 0;
+    for step in [HOUR, -HOUR] {
+        let mut taker = Taker::start(&servers.url(), NAME, &["--ttl", "6s"]);
+        let (token, _) = taker.holds().await;
+        clock.step(step);
+        taker.kill();
+        let killed = now();
+        let next = within("the next grant", locks.lock(NAME).ttl(TTL).acquire()).await.expect("a grant");
+        let took = now().saturating_since(killed);
+        // The servers heard of it last a quarter of the TTL and half a tick before, and look once in a tick.
+        let bounds = TTL / 2..TTL + Duration::from_secs(3);
+        assert!(bounds.contains(&took), "after a step of {step} s it was granted after {took:?}");
+        assert!(next.token().sequence() > token.sequence(), "{token} {}", next.token());
+        let node = format!("{FOLDER}/{}", servers.children(FOLDER).await[0]);
+        let made = servers.made_at(&node).await / 1_000;
+        assert!(shown == 0 || made < shown - HOUR, "the clock was stepped: {shown} {made}");
+        shown = made;
+        next.release().await.expect("it is held");
+        assert!(held.is_held(), "a step of {step} s ends nobody's lease");
+    }
+    held.release().await.expect("it is held");
 }
 
 #[tokio::test]
