@@ -113,7 +113,7 @@ impl ZooKeeperOptions {
         let mut servers = Vec::new();
         for (at, ports) in ports.into_iter().enumerate() {
             let number = at + 1;
-            let data = folder.path().join(format!("data-{number}"));
+            let data = data_folder(folder.path(), at);
             fs::create_dir(&data).expect("a temporary directory can be written to");
             fs::write(data.join("myid"), number.to_string())
                 .expect("a temporary directory can be written to");
@@ -125,7 +125,7 @@ impl ZooKeeperOptions {
             let launch = Launch { java: java.clone(), properties, environment, entrance, config };
             servers.push(Server { process: launch.start(), launch, ports });
         }
-        let ensemble = Ensemble { servers, interconnect, _folder: folder };
+        let ensemble = Ensemble { servers, interconnect, folder };
         ensemble.serves().await;
         Some(ensemble)
     }
@@ -161,7 +161,7 @@ impl ZooKeeperOptions {
 pub struct Ensemble {
     servers: Vec<Server>,
     interconnect: Option<Interconnect>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 #[derive(Debug)]
@@ -200,6 +200,10 @@ impl Launch {
         command.stderr(Stdio::null());
         Process::start(command).expect("Java starts")
     }
+}
+
+fn data_folder(folder: &Path, at: usize) -> PathBuf {
+    folder.join(format!("data-{}", at + 1))
 }
 
 impl Ensemble {
@@ -268,6 +272,19 @@ impl Ensemble {
         self.kill(at);
         let server = &mut self.servers[at];
         server.process = server.launch.start();
+    }
+
+    /// Changes a setting of a server's zoo.cfg, for its next start.
+    pub fn set(&self, at: usize, setting: &str, value: &str) {
+        let file = &self.servers[at].launch.config;
+        let config = fs::read_to_string(file).expect("it was started by this file");
+        // The last one of a name counts.
+        fs::write(file, format!("{config}{setting}={value}\n")).expect("a temporary file can be written to");
+    }
+
+    /// The folder in which a server keeps what it knows.
+    pub fn files(&self, at: usize) -> PathBuf {
+        data_folder(self.folder.path(), at)
     }
 
     /// From now on nothing passes between this server and the others, in either direction, and nobody hangs up. Clients reach all

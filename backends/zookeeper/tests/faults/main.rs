@@ -1,6 +1,8 @@
 //! What becomes of locks when connections, sessions, servers and nodes go away under them.
 
+mod attempts;
 mod partitions;
+mod sessions;
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -1,0 +1,102 @@
+//! What an attempt finds when it looks for itself, and what it does where the line has no number for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_core::{Attempt, Backend, Effect, ErrorKind, LockState, Mode, Release, Wait};
+use ringfence_servers::{Ensemble, Proxy, curator};
+
+use crate::{FOLDER, LONG, SHORT, connect, connect_over, granted, hold, now, release, request, sees, within};
+
+#[tokio::test]
+async fn a_node_of_an_earlier_session_is_not_taken_for_that_of_an_attempt_whose_answer_was_lost() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    let (ann, eye) = (connect_over(&proxy).await, connect(&servers.url()).await);
+    // From now on there is a session of this TTL, and a container.
+    let lease = hold(&ann).await;
+    release(&ann, &lease).await;
+    for arrives in [true, false] {
+        let asked = request(Mode::Exclusive, LONG, Wait::No);
+        // As it would stand there if this attempt had been made in another session before.
+        let twin = format!("{FOLDER}/_c_{:016x}-lock-0000000999", asked.nonce.get());
+        servers.create(&twin).await;
+        if arrives {
+            proxy.swallow_replies();
+        } else {
+            proxy.accept_and_be_silent();
+        }
+        let asking = tokio::spawn({
+            let ann = Arc::clone(&ann);
+            async move { ann.acquire(asked).await }
+        });
+        proxy.swallowed().await;
+        proxy.mend();
+        let attempt = within("what came of it", asking).await.expect("no panic");
+        if arrives {
+            let lease = granted(attempt);
+            assert_eq!(release(&ann, &lease).await, Release::Released);
+            servers.delete(&twin).await;
+        } else {
+            let error = attempt.expect_err("it never arrived, and the other one is not its own");
+            assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
+        }
+        sees(&eye, "nothing of it", LockState::is_free).await;
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_whose_answer_is_lost_looks_for_itself_no_longer_than_its_session_can_live() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    let (ann, eye) = (connect_over(&proxy).await, connect(&servers.url()).await);
+    let lease = granted(ann.acquire(request(Mode::Exclusive, SHORT, Wait::No)).await);
+    release(&ann, &lease).await;
+    proxy.swallow_replies();
+    let asking = tokio::spawn({
+        let ann = Arc::clone(&ann);
+        async move { ann.acquire(request(Mode::Exclusive, SHORT, Wait::No)).await }
+    });
+    proxy.swallowed().await;
+    proxy.cut();
+    let cut = now();
+    let error = within("an end", asking).await.expect("no panic").expect_err("nobody answers");
+    let took = now().saturating_since(cut);
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
+    assert!(took < 2 * SHORT + Duration::from_secs(3), "a session of {SHORT:?} was looked for for {took:?}");
+    sees(&eye, "a lock whose session is over", LockState::is_free).await;
+}
+
+#[tokio::test]
+async fn a_line_without_numbers_is_full_until_its_node_is_removed() {
+    let Some(mut servers) = Ensemble::start().await else { return };
+    let Some(mut java) = curator() else { return };
+    let ann = connect(&servers.url()).await;
+    let first = hold(&ann).await;
+    assert_eq!(release(&ann, &first).await, Release::Released);
+    drop(ann);
+    servers.kill(0);
+    java.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/Numbers.java"));
+    java.arg(servers.files(0)).args([FOLDER, &(i32::MAX - 1).to_string()]);
+    let changed = java.output().expect("Java starts");
+    assert!(changed.status.success(), "{}", String::from_utf8_lossy(&changed.stderr));
+    servers.restart(0);
+    servers.serves().await;
+
+    let ann = connect(&servers.url()).await;
+    let last = hold(&ann).await;
+    assert!(servers.children(FOLDER).await[0].ends_with("-2147483646"), "the last number but one");
+    assert_eq!(release(&ann, &last).await, Release::Released);
+    for _ in 0..2 {
+        let error =
+            ann.acquire(request(Mode::Exclusive, LONG, Wait::No)).await.expect_err("no number is left");
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::Full, Effect::None), "{error:?}");
+        assert!(error.to_string().contains(FOLDER), "it says which node to remove: {error}");
+    }
+    sees(&ann, "nothing of those who were refused", LockState::is_free).await;
+    servers.delete(FOLDER).await;
+    let next = granted(ann.acquire(request(Mode::Exclusive, LONG, Wait::No)).await);
+    assert!(next.token.sequence() > last.token.sequence(), "tokens do not begin again");
+    let again = ann.acquire(request(Mode::Exclusive, LONG, Wait::No)).await;
+    assert!(matches!(again, Ok(Attempt::Busy(_))), "{again:?}");
+}

@@ -1,0 +1,115 @@
+//! What becomes of leases and turns when their session's connection is not what it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence::Locks;
+use ringfence_core::{Attempt, Backend, BackendUrl, LockState, Mode, Release, Renewal, SystemClock, Wait};
+use ringfence_servers::{Ensemble, Proxy, ZooKeeperOptions};
+use ringfence_zookeeper::ZooKeeperBackend;
+
+use crate::{
+    AT_ONCE, LONG, NAME, connect, connect_over, for_ever, granted, hold, now, release, renew, request, sees,
+    sees_waiters, within,
+};
+
+/// A connection that owes an answer is given up after a third of it.
+const TTL: Duration = Duration::from_secs(12);
+
+#[tokio::test]
+async fn a_session_that_the_next_server_grants_for_less_ends_with_its_leases() {
+    let Some(mut servers) = Ensemble::start().await else { return };
+    let locks = Locks::connect(&servers.url()).await.expect("a server");
+    let guard = locks.lock(NAME).ttl(LONG).acquire().await.expect("a free lock");
+    servers.set(0, "maxSessionTimeout", "2000");
+    servers.restart(0);
+    tokio::time::timeout(AT_ONCE, guard.lost()).await.expect("word of the loss before any renewal");
+    // Long before the timeout that it had.
+    let eye = connect(&servers.url()).await;
+    sees(&eye, "a lock whose session was ended", LockState::is_free).await;
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_is_not_the_first_that_is_tried_again() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let ways = [Proxy::start(servers.ports()[0]).await, Proxy::start(servers.ports()[0]).await];
+    let [one, two] = ways.each_ref().map(Proxy::port);
+    let ann = connect(&format!("zookeeper://127.0.0.1:{one},127.0.0.1:{two}")).await;
+    let held = granted(ann.acquire(request(Mode::Exclusive, TTL, Wait::No)).await);
+    // It is on one of them, and comes to the other.
+    for way in &ways {
+        way.accept_and_be_silent();
+        let since = now();
+        assert_eq!(renew(&ann, &held.key).await, Renewal::Renewed);
+        let took = now().saturating_since(since);
+        assert!(took < TTL / 3 + TTL / 4, "a silent server is given up once, and not twice: {took:?}");
+        way.mend();
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_lapses_while_nothing_arrives_is_removed_afterwards() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    let (ann, eye) = (connect_over(&proxy).await, connect(&servers.url()).await);
+    let lapsing = granted(ann.acquire(request(Mode::Exclusive, TTL, Wait::No)).await);
+    let mut other = request(Mode::Exclusive, TTL, Wait::No);
+    other.name = "another".parse().expect("a lawful name");
+    let other = granted(ann.acquire(other).await);
+    tokio::time::sleep(TTL / 2).await;
+    assert_eq!(renew(&ann, &other.key).await, Renewal::Renewed);
+    let left = lapsing.deadline().saturating_since(now());
+    tokio::time::sleep(left.saturating_sub(Duration::from_millis(500))).await;
+    proxy.accept_and_be_silent();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    proxy.mend();
+    sees(&eye, "a lock whose lease has lapsed", LockState::is_free).await;
+    // So it was not the session's end that freed it.
+    assert_eq!(renew(&ann, &other.key).await, Renewal::Renewed);
+    assert_eq!(renew(&ann, &lapsing.key).await, Renewal::Lost);
+}
+
+#[tokio::test]
+async fn a_session_has_time_to_begin_however_short_it_is() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    // Longer than a silence may be in the shortest session.
+    proxy.delay(Duration::from_millis(300));
+    let url = BackendUrl::parse(&format!("zookeeper://127.0.0.1:{}", proxy.port())).expect("a lawful URL");
+    let client = ZooKeeperBackend::connect(&url, Arc::new(SystemClock::new())).await.expect("a slow server");
+    assert_eq!(client.guarantees().ttl_min.as_millis(), 400);
+}
+
+#[tokio::test]
+async fn a_turn_that_a_leader_without_the_others_tells_of_is_none() {
+    let options = ZooKeeperOptions::new().servers(3).interconnected();
+    let Some(servers) = options.set("syncLimit", "25").start().await else { return };
+    let leader = servers.leader().await.expect("servers that serve have a leader");
+    let proxy = Proxy::start(servers.ports()[leader]).await;
+    let (ann, bob) = (connect(&servers.url()).await, connect_over(&proxy).await);
+    let held = hold(&ann).await;
+    let waiting = tokio::spawn({
+        let bob = Arc::clone(&bob);
+        async move { bob.acquire(for_ever()).await }
+    });
+    sees_waiters(&ann, 1).await;
+    // The word of his turn waits on its way to him until the leader is alone.
+    proxy.cut();
+    assert_eq!(release(&ann, &held).await, Release::Released);
+    servers.cut_off(leader);
+    proxy.mend();
+    let cut = now();
+    // For five seconds the leader does not know, and would answer what needs no majority.
+    let mut waiting = waiting;
+    let early = tokio::time::timeout(Duration::from_secs(4), &mut waiting).await;
+    assert!(
+        early.is_err(),
+        "a grant {:?} after the leader lost the others: {early:?}",
+        now().saturating_since(cut)
+    );
+    servers.mend();
+    let Ok(Attempt::Granted(next)) = within("his turn", waiting).await.expect("no panic") else {
+        panic!("it is his turn")
+    };
+    assert!(next.token.sequence() > held.token.sequence());
+}
