@@ -21,7 +21,8 @@ async fn a_session_that_the_next_server_grants_for_less_ends_with_its_leases() {
     let Some(mut servers) = Ensemble::start().await else { return };
     let locks = Locks::connect(&servers.url()).await.expect("a server");
     let guard = locks.lock(NAME).ttl(LONG).acquire().await.expect("a free lock");
-    servers.set(0, "maxSessionTimeout", "2000");
+    // Long enough for it to live on by its pings.
+    servers.set(0, "maxSessionTimeout", "30000");
     servers.restart(0);
     tokio::time::timeout(AT_ONCE, guard.lost()).await.expect("word of the loss before any renewal");
     // Long before the timeout that it had.
