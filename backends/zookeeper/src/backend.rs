@@ -1,4 +1,3 @@
-use std::collections::HashSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -7,38 +6,29 @@ use std::time::Duration;
 use bytes::Bytes;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, BoxFuture, Clock, Contention, Error,
-    ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock, LeaseKey,
-    ListQuery, LockName, LockState, LossListener, Mode, Nonce, Page, Queue, Records, Release, Renewal,
-    Result, Scope, Tokens, Ttl, Wait,
+    Eviction, FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState,
+    LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens, Ttl, Wait,
 };
 use tokio::runtime::Handle;
 
 use crate::checks;
 use crate::error;
 use crate::keys::{self, Keys};
-use crate::line::{self, Line, Turn};
+use crate::line::Line;
 use crate::options::Options;
-use crate::place::{self, Said};
+use crate::place::{Said, Step};
+use crate::seek::Seeker;
 use crate::servers::Servers;
-use crate::session::{Changed, Failure, Session};
+use crate::session::{Failure, Session};
 use crate::sessions::Sessions;
 use crate::view;
-use crate::wire::{self, Code, Created, Data, Kind, Odd, Request};
-
-/// How often a waiter looks at the line, whatever happens: the net under a message that was lost.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+use crate::wire::{self, Code, Data, Kind, Odd, Request};
 
 /// The pauses of one that waits, and of a withdrawal, while there is no connection.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+pub(crate) const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// For how long after its deadline one that waits tries to leave the line in the foreground.
 const OVERDUE: Duration = Duration::from_secs(1);
-
-/// How often a node is made anew whose parent vanished meanwhile.
-const PARENTS_MADE_MAX: usize = 4;
-
-/// How many of those in the way are looked up for one who is told that it is busy.
-const SHOWN_MAX: usize = 8;
 
 /// The range of sessions that a server grants unless it is told otherwise: 2 to 20 ticks of 2 s.
 const USUAL_RANGE: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(40)];
@@ -75,7 +65,7 @@ pub(crate) struct Client {
     pub(crate) sessions: Sessions,
     pub(crate) keys: Keys,
     pub(crate) clock: Arc<dyn Clock>,
-    runtime: Handle,
+    pub(crate) runtime: Handle,
     pub(crate) server_time: view::ServerTime,
 }
 
@@ -148,14 +138,7 @@ impl Client {
             Wait::No => BootInstant::MAX,
             Wait::Until(deadline) => deadline.saturating_add(OVERDUE),
         };
-        let mut seeker = Seeker {
-            client: &self,
-            folder: &folder,
-            request: &mut request,
-            session: None,
-            is_abandoned: false,
-            is_settled: false,
-        };
+        let mut seeker = Seeker::new(&self, &folder, &mut request);
         let outcome = tokio::select! {
             outcome = Box::pin(seeker.seek()) => Some(outcome),
             () = self.pass(overdue) => None,
@@ -183,7 +166,7 @@ impl Client {
     }
 
     /// Resolves when this instant has passed.
-    async fn pass(&self, instant: BootInstant) {
+    pub(crate) async fn pass(&self, instant: BootInstant) {
         while let Some(nap) = self.clock.nap(instant) {
             tokio::time::sleep(nap).await;
         }
@@ -191,7 +174,7 @@ impl Client {
 
     /// Removes what is left of an attempt. Returns when nothing is, or when the session is over in which it was made: then the
     /// servers have removed it, or will when they know. The error is why they refuse.
-    async fn withdraw(&self, session: &Session, folder: &str, nonce: Nonce) -> Result<()> {
+    pub(crate) async fn withdraw(&self, session: &Session, folder: &str, nonce: Nonce) -> Result<()> {
         session.let_go(nonce);
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         loop {
@@ -235,7 +218,7 @@ impl Client {
 
     /// The line for a lock, and that the session lives: a majority agreed to both after this call. [`Self::line`] is cheaper, but
     /// a leader that has lost the others answers it, until it knows.
-    async fn proven_line(&self, session: &Session, folder: &str) -> Result<Line, Failure> {
+    pub(crate) async fn proven_line(&self, session: &Session, folder: &str) -> Result<Line, Failure> {
         let agreed = session.call(Request::agree());
         let listed = session.call(Request::children(folder, false));
         agreed.agreement().await?;
@@ -319,327 +302,12 @@ impl Client {
             found => Data::read(found.map_err(|failure| self.error(failure))?).map_err(|Odd| self.odd())?,
         };
         let said = Said::read(&found.bytes).ok_or_else(|| self.odd())?;
-        let said = Said { is_downgraded: true, ..said }.write();
+        let said = Said { step: Step::Shares, ..said }.write();
         match session.call(Request::set_data(&path, said.as_bytes(), found.stat.version)).answer().await {
             Ok(_) if session.prolong(lease.nonce, asked) => Ok(Renewal::Renewed),
             Ok(_) => Ok(Renewal::Lost),
             Err(failure) if failure.is(Code::NO_NODE) => Ok(Renewal::Lost),
             Err(failure) => Err(self.error(failure)),
-        }
-    }
-}
-
-/// An attempt under way; withdrawn in the background if its future is dropped.
-struct Seeker<'a> {
-    client: &'a Arc<Client>,
-    folder: &'a str,
-    request: &'a mut AcquireRequest,
-    /// Where the servers may know of it: in this session.
-    session: Option<Arc<Session>>,
-    /// Whether nobody wants the lease any more.
-    is_abandoned: bool,
-    is_settled: bool,
-}
-
-/// A place in line, by the server's word.
-struct Standing {
-    session: Arc<Session>,
-    /// The name of its node.
-    name: String,
-    /// The transaction that made it.
-    made_by: i64,
-    /// Since when the session is proven to live.
-    proven: BootInstant,
-    line: Line,
-}
-
-impl Seeker<'_> {
-    /// Takes a place in line, and waits for the turn as long as the request does.
-    async fn seek(&mut self) -> Result<Attempt> {
-        // Those who were exclusive and share by now.
-        let mut downgraded = HashSet::new();
-        let mut has_waited = false;
-        let mut standing = self.stand_in_line().await?;
-        loop {
-            let Some(at) = standing.line.places.iter().position(|place| place.name == standing.name) else {
-                // Somebody removed it, and it stands in line again, at the end.
-                standing = self.stand_in_line().await?;
-                continue;
-            };
-            if standing.line.places[at].is_beyond_the_last() {
-                return Err(Error::new(
-                    ErrorKind::Full,
-                    "the servers have given all numbers of this line: remove its node when nobody stands below it, and its \
-                     numbers begin again",
-                )
-                .about(self.folder)
-                .about(self.client.shown()));
-            }
-            let mut news = None;
-            match standing.line.turn(at, &downgraded) {
-                Turn::Now => {
-                    if let Some(lease) = self.take(&standing, has_waited)? {
-                        return Ok(Attempt::Granted(lease));
-                    }
-                    // That took longer than a lease lives: it has to be proven anew.
-                }
-                Turn::BehindSeveral if self.is_impatient() => {
-                    return self.give_up(&standing, &downgraded).await;
-                }
-                Turn::BehindSeveral => {
-                    let listed = Request::children(self.folder, true);
-                    let (asked, changed) = standing.session.watch(listed, self.folder, true);
-                    match asked.answer().await.map(wire::children) {
-                        // What it watches is what it knows, unless it has changed since.
-                        Ok(Ok(children)) if Line::of(&children).places == standing.line.places => {
-                            news = Some(changed);
-                        }
-                        Ok(_) => {}
-                        Err(failure) => self.bear(failure, &mut standing).await?,
-                    }
-                }
-                Turn::Behind(place) => {
-                    let may_share = self.request.mode == Mode::Shared && place.mode == Mode::Exclusive;
-                    if self.is_impatient() && !may_share {
-                        return self.give_up(&standing, &downgraded).await;
-                    }
-                    let path = format!("{}/{}", self.folder, place.name);
-                    let (asked, changed) = standing.session.watch(Request::data(&path, true), &path, false);
-                    match asked.answer().await.map(Data::read) {
-                        Ok(Ok(data)) if may_share && place::is_downgraded(&data.bytes) => {
-                            downgraded.insert(place.name.clone());
-                            continue;
-                        }
-                        Ok(_) if self.is_impatient() => return self.give_up(&standing, &downgraded).await,
-                        Ok(_) => news = Some(changed),
-                        // It has left in this moment.
-                        Err(failure) if failure.is(Code::NO_NODE) => {}
-                        Err(failure) => self.bear(failure, &mut standing).await?,
-                    }
-                }
-            }
-            has_waited = true;
-            if let Some(changed) = news {
-                self.wait(changed).await;
-            }
-            self.look(&mut standing).await?;
-        }
-    }
-
-    /// Whether it does not wait, or no longer.
-    fn is_impatient(&self) -> bool {
-        self.is_abandoned
-            || match self.request.wait {
-                Wait::No => true,
-                Wait::Until(deadline) => self.client.now() >= deadline,
-            }
-    }
-
-    /// Waits for news, or until it is time to look anyway.
-    async fn wait(&mut self, mut changed: Changed) {
-        let look_at = self.client.now().saturating_add(LOOK_EVERY);
-        let look_at = match self.request.wait {
-            Wait::Until(deadline) => look_at.min(deadline),
-            Wait::No => look_at,
-        };
-        tokio::select! {
-            () = &mut self.request.abandoned => self.is_abandoned = true,
-            () = changed.changed() => {}
-            () = self.client.pass(look_at) => {}
-        }
-    }
-
-    /// Makes the node, and sees who stands before it: in one round trip where the lock is in use.
-    async fn stand_in_line(&mut self) -> Result<Standing> {
-        let client = self.client;
-        let AcquireRequest { mode, ttl, nonce, ref holder, .. } = *self.request;
-        let said = Said::new(ttl, holder.clone()).write();
-        let path = format!("{}/{}", self.folder, line::name_of(nonce, mode));
-        for _ in 0..PARENTS_MADE_MAX {
-            let session = client.sessions.of(ttl).await?;
-            self.session = Some(Arc::clone(&session));
-            let proven = client.now();
-            let made =
-                session.call(Request::create(&path, said.as_bytes(), client.keys.access(), Kind::InLine));
-            let listed = session.call(Request::children(self.folder, false));
-            let created = match made.answer().await {
-                Ok(created) => Created::read(created).map_err(|Odd| client.odd())?,
-                Err(failure) if failure.is(Code::NO_NODE) => {
-                    // The container was never there, or was removed because it was empty.
-                    let parents = client.make_parents(&session, &path, Kind::Container).await;
-                    parents.map_err(|failure| client.error(failure))?;
-                    continue;
-                }
-                Err(Failure::Lost(why)) => return self.find(session, why).await,
-                Err(failure) => {
-                    // It was not made.
-                    self.session = None;
-                    return Err(client.error(failure));
-                }
-            };
-            client.server_time.learn(created.stat.made_at, proven, client.now());
-            let name = created.path.rsplit('/').next().unwrap_or_default().to_owned();
-            let children = match listed.answer().await {
-                Ok(children) => wire::children(children).map_err(|Odd| client.odd())?,
-                Err(Failure::Lost(why) | Failure::NotSent(why)) => return self.find(session, why).await,
-                Err(failure) => return Err(client.error(failure)),
-            };
-            let line = Line::of(&children);
-            return Ok(Standing { session, name, made_by: created.stat.made_by, proven, line });
-        }
-        Err(error::refused(Code::NO_NODE).about(client.shown()))
-    }
-
-    /// Finds the node of this attempt, after the connection broke before its place was known. What the next connection does not
-    /// see will never be.
-    async fn find(&mut self, session: Arc<Session>, why: Error) -> Result<Standing> {
-        let client = self.client;
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
-        loop {
-            let proven = client.now();
-            match self.look_for_ours(&session).await {
-                Ok(Some((line, name, made_by))) => {
-                    return Ok(Standing { session, name, made_by, proven, line });
-                }
-                Ok(None) => return Err(why.about(client.shown())),
-                Err(failure) if failure.is(Code::NO_NODE) => return Err(why.about(client.shown())),
-                Err(Failure::Lost(_) | Failure::NotSent(_)) => {}
-                Err(failure) => return Err(client.error(failure)),
-            }
-            tokio::time::sleep(backoff.pause()).await;
-        }
-    }
-
-    /// The line, and in it the name of the node that this attempt made in this session, and the transaction that made it. One of
-    /// an earlier session may stand there with the same nonce, until the servers have ended that one.
-    async fn look_for_ours(&self, session: &Session) -> Result<Option<(Line, String, i64)>, Failure> {
-        let line = self.client.proven_line(session, self.folder).await?;
-        let mut found = None;
-        for place in line.places.iter().filter(|place| place.nonce == self.request.nonce && place.is_ours) {
-            let path = format!("{}/{}", self.folder, place.name);
-            match session.call(Request::data(&path, false)).answer().await {
-                // It has left in this moment.
-                Err(failure) if failure.is(Code::NO_NODE) => {}
-                data => {
-                    let stat = Data::read(data?)?.stat;
-                    if stat.owner == session.id {
-                        found = Some((place.name.clone(), stat.made_by));
-                    }
-                }
-            }
-        }
-        Ok(found.map(|(name, made_by)| (line, name, made_by)))
-    }
-
-    /// Looks at the line once more. While there is no connection it goes on waiting: its place stands as long as its session.
-    async fn look(&mut self, standing: &mut Standing) -> Result<()> {
-        let proven = self.client.now();
-        match self.client.proven_line(&standing.session, self.folder).await {
-            Ok(line) => {
-                (standing.line, standing.proven) = (line, proven);
-                Ok(())
-            }
-            Err(failure) if failure.is(Code::NO_NODE) => {
-                standing.line = Line::default();
-                Ok(())
-            }
-            Err(failure) => self.bear(failure, standing).await,
-        }
-    }
-
-    /// Goes on after a call that failed, where that does not end the attempt.
-    async fn bear(&mut self, failure: Failure, standing: &mut Standing) -> Result<()> {
-        match failure {
-            // The place went with the session. It stands in line again, at the end.
-            Failure::Over(_) => {
-                *standing = self.stand_in_line().await?;
-                Ok(())
-            }
-            Failure::Lost(why) | Failure::NotSent(why) if self.request.wait != Wait::No => {
-                tracing::debug!(%why, "a waiter cannot look at the line");
-                let pause = Backoff::new(PAUSES.1, PAUSES.1).pause();
-                tokio::select! {
-                    () = &mut self.request.abandoned, if !self.is_abandoned => self.is_abandoned = true,
-                    () = tokio::time::sleep(pause) => {}
-                }
-                Ok(())
-            }
-            failure => Err(self.client.error(failure)),
-        }
-    }
-
-    /// The lease, if it is still proven.
-    fn take(&mut self, standing: &Standing, has_waited: bool) -> Result<Option<Lease>> {
-        let AcquireRequest { name, nonce, ttl, mode, .. } = &*self.request;
-        let number = u64::try_from(standing.made_by).unwrap_or(u64::MAX);
-        let token =
-            FencingToken::of_grant(number, *nonce).map_err(|error| error.about(self.client.shown()))?;
-        let lease = Lease::new(LeaseKey::new(name.clone(), *nonce, *ttl), token, standing.proven);
-        if self.client.now() >= lease.deadline() {
-            return Ok(None);
-        }
-        let path = format!("{}/{}", self.folder, standing.name);
-        if !standing.session.hold(*nonce, &path, lease.deadline()) {
-            return Ok(None);
-        }
-        if has_waited && matches!(mode, Mode::Permit(_)) {
-            // The one behind learns that it is the first of those who wait. Where that is lost, it looks by itself.
-            let said = Said::new(*ttl, self.request.holder.clone()).write();
-            standing.session.tell(Request::set_data(&path, said.as_bytes(), 0));
-        }
-        Ok(Some(lease))
-    }
-
-    /// Leaves the line.
-    async fn give_up(&mut self, standing: &Standing, downgraded: &HashSet<String>) -> Result<Attempt> {
-        let (client, session) = (self.client, &standing.session);
-        let holders = standing.line.holders(downgraded);
-        let others = standing.line.places.iter().filter(|place| place.name != standing.name).count();
-        let shown: Vec<_> = standing.line.places[..holders.min(SHOWN_MAX)]
-            .iter()
-            .map(|place| session.call(Request::data(&format!("{}/{}", self.folder, place.name), false)))
-            .collect();
-        let left = session.call(Request::delete(&format!("{}/{}", self.folder, standing.name)));
-        let mut contention = Contention::new(Vec::new(), others.saturating_sub(holders));
-        for pending in shown {
-            if let Ok(data) = pending.answer().await
-                && let Ok(data) = Data::read(data)
-            {
-                let said = Said::read(&data.bytes);
-                let said = said.unwrap_or_else(|| Said::by_another_client(client.sessions.range.0));
-                contention.holders.push(said.holder);
-            }
-        }
-        match left.answer().await {
-            Ok(_) | Err(Failure::Refused(Code::NO_NODE) | Failure::Over(_)) => {}
-            // The line is left in the background, where nobody waits for it.
-            Err(Failure::Lost(_) | Failure::NotSent(_)) => self.withdraw_in_background(),
-            Err(failure) => return Err(client.error(failure)),
-        }
-        Ok(Attempt::Busy(contention))
-    }
-
-    fn withdraw_in_background(&mut self) {
-        let Some(session) = self.session.take() else { return };
-        let (client, session) = (Arc::downgrade(self.client), Arc::downgrade(&session));
-        let (folder, nonce) = (self.folder.to_owned(), self.request.nonce);
-        self.client.runtime.spawn(async move {
-            let mut backoff = Backoff::new(PAUSES.1, LOOK_EVERY);
-            // Where the client or the session is dropped, the servers remove the node.
-            while let (Some(client), Some(session)) = (client.upgrade(), session.upgrade()) {
-                let Err(error) = client.withdraw(&session, &folder, nonce).await else { return };
-                tracing::warn!(%error, "an attempt could not be withdrawn yet; what came of it ends with its session");
-                drop((client, session));
-                tokio::time::sleep(backoff.pause()).await;
-            }
-        });
-    }
-}
-
-impl Drop for Seeker<'_> {
-    fn drop(&mut self) {
-        if !self.is_settled {
-            self.withdraw_in_background();
         }
     }
 }

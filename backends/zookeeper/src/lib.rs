@@ -33,8 +33,8 @@
 //! | the first call of a TTL, and the one after a connection broke | 1 more, and those of TCP |
 //! | the first acquire of a name after its container was removed | 2 more |
 //!
-//! A waiter looks at the line every 5 s, whatever happens. Each of its looks is a transaction that changes nothing, like a renewal:
-//! a turn counts only if a majority agrees after it came that the session lives.
+//! A waiter lists the children once, however long it waits for those before it, and looks after its place every 5 s, whatever
+//! happens. Its turn counts only if a majority agrees after it came: it writes into its child that it holds (`seek.rs`).
 //!
 //! # Faults
 //! - **A lost reply.** A call that was under way when its connection broke has failed, and is never sent again. The session goes on
@@ -60,6 +60,7 @@ mod line;
 mod options;
 mod place;
 mod records;
+mod seek;
 mod servers;
 mod session;
 mod sessions;

@@ -128,6 +128,18 @@ impl Line {
         self.places.iter().find(|place| place.nonce == nonce)
     }
 
+    /// Somebody has left.
+    pub(crate) fn leaves(&mut self, name: &str) {
+        self.places.retain(|place| place.name != name);
+    }
+
+    /// This one came to hold alone, so that everybody before it has left.
+    pub(crate) fn is_held_alone_by(&mut self, name: &str) {
+        if let Some(at) = self.places.iter().position(|place| place.name == name) {
+            self.places.drain(..at);
+        }
+    }
+
     /// Those who were exclusive and share by now are `downgraded`.
     fn mode(&self, at: usize, downgraded: &HashSet<String>) -> Mode {
         let place = &self.places[at];
@@ -329,5 +341,54 @@ mod tests {
                 }
             }
         }
+
+        /// Whoever waits knows all who are before it, so that its turn is never too early; and when it has looked for those that
+        /// it waits for, it is not too late. It hears of those it waits for alone: that they leave, and perhaps that they hold.
+        #[test]
+        fn who_knows_too_many_takes_no_turn_that_is_not_its_own(
+            modes in prop::collection::vec(any_mode(), 2..9),
+            leavers in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 0..9),
+        ) {
+            let mut real = line(&modes);
+            let own = real.places.last().unwrap().clone();
+            let mut known = real.clone();
+            let at = |line: &Line| line.places.iter().position(|place| *place == own).unwrap();
+            for (leaver, is_told_who_holds) in leavers {
+                let leaver = leaver.index(real.places.len());
+                if real.places[leaver] != own {
+                    real.places.remove(leaver);
+                }
+                while let Turn::Behind(place) = known.turn(at(&known), &no_one()) {
+                    let place = place.clone();
+                    if real.places.contains(&place) {
+                        if is_told_who_holds && place.mode == Mode::Exclusive && place == real.places[0] {
+                            known.is_held_alone_by(&place.name);
+                        }
+                        break;
+                    }
+                    known.leaves(&place.name);
+                }
+                prop_assert!(real.places.iter().all(|place| known.places.contains(place)));
+                let (turn, real_turn) = (known.turn(at(&known), &no_one()), real.turn(at(&real), &no_one()));
+                if turn == Turn::Now {
+                    prop_assert_eq!(real_turn, Turn::Now);
+                } else if turn != Turn::BehindSeveral && !matches!(own.mode, Mode::Permit(_)) {
+                    prop_assert_ne!(real_turn, Turn::Now);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn before_one_that_holds_alone_is_nobody() {
+        let mut known = line(&[Mode::Exclusive, Mode::Shared, Mode::Exclusive, Mode::Exclusive]);
+        let (holder, own) = (known.places[2].clone(), known.places[3].clone());
+        known.is_held_alone_by(&holder.name);
+        assert_eq!(known.places, [holder.clone(), own.clone()]);
+        known.leaves(&holder.name);
+        assert_eq!(known.places, [own]);
+        assert_eq!(known.turn(0, &no_one()), Turn::Now);
+        known.is_held_alone_by(&holder.name);
+        assert_eq!(known.places.len(), 1, "who has left says nothing of the others");
     }
 }

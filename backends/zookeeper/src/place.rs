@@ -6,24 +6,38 @@ use ringfence_core::{HolderInfo, Ttl};
 /// What the data of our nodes begins with, and no other client's.
 const OURS: &str = "ringfence:";
 
-/// What one of us says of itself in its node: `ringfence:mode:ttl:pid:label`, host and metadata, each in a line of its own.
+/// How far one of us has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It stands in line. It holds if nobody was in its way when it came.
+    Asked,
+    /// It has waited, and holds.
+    Holds,
+    /// It held exclusively, and shares by now.
+    Shares,
+}
+
+/// What one of us says of itself in its node: `ringfence:step:ttl:pid:label`, host and metadata, each in a line of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Said {
-    /// Whether it was exclusive once, and shares by now.
-    pub(crate) is_downgraded: bool,
+    pub(crate) step: Step,
     pub(crate) ttl: Ttl,
     pub(crate) holder: HolderInfo,
 }
 
 impl Said {
     pub(crate) fn new(ttl: Ttl, holder: HolderInfo) -> Self {
-        Self { is_downgraded: false, ttl, holder }
+        Self { step: Step::Asked, ttl, holder }
     }
 
     pub(crate) fn write(&self) -> String {
-        let Self { is_downgraded, ttl, holder } = self;
+        let Self { step, ttl, holder } = self;
         let (pid, label, host, metadata) = (holder.pid(), holder.label(), holder.host(), holder.metadata());
-        let step = if *is_downgraded { "shared" } else { "asked" };
+        let step = match step {
+            Step::Asked => "asked",
+            Step::Holds => "holds",
+            Step::Shares => "shared",
+        };
         format!("{OURS}{step}:{}:{pid}:{label}\n{host}\n{metadata}", ttl.as_millis())
     }
 
@@ -31,14 +45,19 @@ impl Said {
     pub(crate) fn read(data: &Bytes) -> Option<Self> {
         let text = std::str::from_utf8(data).ok()?.strip_prefix(OURS)?;
         let mut parts = text.splitn(4, ':');
-        let is_downgraded = parts.next()? == "shared";
+        let step = match parts.next()? {
+            "holds" => Step::Holds,
+            "shared" => Step::Shares,
+            // Whoever it may be, nothing is concluded from it.
+            _ => Step::Asked,
+        };
         let ttl = Ttl::new(std::time::Duration::from_millis(parts.next()?.parse().ok()?)).ok()?;
         let pid = parts.next()?.parse().ok()?;
         let mut lines = parts.next()?.splitn(3, '\n');
         let (label, host, metadata) = (lines.next()?, lines.next()?, lines.next()?);
         let holder =
             HolderInfo::new(label, host, pid).and_then(|holder| holder.with_metadata(metadata)).ok()?;
-        Some(Self { is_downgraded, ttl, holder })
+        Some(Self { step, ttl, holder })
     }
 
     /// One that another client's node is of, of whom nothing is known but how it holds.
@@ -46,11 +65,6 @@ impl Said {
         let holder = HolderInfo::new("another client", "unknown", 0).expect("lawful words");
         Self::new(shortest, holder)
     }
-}
-
-/// Whether a node is of one who was exclusive once, and shares by now.
-pub(crate) fn is_downgraded(data: &Bytes) -> bool {
-    Said::read(data).is_some_and(|said| said.is_downgraded)
 }
 
 #[cfg(test)]
@@ -62,8 +76,8 @@ mod tests {
     #[test]
     fn what_one_of_us_says_is_read_back() {
         let holder = HolderInfo::new("cron: nightly", "web-1", 42).unwrap().with_metadata("a:b\nc").unwrap();
-        for is_downgraded in [false, true] {
-            let said = Said { is_downgraded, ..Said::new(Ttl::DEFAULT, holder.clone()) };
+        for step in [Step::Asked, Step::Holds, Step::Shares] {
+            let said = Said { step, ..Said::new(Ttl::DEFAULT, holder.clone()) };
             assert_eq!(Said::read(&Bytes::from(said.write())), Some(said));
         }
     }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::error;
 use crate::servers::{SILENCE_MAX, Servers};
 use crate::task::Task;
-use crate::wire::{self, Code, Greeting, Odd, Request, Welcome};
+use crate::wire::{self, Change, Code, Greeting, Odd, Request, Welcome};
 
 /// A server that has not begun a session by then is asked for another one.
 const SOON: Duration = Duration::from_secs(1);
@@ -66,8 +66,6 @@ pub(crate) type Reply = oneshot::Sender<Result<Bytes, Failure>>;
 #[derive(Debug)]
 pub(crate) enum Order {
     Call(Call),
-    /// Send it, although nobody waits for an answer.
-    Tell(Request),
     /// Look after a lease: its node is there or it is lost.
     Watch(Nonce, String),
     /// Give a lease back: remove its node, whoever waits for the answer.
@@ -87,7 +85,7 @@ pub(crate) struct Call {
 pub(crate) struct Watch {
     pub(crate) path: String,
     pub(crate) of_children: bool,
-    pub(crate) told: oneshot::Sender<()>,
+    pub(crate) told: oneshot::Sender<Change>,
 }
 
 /// What the session and its task share.
@@ -159,11 +157,12 @@ impl Pending {
 }
 
 /// Resolves when what was watched has changed, or when a change might have been missed.
-pub(crate) struct Changed(oneshot::Receiver<()>);
+pub(crate) struct Changed(oneshot::Receiver<Change>);
 
 impl Changed {
-    pub(crate) async fn changed(&mut self) {
-        let _ = (&mut self.0).await;
+    /// What happened; `None`: perhaps nothing, and nobody would tell any more.
+    pub(crate) async fn changed(self) -> Option<Change> {
+        self.0.await.ok()
     }
 }
 
@@ -210,11 +209,6 @@ impl Session {
         let (told, changed) = oneshot::channel();
         let watch = Watch { path: path.to_owned(), of_children, told };
         (self.order(request, Some(watch)), Changed(changed))
-    }
-
-    /// Sends a request of which nobody cares whether it arrives.
-    pub(crate) fn tell(&self, request: Request) {
-        let _ = self.orders.send(Order::Tell(request));
     }
 
     fn order(&self, request: Request, watch: Option<Watch>) -> Pending {

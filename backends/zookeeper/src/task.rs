@@ -45,17 +45,12 @@ enum Sent {
     Watch(i32, Nonce, String),
     /// The node of a lease that has lapsed is removed, or of one that was given back, whose holder waits for the answer.
     Lapse(i32, Nonce, Option<Reply>),
-    /// Nobody waits for its answer.
-    Tell(i32),
 }
 
 impl Sent {
     fn number(&self) -> i32 {
         match self {
-            Self::Call(number, _)
-            | Self::Watch(number, ..)
-            | Self::Lapse(number, ..)
-            | Self::Tell(number) => *number,
+            Self::Call(number, _) | Self::Watch(number, ..) | Self::Lapse(number, ..) => *number,
         }
     }
 }
@@ -63,8 +58,8 @@ impl Sent {
 /// Who is told when something happens to a node.
 #[derive(Debug, Default)]
 struct Watchers {
-    data: Vec<oneshot::Sender<()>>,
-    children: Vec<oneshot::Sender<()>>,
+    data: Vec<oneshot::Sender<Change>>,
+    children: Vec<oneshot::Sender<Change>>,
     holder: Option<Nonce>,
 }
 
@@ -223,19 +218,12 @@ impl Task {
                 call.request.write(number, &mut self.out);
                 self.unanswered.push_back(Sent::Call(number, call));
             }
-            Order::Tell(request) => self.tell_server(&request),
             Order::Watch(nonce, path) => self.watch_lease(nonce, path),
             Order::Release(nonce, path, reply) => {
                 self.shared.let_go(nonce);
                 self.remove_lapsed(nonce, &path, Some(reply));
             }
         }
-    }
-
-    fn tell_server(&mut self, request: &Request) {
-        let number = self.next_number();
-        request.write(number, &mut self.out);
-        self.unanswered.push_back(Sent::Tell(number));
     }
 
     fn watch_lease(&mut self, nonce: Nonce, path: String) {
@@ -298,7 +286,6 @@ impl Task {
                     let _ = reply.send(answer.outcome.map_err(Failure::Refused));
                 }
             }
-            Sent::Tell(_) => {}
         }
         Ok(())
     }
@@ -313,7 +300,7 @@ impl Task {
         };
         if data {
             for told in watchers.data.drain(..) {
-                let _ = told.send(());
+                let _ = told.send(*what);
             }
             if let Some(nonce) = watchers.holder.take() {
                 match what {
@@ -324,7 +311,7 @@ impl Task {
         }
         if children {
             for told in watchers.children.drain(..) {
-                let _ = told.send(());
+                let _ = told.send(*what);
             }
         }
         let is_watched =
@@ -426,7 +413,7 @@ impl Task {
                     self.shared.let_go(nonce);
                     let _ = reply.send(Err(Failure::NotSent(why.clone())));
                 }
-                Order::Tell(_) | Order::Watch(..) => {}
+                Order::Watch(..) => {}
             }
         }
     }

@@ -12,7 +12,7 @@ use ringfence_core::{
 use crate::backend::Client;
 use crate::keys::{Keys, Naming};
 use crate::line::{Line, Place};
-use crate::place::Said;
+use crate::place::{Said, Step};
 use crate::session::{Failure, Session};
 use crate::wire::{self, Code, Data, Request, Stat};
 
@@ -73,7 +73,7 @@ async fn look(client: &Client, session: &Session, folder: &str) -> Result<(Vec<S
         };
         seen.push(Seen { place, said: Said::read(&data.bytes), stat: data.stat });
     }
-    let is_downgraded = |seen: &&Seen| seen.said.as_ref().is_some_and(|said| said.is_downgraded);
+    let is_downgraded = |seen: &&Seen| seen.said.as_ref().is_some_and(|said| said.step == Step::Shares);
     let downgraded: HashSet<String> =
         seen.iter().filter(is_downgraded).map(|seen| seen.place.name.clone()).collect();
     let line = Line { places: seen.iter().map(|seen| seen.place.clone()).collect() };
@@ -92,7 +92,7 @@ pub(crate) async fn inspect(client: &Client, name: &LockName) -> Result<LockStat
     for (at, Seen { place, said, stat }) in seen.into_iter().enumerate() {
         let said = said.unwrap_or_else(|| Said::by_another_client(client.sessions.range.0));
         let age = client.server_time.since(stat.made_at, now);
-        let mode = if said.is_downgraded { ringfence_core::Mode::Shared } else { place.mode };
+        let mode = if said.step == Step::Shares { ringfence_core::Mode::Shared } else { place.mode };
         if at >= holders {
             state.waiters.push(WaiterState::new(said.holder, mode, age));
             continue;
@@ -119,7 +119,7 @@ fn at_least_left(ttl: &Duration) -> Duration {
 /// Has the leader stamp a node of ours. Where that cannot be done, ages are not known.
 async fn learn_the_time(client: &Client, session: &Session) {
     let before = client.now();
-    let stamped = session.call(Request::set_data(&client.keys.root(), b"", -1)).answer().await;
+    let stamped = session.call(Request::set_data(&client.keys.root(), b"", wire::ANY_VERSION)).answer().await;
     if let Ok(mut stamped) = stamped
         && let Ok(stat) = Stat::read(&mut stamped)
     {

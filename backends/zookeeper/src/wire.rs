@@ -195,7 +195,8 @@ impl fmt::Debug for Request {
     }
 }
 
-const ANY_VERSION: i32 = -1;
+/// Of a node, where it does not matter how often it was changed.
+pub(crate) const ANY_VERSION: i32 = -1;
 
 fn length(bytes: usize) -> i32 {
     i32::try_from(bytes).expect("names and records are short")

@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ringfence_core::Backend;
@@ -23,6 +24,7 @@ use tokio::time::sleep;
 pub struct Proxy {
     port: u16,
     line: watch::Sender<Line>,
+    heard: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -53,8 +55,9 @@ impl Proxy {
         let (requests, replies) = (Flow::Pass, Flow::Pass);
         let line = Line { requests, replies, delay: Duration::ZERO, generation: 0, has_swallowed: false };
         let line = watch::Sender::new(line);
-        let task = tokio::spawn(listen(listener, server, line.clone()));
-        Self { port, line, task }
+        let heard = Arc::default();
+        let task = tokio::spawn(listen(listener, server, line.clone(), Arc::clone(&heard)));
+        Self { port, line, heard, task }
     }
 
     /// The port on 127.0.0.1 to connect to instead of the server's.
@@ -98,6 +101,11 @@ impl Proxy {
     /// From now on everything takes so much longer in each direction: a round trip, twice as much.
     pub fn delay(&self, delay: Duration) {
         self.line.send_modify(|line| line.delay = delay);
+    }
+
+    /// How many bytes of the server's clients have heard so far, on all connections.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// Waits until something was swallowed since [`Self::swallow_replies`], so that the server has done something and its
@@ -153,13 +161,14 @@ impl Cable for ProxyCable {
     }
 }
 
-async fn listen(listener: TcpListener, server: u16, line: watch::Sender<Line>) {
+async fn listen(listener: TcpListener, server: u16, line: watch::Sender<Line>, heard: Arc<AtomicU64>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (client, _) = accepted.expect("a listener accepts");
-                connections.spawn(connection(client, server, line.clone(), line.borrow().generation));
+                let generation = line.borrow().generation;
+                connections.spawn(connection(client, server, line.clone(), generation, Arc::clone(&heard)));
             }
             Some(_) = connections.join_next() => {}
         }
@@ -169,7 +178,13 @@ async fn listen(listener: TcpListener, server: u16, line: watch::Sender<Line>) {
 /// What can be carried on no more, and is reset.
 struct Broken;
 
-async fn connection(mut client: TcpStream, port: u16, line: watch::Sender<Line>, generation: u64) {
+async fn connection(
+    mut client: TcpStream,
+    port: u16,
+    line: watch::Sender<Line>,
+    generation: u64,
+    heard: Arc<AtomicU64>,
+) {
     let mut watched = line.subscribe();
     let is_wanted = |line: &Line| line.requests != Flow::Hold || line.generation != generation;
     let Ok(flow) = watched.wait_for(is_wanted).await.map(|line| line.requests) else { return };
@@ -182,7 +197,7 @@ async fn connection(mut client: TcpStream, port: u16, line: watch::Sender<Line>,
         // First: where the network is mended behind a reset, what was held is gone.
         biased;
         _ = watched.wait_for(|line| line.generation != generation) => false,
-        carried = carry_both_ways(&mut client, server.as_mut(), &line) => carried.is_ok(),
+        carried = carry_both_ways(&mut client, server.as_mut(), &line, &heard) => carried.is_ok(),
     };
     if !is_over {
         for stream in server.iter().chain([&client]) {
@@ -196,6 +211,7 @@ async fn carry_both_ways(
     client: &mut TcpStream,
     server: Option<&mut TcpStream>,
     line: &watch::Sender<Line>,
+    heard: &AtomicU64,
 ) -> Result<(), Broken> {
     let carried = async {
         let server = server.ok_or(Broken)?;
@@ -204,8 +220,9 @@ async fn carry_both_ways(
         server.set_nodelay(true)?;
         let (client_reads, client_writes) = client.split();
         let (server_reads, server_writes) = server.split();
-        let requests = carry(client_reads, server_writes, line, |line| line.requests);
-        let replies = carry(server_reads, client_writes, line, |line| line.replies);
+        let uncounted = AtomicU64::default();
+        let requests = carry(client_reads, server_writes, line, |line| line.requests, &uncounted);
+        let replies = carry(server_reads, client_writes, line, |line| line.replies, heard);
         tokio::try_join!(requests, replies).map(drop)
     }
     .await;
@@ -234,6 +251,7 @@ async fn carry(
     mut to: WriteHalf<'_>,
     line: &watch::Sender<Line>,
     flow: impl Fn(&Line) -> Flow,
+    carried: &AtomicU64,
 ) -> Result<(), Broken> {
     // What is under way: chunks, each with the moment at which it arrives. The end of the stream is an empty one, and
     // takes its time as all else does.
@@ -267,6 +285,7 @@ async fn carry(
                 break;
             }
             to.write_all(&chunk).await?;
+            carried.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         }
         Ok(())
     };
@@ -328,7 +347,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_said_is_heard_and_an_end_is_an_end() {
-        let Ends { proxy: _proxy, mut client, mut server, .. } = ends().await;
+        let Ends { proxy, mut client, mut server, .. } = ends().await;
         says(&mut client, "ask").await;
         hears(&mut server, "ask").await;
         client.shutdown().await.unwrap();
@@ -337,6 +356,7 @@ mod tests {
         hears(&mut client, "answer").await;
         drop(server);
         assert_eq!(within(client.read(&mut [0])).await.unwrap(), 0);
+        assert_eq!(proxy.heard(), 6, "what the client said is not counted");
     }
 
     #[tokio::test]

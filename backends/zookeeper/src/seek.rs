@@ -1,0 +1,470 @@
+//! An attempt under way: it stands in line, waits for its turn, and takes it.
+//!
+//! # What a waiter knows
+//! It reads the names of all children once, behind the making of its own. Numbers only rise while a container lives, it lives as
+//! long as it has a child, and a session's reads see what its writes did. So as long as its own node stands, everybody who is
+//! before it was in that list: others only leave. What it knows may be too many and never too few, and whoever is first in a
+//! line that is too long is first in the real one (`line.rs`). A node that is gone stays gone, whichever server says so.
+//!
+//! So it watches one of those before it, and a hand-over reads nothing that grows with the line. That the one before it has left
+//! does not say that all have: it may have given up. But who has waited writes into its node that it holds, with the transaction
+//! that it needs anyway (below), and who holds alone has nobody before it. Those who have it from another client, which writes
+//! no such thing, or find that two have left one after the other, list all children again: once, however many have left.
+//!
+//! # How a turn is taken
+//! That write is also what proves the turn: it succeeds if a majority agrees that the session lives and the node stands, and
+//! then all of the above held up to that moment. Nothing that a server answers alone grants a lease to one who has waited.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_core::{
+    AcquireRequest, Attempt, Backoff, BootInstant, Contention, Error, ErrorKind, FencingToken, Lease,
+    LeaseKey, Mode, Result, Wait,
+};
+
+use crate::backend::{Client, PAUSES};
+use crate::error;
+use crate::line::{self, Line, Place, Turn};
+use crate::place::{Said, Step};
+use crate::session::{Changed, Failure, Session};
+use crate::wire::{self, ANY_VERSION, Change, Code, Created, Data, Kind, Odd, Request};
+
+/// How often a waiter looks after its place and the one before it, whatever happens: the net under a message that was lost.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How often a node is made anew whose parent vanished meanwhile.
+const PARENTS_MADE_MAX: usize = 4;
+
+/// How many of those in the way are looked up for one who is told that it is busy.
+const SHOWN_MAX: usize = 8;
+
+/// How many of those before it a waiter misses, one after the other, until it lists all.
+const MISSED_MAX: usize = 2;
+
+/// An attempt under way; withdrawn in the background if its future is dropped before it is settled.
+pub(crate) struct Seeker<'a> {
+    client: &'a Arc<Client>,
+    folder: &'a str,
+    pub(crate) request: &'a mut AcquireRequest,
+    /// Where the servers may know of it: in this session.
+    pub(crate) session: Option<Arc<Session>>,
+    /// Whether nobody wants the lease any more.
+    is_abandoned: bool,
+    /// Whether nothing is left to withdraw.
+    pub(crate) is_settled: bool,
+}
+
+/// A place in line, by the server's word.
+struct Standing {
+    session: Arc<Session>,
+    /// The name of its node.
+    name: String,
+    /// The transaction that made it.
+    made_by: i64,
+    /// Since when the session is proven to live, of one that has not waited yet.
+    proven: Option<BootInstant>,
+    /// Everybody before it, and perhaps some who have left.
+    line: Line,
+    /// How many of those have left one after the other, without a word of who holds.
+    missed: usize,
+}
+
+impl Standing {
+    fn new(session: Arc<Session>, name: String, made_by: i64, proven: BootInstant, line: Line) -> Self {
+        Self { session, name, made_by, proven: Some(proven), line, missed: 0 }
+    }
+
+    /// Where it stands. `None`: its node was not there when the line was listed.
+    fn at(&self) -> Option<usize> {
+        self.line.places.iter().position(|place| place.name == self.name)
+    }
+
+    /// One of those before it has left.
+    fn misses(&mut self, place: &Place) {
+        self.line.leaves(&place.name);
+        self.missed += 1;
+    }
+
+    /// One of those before it came to hold; if alone, then nobody was before that one any more.
+    fn meets_holder(&mut self, place: &Place) {
+        if place.is_ours && place.mode == Mode::Exclusive {
+            self.line.is_held_alone_by(&place.name);
+        }
+    }
+}
+
+impl<'a> Seeker<'a> {
+    pub(crate) fn new(client: &'a Arc<Client>, folder: &'a str, request: &'a mut AcquireRequest) -> Self {
+        Self { client, folder, request, session: None, is_abandoned: false, is_settled: false }
+    }
+
+    /// Takes a place in line, and waits for the turn as long as the request does.
+    pub(crate) async fn seek(&mut self) -> Result<Attempt> {
+        // Those who were exclusive and share by now.
+        let mut downgraded = HashSet::new();
+        let mut standing = self.stand_in_line().await?;
+        loop {
+            let Some(at) = standing.at() else {
+                // Somebody removed it, and it stands in line again, at the end.
+                standing = self.stand_in_line().await?;
+                continue;
+            };
+            if standing.line.places[at].is_beyond_the_last() {
+                return Err(Error::new(
+                    ErrorKind::Full,
+                    "the servers have given all numbers of this line: remove its node when nobody stands below it, and its \
+                     numbers begin again",
+                )
+                .about(self.folder)
+                .about(self.client.shown()));
+            }
+            match standing.line.turn(at, &downgraded) {
+                Turn::Now => {
+                    if let Some(lease) = self.take(&mut standing).await? {
+                        return Ok(Attempt::Granted(lease));
+                    }
+                }
+                Turn::Behind(_) if standing.missed >= MISSED_MAX => self.list(&mut standing).await?,
+                Turn::Behind(place) => {
+                    let place = place.clone();
+                    if let Some(attempt) = self.wait_behind(place, &mut standing, &mut downgraded).await? {
+                        return Ok(attempt);
+                    }
+                }
+                Turn::BehindSeveral if self.is_impatient() => {
+                    return self.give_up(&standing, &downgraded).await;
+                }
+                Turn::BehindSeveral => self.wait_behind_several(&mut standing).await?,
+            }
+        }
+    }
+
+    /// Waits for news of the one before it, and takes note of them. An attempt is what it ends with.
+    async fn wait_behind(
+        &mut self,
+        place: Place,
+        standing: &mut Standing,
+        downgraded: &mut HashSet<String>,
+    ) -> Result<Option<Attempt>> {
+        let may_share = self.request.mode == Mode::Shared && place.mode == Mode::Exclusive;
+        if self.is_impatient() && !may_share {
+            return self.give_up(standing, downgraded).await.map(Some);
+        }
+        let path = format!("{}/{}", self.folder, place.name);
+        let (asked, changed) = standing.session.watch(Request::data(&path, true), &path, false);
+        let step = match asked.answer().await.map(Data::read) {
+            Ok(Ok(data)) => Said::read(&data.bytes).map_or(Step::Asked, |said| said.step),
+            // It has left in this moment.
+            Err(failure) if failure.is(Code::NO_NODE) => {
+                standing.misses(&place);
+                return Ok(None);
+            }
+            Ok(Err(Odd)) => return Err(self.client.odd()),
+            Err(failure) => return self.bear(failure, standing).await.map(|()| None),
+        };
+        standing.missed = 0;
+        if step != Step::Asked {
+            standing.meets_holder(&place);
+        }
+        if may_share && step == Step::Shares {
+            downgraded.insert(place.name);
+            return Ok(None);
+        }
+        if self.is_impatient() {
+            return self.give_up(standing, downgraded).await.map(Some);
+        }
+        let news = self.wait(standing, changed).await;
+        match news {
+            // Of the last look it is told who is in the way. Who waits behind a permit, waits for the line to be another.
+            _ if self.is_impatient() || matches!(self.request.mode, Mode::Permit(_)) => {
+                self.list(standing).await?;
+            }
+            Some(Change::Deleted) => standing.misses(&place),
+            Some(Change::Data) => standing.meets_holder(&place),
+            Some(_) | None => self.look_after_place(standing).await?,
+        }
+        Ok(None)
+    }
+
+    /// Waits until somebody comes or leaves.
+    async fn wait_behind_several(&mut self, standing: &mut Standing) -> Result<()> {
+        let listed = Request::children(self.folder, true);
+        let (asked, changed) = standing.session.watch(listed, self.folder, true);
+        match asked.answer().await.map(wire::children) {
+            Ok(Ok(children)) => {
+                let line = Line::of(&children);
+                // What it watches is what it knows, unless it has changed since.
+                let is_known = line.places == standing.line.places;
+                standing.line = line;
+                if is_known {
+                    self.wait(standing, changed).await;
+                    if self.is_impatient() {
+                        self.list(standing).await?;
+                    }
+                }
+                Ok(())
+            }
+            Ok(Err(Odd)) => Err(self.client.odd()),
+            Err(failure) if failure.is(Code::NO_NODE) => {
+                standing.line = Line::default();
+                Ok(())
+            }
+            Err(failure) => self.bear(failure, standing).await,
+        }
+    }
+
+    /// Whether it does not wait, or no longer.
+    fn is_impatient(&self) -> bool {
+        self.is_abandoned
+            || match self.request.wait {
+                Wait::No => true,
+                Wait::Until(deadline) => self.client.now() >= deadline,
+            }
+    }
+
+    /// Waits for news, or until it is time to look anyway.
+    async fn wait(&mut self, standing: &mut Standing, changed: Changed) -> Option<Change> {
+        standing.proven = None;
+        let look_at = self.client.now().saturating_add(LOOK_EVERY);
+        let look_at = match self.request.wait {
+            Wait::Until(deadline) => look_at.min(deadline),
+            Wait::No => look_at,
+        };
+        tokio::select! {
+            () = &mut self.request.abandoned => {
+                self.is_abandoned = true;
+                None
+            }
+            news = changed.changed() => news,
+            () = self.client.pass(look_at) => None,
+        }
+    }
+
+    /// Makes the node, and sees who stands before it: in one round trip where the lock is in use.
+    async fn stand_in_line(&mut self) -> Result<Standing> {
+        let client = self.client;
+        let AcquireRequest { mode, ttl, nonce, ref holder, .. } = *self.request;
+        let said = Said::new(ttl, holder.clone()).write();
+        let path = format!("{}/{}", self.folder, line::name_of(nonce, mode));
+        for _ in 0..PARENTS_MADE_MAX {
+            let session = client.sessions.of(ttl).await?;
+            self.session = Some(Arc::clone(&session));
+            let proven = client.now();
+            let made =
+                session.call(Request::create(&path, said.as_bytes(), client.keys.access(), Kind::InLine));
+            let listed = session.call(Request::children(self.folder, false));
+            let created = match made.answer().await {
+                Ok(created) => Created::read(created).map_err(|Odd| client.odd())?,
+                Err(failure) if failure.is(Code::NO_NODE) => {
+                    // The container was never there, or was removed because it was empty.
+                    let parents = client.make_parents(&session, &path, Kind::Container).await;
+                    parents.map_err(|failure| client.error(failure))?;
+                    continue;
+                }
+                Err(Failure::Lost(why)) => return self.find(session, why).await,
+                Err(failure) => {
+                    // It was not made.
+                    self.session = None;
+                    return Err(client.error(failure));
+                }
+            };
+            client.server_time.learn(created.stat.made_at, proven, client.now());
+            let name = created.path.rsplit('/').next().unwrap_or_default().to_owned();
+            let children = match listed.answer().await {
+                Ok(children) => wire::children(children).map_err(|Odd| client.odd())?,
+                Err(Failure::Lost(why) | Failure::NotSent(why)) => return self.find(session, why).await,
+                Err(failure) => return Err(client.error(failure)),
+            };
+            let line = Line::of(&children);
+            return Ok(Standing::new(session, name, created.stat.made_by, proven, line));
+        }
+        Err(error::refused(Code::NO_NODE).about(client.shown()))
+    }
+
+    /// Finds the node of this attempt, after the connection broke before its place was known. What the next connection does not
+    /// see will never be.
+    async fn find(&mut self, session: Arc<Session>, why: Error) -> Result<Standing> {
+        let client = self.client;
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        loop {
+            let proven = client.now();
+            match self.look_for_ours(&session).await {
+                Ok(Some((line, name, made_by))) => {
+                    return Ok(Standing::new(session, name, made_by, proven, line));
+                }
+                Ok(None) => return Err(why.about(client.shown())),
+                Err(failure) if failure.is(Code::NO_NODE) => return Err(why.about(client.shown())),
+                Err(Failure::Lost(_) | Failure::NotSent(_)) => {}
+                Err(failure) => return Err(client.error(failure)),
+            }
+            tokio::time::sleep(backoff.pause()).await;
+        }
+    }
+
+    /// The line, and in it the name of the node that this attempt made in this session, and the transaction that made it. One of
+    /// an earlier session may stand there with the same nonce, until the servers have ended that one.
+    async fn look_for_ours(&self, session: &Session) -> Result<Option<(Line, String, i64)>, Failure> {
+        let line = self.client.proven_line(session, self.folder).await?;
+        let mut found = None;
+        for place in line.places.iter().filter(|place| place.nonce == self.request.nonce && place.is_ours) {
+            let path = format!("{}/{}", self.folder, place.name);
+            match session.call(Request::data(&path, false)).answer().await {
+                // It has left in this moment.
+                Err(failure) if failure.is(Code::NO_NODE) => {}
+                data => {
+                    let stat = Data::read(data?)?.stat;
+                    if stat.owner == session.id {
+                        found = Some((place.name.clone(), stat.made_by));
+                    }
+                }
+            }
+        }
+        Ok(found.map(|(name, made_by)| (line, name, made_by)))
+    }
+
+    /// Looks at the whole line once more. While there is no connection it goes on waiting: its place stands as long as its session.
+    async fn list(&mut self, standing: &mut Standing) -> Result<()> {
+        match standing.session.call(Request::children(self.folder, false)).answer().await.map(wire::children)
+        {
+            Ok(Ok(children)) => {
+                (standing.line, standing.missed) = (Line::of(&children), 0);
+                Ok(())
+            }
+            Ok(Err(Odd)) => Err(self.client.odd()),
+            Err(failure) if failure.is(Code::NO_NODE) => {
+                standing.line = Line::default();
+                Ok(())
+            }
+            Err(failure) => self.bear(failure, standing).await,
+        }
+    }
+
+    /// Sees whether its node is still there.
+    async fn look_after_place(&mut self, standing: &mut Standing) -> Result<()> {
+        let path = format!("{}/{}", self.folder, standing.name);
+        match standing.session.call(Request::data(&path, false)).answer().await {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.is(Code::NO_NODE) => {
+                *standing = self.stand_in_line().await?;
+                Ok(())
+            }
+            Err(failure) => self.bear(failure, standing).await,
+        }
+    }
+
+    /// Goes on after a call that failed, where that does not end the attempt.
+    async fn bear(&mut self, failure: Failure, standing: &mut Standing) -> Result<()> {
+        match failure {
+            // The place went with the session. It stands in line again, at the end.
+            Failure::Over(_) => {
+                *standing = self.stand_in_line().await?;
+                Ok(())
+            }
+            Failure::Lost(why) | Failure::NotSent(why) if self.request.wait != Wait::No => {
+                tracing::debug!(%why, "a waiter cannot look at the line");
+                let pause = Backoff::new(PAUSES.1, PAUSES.1).pause();
+                tokio::select! {
+                    () = &mut self.request.abandoned, if !self.is_abandoned => self.is_abandoned = true,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                Ok(())
+            }
+            failure => Err(self.client.error(failure)),
+        }
+    }
+
+    /// Takes its turn. `None`: it could not be proven, or that took longer than a lease lives.
+    async fn take(&mut self, standing: &mut Standing) -> Result<Option<Lease>> {
+        let proven = match standing.proven.take() {
+            Some(proven) => proven,
+            None => match self.claim(standing).await? {
+                Some(proven) => proven,
+                None => return Ok(None),
+            },
+        };
+        let AcquireRequest { name, nonce, ttl, .. } = &*self.request;
+        let number = u64::try_from(standing.made_by).unwrap_or(u64::MAX);
+        let token =
+            FencingToken::of_grant(number, *nonce).map_err(|error| error.about(self.client.shown()))?;
+        let lease = Lease::new(LeaseKey::new(name.clone(), *nonce, *ttl), token, proven);
+        if self.client.now() >= lease.deadline() {
+            return Ok(None);
+        }
+        let path = format!("{}/{}", self.folder, standing.name);
+        Ok(standing.session.hold(*nonce, &path, lease.deadline()).then_some(lease))
+    }
+
+    /// Writes into its node that it holds: a majority agrees that its session lives and its place stands, and the one behind it is
+    /// told. Returns the moment before.
+    async fn claim(&mut self, standing: &mut Standing) -> Result<Option<BootInstant>> {
+        let said =
+            Said { step: Step::Holds, ..Said::new(self.request.ttl, self.request.holder.clone()) }.write();
+        let path = format!("{}/{}", self.folder, standing.name);
+        let asked = self.client.now();
+        match standing.session.call(Request::set_data(&path, said.as_bytes(), ANY_VERSION)).answer().await {
+            Ok(_) => Ok(Some(asked)),
+            Err(failure) if failure.is(Code::NO_NODE) => {
+                // Somebody removed it.
+                *standing = self.stand_in_line().await?;
+                Ok(None)
+            }
+            // If it was done all the same, nothing is lost by doing it again.
+            Err(failure) => self.bear(failure, standing).await.map(|()| None),
+        }
+    }
+
+    /// Leaves the line.
+    async fn give_up(&mut self, standing: &Standing, downgraded: &HashSet<String>) -> Result<Attempt> {
+        let (client, session) = (self.client, &standing.session);
+        let holders = standing.line.holders(downgraded);
+        let others = standing.line.places.iter().filter(|place| place.name != standing.name).count();
+        let shown: Vec<_> = standing.line.places[..holders.min(SHOWN_MAX)]
+            .iter()
+            .map(|place| session.call(Request::data(&format!("{}/{}", self.folder, place.name), false)))
+            .collect();
+        let left = session.call(Request::delete(&format!("{}/{}", self.folder, standing.name)));
+        let mut contention = Contention::new(Vec::new(), others.saturating_sub(holders));
+        for pending in shown {
+            if let Ok(data) = pending.answer().await
+                && let Ok(data) = Data::read(data)
+            {
+                let said = Said::read(&data.bytes);
+                let said = said.unwrap_or_else(|| Said::by_another_client(client.sessions.range.0));
+                contention.holders.push(said.holder);
+            }
+        }
+        match left.answer().await {
+            Ok(_) | Err(Failure::Refused(Code::NO_NODE) | Failure::Over(_)) => {}
+            // The line is left in the background, where nobody waits for it.
+            Err(Failure::Lost(_) | Failure::NotSent(_)) => self.withdraw_in_background(),
+            Err(failure) => return Err(client.error(failure)),
+        }
+        Ok(Attempt::Busy(contention))
+    }
+
+    fn withdraw_in_background(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        let (client, session) = (Arc::downgrade(self.client), Arc::downgrade(&session));
+        let (folder, nonce) = (self.folder.to_owned(), self.request.nonce);
+        self.client.runtime.spawn(async move {
+            let mut backoff = Backoff::new(PAUSES.1, LOOK_EVERY);
+            // Where the client or the session is dropped, the servers remove the node.
+            while let (Some(client), Some(session)) = (client.upgrade(), session.upgrade()) {
+                let Err(error) = client.withdraw(&session, &folder, nonce).await else { return };
+                tracing::warn!(%error, "an attempt could not be withdrawn yet; what came of it ends with its session");
+                drop((client, session));
+                tokio::time::sleep(backoff.pause()).await;
+            }
+        });
+    }
+}
+
+impl Drop for Seeker<'_> {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.withdraw_in_background();
+        }
+    }
+}
