@@ -9,7 +9,7 @@ use ringfence_servers::{EtcdCluster, EtcdOptions, Process, Proxy};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::common::{LONG, client, granted, hold, release, renew, request, within};
+use crate::common::{LONG, client, hold, release, renew, request, within};
 use crate::line::{FOR_EVER, sees_waiters};
 use crate::{NAME, now};
 
