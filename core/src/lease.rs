@@ -168,8 +168,8 @@ pub struct HolderState {
     pub mode: Mode,
     /// The token of its grant. After hand-overs inside its process its guard carries a slightly higher one.
     pub token: FencingToken,
-    /// Since when.
-    pub age: Duration,
+    /// Since when. `None` where nobody knows: the backend keeps no times, or it is somebody else's client that holds.
+    pub age: Option<Duration>,
     /// Until when, if it is not renewed. Zero: it has lapsed and the next one that wants the name gets it.
     pub remaining: Duration,
 }
@@ -180,10 +180,10 @@ impl HolderState {
         holder: HolderInfo,
         mode: Mode,
         token: FencingToken,
-        age: Duration,
+        age: impl Into<Option<Duration>>,
         remaining: Duration,
     ) -> Self {
-        Self { holder, mode, token, age, remaining }
+        Self { holder, mode, token, age: age.into(), remaining }
     }
 }
 
@@ -195,14 +195,14 @@ pub struct WaiterState {
     pub holder: HolderInfo,
     /// What it wants.
     pub mode: Mode,
-    /// Since when it waits.
-    pub age: Duration,
+    /// Since when it waits. `None` where nobody knows.
+    pub age: Option<Duration>,
 }
 
 impl WaiterState {
     /// One waiter, as a backend reports it.
-    pub fn new(holder: HolderInfo, mode: Mode, age: Duration) -> Self {
-        Self { holder, mode, age }
+    pub fn new(holder: HolderInfo, mode: Mode, age: impl Into<Option<Duration>>) -> Self {
+        Self { holder, mode, age: age.into() }
     }
 }
 

@@ -40,10 +40,10 @@ pub(crate) async fn run(args: EvictArgs, global: &Global) -> Result<u8, Failure>
         print::json(&Evicted { name: &name, evicted: evicted.into_iter().map(HolderView::from).collect() })?;
     } else {
         for holder in evicted {
-            let (who, held) = (holder.holder.to_string(), duration(holder.age));
+            let held_for = holder.age.map_or_else(String::new, |age| format!(" for {}", duration(age)));
             print::line(&format!(
-                "evicted {}, who held {} for {held}",
-                visible(&who),
+                "evicted {}, who held {}{held_for}",
+                visible(&holder.holder.to_string()),
                 visible(name.as_str())
             ))?;
         }

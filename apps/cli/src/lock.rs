@@ -136,7 +136,8 @@ async fn whereabouts(locks: &Locks, name: &LockName) -> String {
                 1 => " and one other".to_owned(),
                 more => format!(" and {more} others"),
             };
-            format!("held for {} by {}{and_others}", print::duration(first.age), first.holder)
+            let held_for = first.age.map_or_else(String::new, |age| format!(" for {}", print::duration(age)));
+            format!("held{held_for} by {}{and_others}", first.holder)
         }
     }
 }

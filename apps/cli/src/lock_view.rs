@@ -21,7 +21,8 @@ pub(crate) struct HolderView<'a> {
     #[serde(flatten)]
     mode: ModeView,
     token: FencingToken,
-    age_ms: u64,
+    /// Null where nobody knows.
+    age_ms: Option<u64>,
     remaining_ms: u64,
 }
 
@@ -31,7 +32,7 @@ struct WaiterView<'a> {
     who: WhoView<'a>,
     #[serde(flatten)]
     mode: ModeView,
-    age_ms: u64,
+    age_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,7 +62,7 @@ impl<'a> From<&'a LockState> for LockView<'a> {
                 .map(|waiter| WaiterView {
                     who: (&waiter.holder).into(),
                     mode: waiter.mode.into(),
-                    age_ms: millis(waiter.age),
+                    age_ms: waiter.age.map(millis),
                 })
                 .collect(),
         }
@@ -74,7 +75,7 @@ impl<'a> From<&'a HolderState> for HolderView<'a> {
             who: (&state.holder).into(),
             mode: state.mode.into(),
             token: state.token,
-            age_ms: millis(state.age),
+            age_ms: state.age.map(millis),
             remaining_ms: millis(state.remaining),
         }
     }

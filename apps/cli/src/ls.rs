@@ -42,7 +42,7 @@ fn rows(state: &LockState) -> Vec<[String; 7]> {
             name.clone(),
             holder.mode.to_string(),
             holder.holder.to_string(),
-            duration(holder.age),
+            holder.age.map_or_else(|| "unknown".to_owned(), duration),
             duration(holder.remaining),
             waiting.clone(),
             holder.token.to_string(),

@@ -30,17 +30,46 @@ fn describe(state: &LockState) -> String {
         lines.extend(metadata(&holder.holder));
         lines.push(format!("  mode       {}", holder.mode));
         lines.push(format!("  token      {}", holder.token));
-        lines.push(format!("  held for   {}", duration(holder.age)));
+        let held_for = holder.age.map_or_else(|| "unknown".to_owned(), duration);
+        lines.push(format!("  held for   {held_for}"));
         lines.push(format!("  lapses in  {}, unless it is renewed", duration(holder.remaining)));
     }
     for (place, waiter) in state.waiters.iter().enumerate() {
         lines.push(format!("  waiter {}   {}", place + 1, visible(&waiter.holder.to_string())));
         lines.extend(metadata(&waiter.holder));
-        lines.push(format!("  wants      {}, for {} now", waiter.mode, duration(waiter.age)));
+        let since = waiter.age.map_or_else(String::new, |age| format!(", for {} now", duration(age)));
+        lines.push(format!("  wants      {}{since}", waiter.mode));
     }
     lines.join("\n")
 }
 
 fn metadata(holder: &HolderInfo) -> Option<String> {
     (!holder.metadata().is_empty()).then(|| format!("  metadata   {}", visible(holder.metadata())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ringfence::{FencingToken, HolderState, Mode, Nonce, WaiterState};
+
+    use super::*;
+
+    /// A lock of a backend that keeps no times.
+    fn without_ages() -> LockState {
+        let who = |label| HolderInfo::new(label, "web-1", 42).unwrap();
+        let token = FencingToken::of_grant(7, Nonce::from_u64(1).unwrap()).unwrap();
+        let holder = HolderState::new(who("report"), Mode::Exclusive, token, None, Duration::from_secs(30));
+        let waiter = WaiterState::new(who("second"), Mode::Shared, None);
+        LockState::new("orders".parse().unwrap(), vec![holder], vec![waiter])
+    }
+
+    #[test]
+    fn an_age_that_nobody_knows_is_unknown_and_not_zero() {
+        let said = describe(&without_ages());
+        assert!(said.contains("\n  held for   unknown\n"), "{said}");
+        assert!(said.ends_with("\n  wants      shared"), "{said}");
+        let json = serde_json::to_string(&LockView::from(&without_ages())).unwrap();
+        assert_eq!(json.matches(r#""age_ms":null"#).count(), 2, "{json}");
+    }
 }

@@ -20,7 +20,7 @@ const STEP: i64 = 1000;
 const SOME: Duration = Duration::from_millis(1);
 
 /// etcd keeps no times, so that nobody knows since when somebody holds or waits.
-const NO_AGE: Duration = Duration::ZERO;
+const NO_AGE: Option<Duration> = None;
 
 /// Everybody in line for a lock, the first one first.
 pub(crate) async fn line(client: &Client, name: &LockName) -> Result<Vec<Place>> {

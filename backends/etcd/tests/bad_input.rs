@@ -51,6 +51,7 @@ async fn every_name_is_kept_apart_and_metadata_comes_back_whole() {
         let state = ann.inspect(&name(lock)).await.unwrap();
         assert_eq!(state.holders.len(), 1, "{lock:?}: {state:?}");
         assert_eq!(state.holders[0].holder.metadata(), metadata, "{lock:?}");
+        assert_eq!(state.holders[0].age, None, "etcd keeps no times");
     }
 }
 

@@ -80,17 +80,11 @@ fn parse_state(name: &LockName, reply: &Value) -> Option<LockState> {
     let mut holders = Vec::new();
     for pair in held.chunks_exact(2) {
         let seen = Seen::holding(&any_text(&pair[0])?)?;
-        let age = if seen.is_ours() { now.saturating_sub(seen.number) } else { 0 };
+        let age = seen.is_ours().then(|| Duration::from_micros(now.saturating_sub(seen.number)));
         // The lock was there when this was read: with less than a millisecond to live it lives, and without an end for ever.
         let remaining = number(&pair[1]).map_or(FOR_EVER_MS, |millis| millis.max(1));
         let token = FencingToken::of_grant(seen.number, seen.nonce?).ok()?;
-        holders.push(HolderState::new(
-            seen.holder,
-            seen.mode,
-            token,
-            Duration::from_micros(age),
-            Duration::from_millis(remaining),
-        ));
+        holders.push(HolderState::new(seen.holder, seen.mode, token, age, Duration::from_millis(remaining)));
     }
     holders.sort_by_key(|holder| holder.token.sequence());
     let waiters = line.iter().filter_map(any_text).filter_map(|seen| Seen::waiting(&seen)).map(|seen| {

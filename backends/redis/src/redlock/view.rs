@@ -50,7 +50,7 @@ fn agreed(mut seen: Vec<HolderState>, needed: usize) -> HolderState {
     let mut holder = seen[needed - 1].clone();
     holder.remaining = claimable(holder.remaining).max(LIFE_MIN);
     // Its number is from the clock that is furthest ahead: by that one it is as old as it is.
-    holder.age = seen.iter().map(|holder| holder.age).max().unwrap_or_default();
+    holder.age = seen.iter().filter_map(|holder| holder.age).max();
     holder
 }
 
