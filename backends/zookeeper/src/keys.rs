@@ -12,6 +12,9 @@ const LOCKS: &str = "locks";
 const RECORDS: &str = "records";
 const VERBATIM_RECORDS: &str = "records-of-verbatim";
 
+/// Our own root and the servers' own: there are no verbatim locks below them.
+const RESERVED: [&str; 2] = ["ringfence", "zookeeper"];
+
 /// What the name of a node may contain as it stands. A dot may not: `.` and `..` are no names of nodes.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b':');
 
@@ -86,9 +89,9 @@ impl Keys {
         percent_decode_str(child).decode_utf8().ok()?.parse().ok()
     }
 
-    /// Whether nobody's verbatim lock is at this path below the chroot.
-    pub(crate) fn is_reserved(below: &str) -> bool {
-        check_not_ours(below).is_err()
+    /// Whether nobody's verbatim lock is at this child of the chroot, or below it.
+    pub(crate) fn is_reserved(child: &str) -> bool {
+        RESERVED.contains(&child)
     }
 
     /// The node of a record.
@@ -130,7 +133,7 @@ fn check_path(path: &str) -> Result<(), String> {
 /// Below our own root and the servers' own are no locks of anybody's.
 fn check_not_ours(path: &str) -> Result<(), String> {
     match path.split('/').nth(1) {
-        Some(first @ ("ringfence" | "zookeeper")) => Err(format!("what is below {first:?} is no lock")),
+        Some(first) if RESERVED.contains(&first) => Err(format!("what is below {first:?} is no lock")),
         _ => Ok(()),
     }
 }

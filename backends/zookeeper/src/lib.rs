@@ -66,6 +66,7 @@ mod session;
 mod sessions;
 mod task;
 mod view;
+mod walk;
 mod wire;
 
 pub use backend::{ZooKeeperBackend, guarantees};

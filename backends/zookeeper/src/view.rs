@@ -14,6 +14,7 @@ use crate::keys::{Keys, Naming};
 use crate::line::{Line, Place};
 use crate::place::{Said, Step};
 use crate::session::{Failure, Session};
+use crate::walk::{Limits, Walk};
 use crate::wire::{self, Code, Data, Request, Stat};
 
 /// What the leader's wall clock shows, roughly: it stamps every node with it, and nothing else tells it. Only ages are counted
@@ -144,12 +145,12 @@ pub(crate) async fn evict(client: &Client, name: &LockName, holder: Nonce) -> Re
 
 pub(crate) async fn list(client: &Arc<Client>, query: ListQuery) -> Result<Page<LockState>> {
     let session = client.sessions.any().await?;
-    let mut names = names(client, &session).await.map_err(|failure| client.error(failure))?;
-    names.retain(|name| {
-        name.as_str().starts_with(&query.prefix) && query.after.as_ref().is_none_or(|after| name > after)
-    });
-    names.sort_unstable();
     let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+    let walked = match client.keys.naming() {
+        Naming::Encoded => names(client, &session, &query).await.map(|names| (names, None)),
+        Naming::Verbatim => walk(client, &session, &query, limit).await,
+    };
+    let (names, rest) = walked.map_err(|failure| client.error(failure))?;
     let mut page = Vec::new();
     let mut names = names.into_iter();
     while page.len() < limit
@@ -160,50 +161,56 @@ pub(crate) async fn list(client: &Arc<Client>, query: ListQuery) -> Result<Page<
             page.push(state);
         }
     }
-    let next = if names.len() > 0 { page.last().map(|last| last.name.clone()) } else { None };
+    let next = if names.len() > 0 { page.last().map(|last| last.name.clone()) } else { rest };
     Ok(Page::new(page, next))
 }
 
-/// The names of all locks that have a node. Below the path of verbatim names anybody's nodes are, so that there each is looked
-/// into.
-async fn names(client: &Client, session: &Session) -> Result<Vec<LockName>, Failure> {
+/// The names of all locks that have a node and are asked for, in order.
+async fn names(client: &Client, session: &Session, query: &ListQuery) -> Result<Vec<LockName>, Failure> {
+    let children = children(session, &client.keys.locks()).await?;
+    let mut names: Vec<LockName> = children.iter().filter_map(|child| Keys::name_of(child)).collect();
+    names.retain(|name| {
+        name.as_str().starts_with(&query.prefix) && query.after.as_ref().is_none_or(|after| name > after)
+    });
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The names of the next locks that have a node and are asked for, and where to go on. Below the path of verbatim names anybody's
+/// nodes are, so that each is looked into.
+async fn walk(
+    client: &Client,
+    session: &Session,
+    query: &ListQuery,
+    limit: usize,
+) -> Result<(Vec<LockName>, Option<LockName>), Failure> {
     let locks = client.keys.locks();
-    if client.keys.naming() == Naming::Encoded {
-        let children = children(session, if locks.is_empty() { "/" } else { &locks }).await?;
-        return Ok(children.iter().filter_map(|child| Keys::name_of(child)).collect());
-    }
-    let mut names = Vec::new();
-    let mut level = vec![String::new()];
-    while !level.is_empty() {
-        let asked: Vec<_> = level
-            .into_iter()
-            .map(|below| {
-                let path = format!("{locks}{below}");
-                let pending =
-                    session.call(Request::children(if path.is_empty() { "/" } else { &path }, false));
-                (below, pending)
-            })
-            .collect();
-        level = Vec::new();
-        for (below, pending) in asked {
+    session.call(Request::sync(if locks.is_empty() { "/" } else { &locks })).answer().await?;
+    let mut walk = Walk::new(query, limit, Limits::OF_A_PAGE);
+    loop {
+        let next = walk.next();
+        if next.is_empty() {
+            return Ok(walk.end());
+        }
+        let ask = |below: String| {
+            let path = if below.is_empty() { locks.clone() } else { format!("{locks}/{below}") };
+            let path = if path.is_empty() { "/" } else { &path };
+            let pending = session.call(Request::children(path, false));
+            (below, pending)
+        };
+        for (below, pending) in next.into_iter().map(ask).collect::<Vec<_>>() {
             let children = match pending.answer().await {
+                // It is gone meanwhile, or not ours to see.
                 Err(Failure::Refused(_)) => continue,
                 children => wire::children(children?)?,
             };
-            let name = below.strip_prefix('/').and_then(|name| name.parse::<LockName>().ok());
-            if let Some(name) = name.filter(|name| client.keys.lock(name).is_ok())
-                && !Line::of(&children).places.is_empty()
-            {
-                names.push(name);
-            }
-            let is_lock_less = |child: &String| Place::parse(child).is_none();
-            level.extend(
-                children.iter().filter(|child| is_lock_less(child)).map(|child| format!("{below}/{child}")),
-            );
+            let is_lock = !Line::of(&children).places.is_empty();
+            let others = children.into_iter().filter(|child| {
+                Place::parse(child).is_none() && !(below.is_empty() && Keys::is_reserved(child))
+            });
+            walk.saw(&below, others, is_lock);
         }
-        level.retain(|below| !Keys::is_reserved(below));
     }
-    Ok(names)
 }
 
 async fn children(session: &Session, path: &str) -> Result<Vec<String>, Failure> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, Effect, ErrorKind, HolderInfo, LockName, Mode, RecordKey,
-    Result, Severity, SystemClock, Ttl, Wait,
+    AcquireRequest, Attempt, Backend, BackendUrl, Effect, ErrorKind, HolderInfo, ListQuery, LockName, Mode,
+    RecordKey, Result, Severity, SystemClock, Ttl, Wait,
 };
 use ringfence_servers::{Ensemble, ZooKeeperOptions};
 use ringfence_zookeeper::ZooKeeperBackend;
@@ -92,6 +92,33 @@ async fn a_verbatim_name_that_is_no_path_is_refused_before_anything_is_sent() {
         assert_eq!((error.kind(), error.effect()), (ErrorKind::InvalidName, Effect::None), "{error:?}");
     }
     assert_eq!(servers.children("/").await, ["zookeeper"], "nothing was made");
+}
+
+#[tokio::test]
+async fn locks_among_the_nodes_of_others_are_listed_page_by_page() {
+    let Some(servers) = Ensemble::start().await else { return };
+    // Somebody keeps a wide tree there and a deep one, more than one page looks into.
+    let wide = (0..25_000).map(|number| format!("/wide/{number:05}"));
+    let deep = (1..=100).map(|depth| "/d".repeat(depth));
+    servers.create_all(["/wide".to_owned()].into_iter().chain(wide).chain(deep).collect()).await;
+    let client = connect(&format!("{}?keys=verbatim", servers.url())).await.expect("a server");
+    let names = ["a", &"/d".repeat(90)[1..], "wide/00007", "wide/12345", "wide/24999", "zoo"];
+    for name in names {
+        let attempt = ask(&client, name, Ttl::DEFAULT.as_duration()).await;
+        assert!(matches!(attempt, Ok(Attempt::Granted(_))), "{name}: {attempt:?}");
+    }
+    for (prefix, expected) in [("", &names[..]), ("wide/", &names[2..5]), ("wide/2", &names[4..5])] {
+        let mut query = ListQuery::new(prefix).limit(2);
+        let mut listed = Vec::new();
+        loop {
+            let page = client.list(query.clone()).await.expect("a page");
+            assert!(page.items.len() <= 2, "{page:?}");
+            listed.extend(page.items.into_iter().map(|state| state.name.as_str().to_owned()));
+            let Some(next) = page.next else { break };
+            query = query.after(next);
+        }
+        assert_eq!(listed, expected, "of {prefix:?}");
+    }
 }
 
 #[tokio::test]
