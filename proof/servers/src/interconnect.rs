@@ -116,11 +116,11 @@ async fn carry(mut caller: TcpStream, from: usize, ways: &[Way]) -> std::io::Res
     let port = caller.read_u16().await?;
     let way = ways.iter().find(|way| way.from == from && way.port == port);
     let way = way.expect("servers call each other, and nobody else");
-    let mut called = TcpStream::connect((Ipv4Addr::LOCALHOST, way.proxy.port())).await?;
+    let mut answerer = TcpStream::connect((Ipv4Addr::LOCALHOST, way.proxy.port())).await?;
     caller.write_all(&[VERSION, 0, 0, 1, 127, 0, 0, 1, 0, 0]).await?;
     caller.set_nodelay(true)?;
-    called.set_nodelay(true)?;
-    copy_bidirectional(&mut caller, &mut called).await.map(drop)
+    answerer.set_nodelay(true)?;
+    copy_bidirectional(&mut caller, &mut answerer).await.map(drop)
 }
 
 async fn read<const N: usize>(caller: &mut TcpStream) -> std::io::Result<[u8; N]> {
