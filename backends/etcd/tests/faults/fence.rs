@@ -165,6 +165,8 @@ async fn is_borne(mut cluster: EtcdCluster, trouble: Trouble) {
     for member in 0..cluster.count() {
         counters.push(Counter::start(cluster.port(member)).await);
     }
+    // Connected while all is well: to connect takes an answer in time, of members that are busy with their election.
+    let everywhere = crate::locks(&cluster).await;
     let (mut guards, mut losses) = (Vec::new(), Vec::new());
     for (member, counter) in counters.iter().enumerate() {
         let guard = counter.hold(&format!("of {member}")).await;
@@ -186,7 +188,6 @@ async fn is_borne(mut cluster: EtcdCluster, trouble: Trouble) {
 
     trouble.end(&mut cluster, &gone);
     let healed = now();
-    let everywhere = crate::locks(&cluster).await;
     for member in &gone {
         let free = async {
             let name = format!("of {member}");
