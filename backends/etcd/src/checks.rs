@@ -61,6 +61,10 @@ const DEFECTS: &[Defect] = &[
         versions: &[(Version(3, 5, 0), Version(3, 5, 3))],
     },
     Defect {
+        what: "a member can crash when a client gives up a transaction that only reads (etcd issues 14110 and 14891)",
+        versions: &[(Version(3, 5, 0), Version(3, 5, 7))],
+    },
+    Defect {
         what: "a leader whose clock was set back ends no leases until it has caught up (etcd issue 12291): locks of the dead stay \
                taken",
         versions: &[(Version(3, 4, 0), Version(3, 5, 0))],
@@ -213,9 +217,15 @@ mod tests {
 
     #[test]
     fn the_defects_of_a_version_are_named() {
-        for (version, expected) in
-            [("3.4.23", 5), ("3.4.45", 1), ("3.5.1", 5), ("3.5.28", 0), ("3.6.0", 0), ("3.5.14-rc.1", 2)]
-        {
+        for (version, expected) in [
+            ("3.4.23", 5),
+            ("3.4.45", 1),
+            ("3.5.1", 6),
+            ("3.5.6", 4),
+            ("3.5.28", 0),
+            ("3.6.0", 0),
+            ("3.5.14-rc.1", 2),
+        ] {
             assert_eq!(defects(version), expected, "{version}");
         }
     }

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +17,7 @@ use crate::process::Process;
 use crate::redis::{LEASH, until, until_within};
 use crate::require::require;
 use crate::tls::Certificates;
+use crate::wall_clock::WallClock;
 
 /// How long members may take to elect a leader on a busy machine.
 const ELECTION_PATIENCE: Duration = PATIENCE.saturating_mul(3);
@@ -26,13 +28,21 @@ pub struct EtcdOptions {
     members: usize,
     program: Option<PathBuf>,
     settings: Vec<(String, String)>,
+    environment: Vec<(OsString, OsString)>,
     by_tls: bool,
     separable: bool,
 }
 
 impl Default for EtcdOptions {
     fn default() -> Self {
-        Self { members: 1, program: None, settings: Vec::new(), by_tls: false, separable: false }
+        Self {
+            members: 1,
+            program: None,
+            settings: Vec::new(),
+            environment: Vec::new(),
+            by_tls: false,
+            separable: false,
+        }
     }
 }
 
@@ -68,6 +78,17 @@ impl EtcdOptions {
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.by_tls = true;
+        self
+    }
+
+    /// Members that tell the time by this clock. It reaches Debian's etcd, which is dynamically linked, and not
+    /// [3.5](crate::etcd_3_5), which is not.
+    #[must_use]
+    pub fn clock(mut self, clock: &WallClock) -> Self {
+        let mut governed = Command::new("etcd");
+        clock.govern(&mut governed);
+        let set = governed.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+        self.environment.extend(set);
         self
     }
 
@@ -131,8 +152,9 @@ impl EtcdOptions {
             flags.extend(self.settings.iter().map(|(flag, value)| (&**flag, value.clone())));
             let arguments: Vec<String> =
                 flags.into_iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
-            let process = launch(&etcd, &arguments);
-            Member { process, arguments, program: etcd.clone(), client, _peer: peer }
+            let process = launch(&etcd, &arguments, &self.environment);
+            let (program, environment) = (etcd.clone(), self.environment.clone());
+            Member { process, arguments, environment, program, client, _peer: peer }
         };
         let members = ports.into_iter().enumerate().map(start).collect();
         let cluster = EtcdCluster { members, etcdctl, links, login: None, certificates, _folder: folder };
@@ -171,6 +193,7 @@ pub struct EtcdCluster {
 struct Member {
     process: Process,
     arguments: Vec<String>,
+    environment: Vec<(OsString, OsString)>,
     program: PathBuf,
     client: Port,
     _peer: Port,
@@ -281,6 +304,11 @@ impl EtcdCluster {
         .await
     }
 
+    /// The number of a member's process.
+    pub fn process(&self, member: usize) -> u32 {
+        self.members[member].process.id()
+    }
+
     /// Stops a member (SIGSTOP), and returns when it has stopped: connections to it are made, and nobody answers.
     pub fn stop(&self, member: usize) {
         self.members[member].process.stop().expect("a member that runs can be stopped");
@@ -298,8 +326,8 @@ impl EtcdCluster {
 
     /// Starts a member that was killed again, on the same ports and with its data. Returns at once.
     pub fn start_again(&mut self, member: usize) {
-        let Member { process, arguments, program, .. } = &mut self.members[member];
-        *process = launch(program, arguments);
+        let Member { process, arguments, environment, program, .. } = &mut self.members[member];
+        *process = launch(program, arguments, environment);
         self.link();
     }
 
@@ -353,9 +381,9 @@ fn url(scheme: &str, port: u16) -> String {
     format!("{scheme}://127.0.0.1:{port}")
 }
 
-fn launch(program: &PathBuf, arguments: &[String]) -> Process {
+fn launch(program: &PathBuf, arguments: &[String], environment: &[(OsString, OsString)]) -> Process {
     let mut command = Command::new("sh");
-    command.args(["-c", LEASH]).arg(program).args(arguments);
+    command.args(["-c", LEASH]).arg(program).args(arguments).envs(environment.iter().cloned());
     if cfg!(target_arch = "aarch64") {
         // Etcd 3.4 starts on it only where it is asked to.
         command.env("ETCD_UNSUPPORTED_ARCH", "arm64");

@@ -10,7 +10,7 @@ use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
 use ringfence_testkit::{Hold, check_exclusive};
 use tokio::task::JoinHandle;
 
-use crate::common::{of_each_version, within};
+use crate::common::within;
 use crate::{HEALS, now};
 
 const TTL: Duration = Duration::from_secs(5);
@@ -160,7 +160,9 @@ fn loss(guard: &Guard) -> JoinHandle<BootInstant> {
     })
 }
 
-async fn is_borne(mut cluster: EtcdCluster, trouble: Trouble) {
+async fn is_borne(trouble: Trouble) {
+    let separable = EtcdOptions::new().members(3).separable();
+    let Some(mut cluster) = separable.start().await else { return };
     let mut counters = Vec::new();
     for member in 0..cluster.count() {
         counters.push(Counter::start(cluster.port(member)).await);
@@ -206,37 +208,29 @@ async fn is_borne(mut cluster: EtcdCluster, trouble: Trouble) {
     check(counters);
 }
 
-async fn is_borne_by_three(trouble: Trouble) {
-    let separable = EtcdOptions::new().members(3).separable();
-    let Some(cluster) = separable.start().await else { return };
-    is_borne(cluster, trouble).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_writes_nothing_for_those_who_lost() {
-    for cluster in of_each_version(EtcdOptions::new().members(3).separable()).await {
-        is_borne(cluster, Trouble::LeaderIsCutOff).await;
-    }
+    is_borne(Trouble::LeaderIsCutOff).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_is_cut_off_costs_those_their_locks_who_know_no_other() {
-    is_borne_by_three(Trouble::FollowerIsCutOff).await;
+    is_borne(Trouble::FollowerIsCutOff).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_that_are_all_alone_grant_nothing_and_come_back() {
-    is_borne_by_three(Trouble::NobodyReachesAnybody).await;
+    is_borne(Trouble::NobodyReachesAnybody).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_stopped_past_the_ttl_writes_nothing_for_those_who_lost() {
-    is_borne_by_three(Trouble::LeaderStops).await;
+    is_borne(Trouble::LeaderStops).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_killed_writes_nothing_for_those_who_lost() {
-    is_borne_by_three(Trouble::LeaderIsKilled).await;
+    is_borne(Trouble::LeaderIsKilled).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,6 @@
 //! What becomes of locks when members die and stop, replies are lost, leases and keys are removed, and callers go away.
 
+mod clock;
 #[path = "../common/mod.rs"]
 mod common;
 mod fence;
