@@ -14,19 +14,9 @@ pub(crate) fn config(url: &BackendUrl) -> Result<ClientTlsConfig> {
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("ca", path, "CERTIFICATE")?))
         }
     };
-    match (url.param("cert"), url.param("key")) {
-        (None, None) => Ok(config),
-        (Some(cert), Some(key)) => {
-            let (cert, key) = (read("cert", cert, "CERTIFICATE")?, read("key", key, "PRIVATE KEY")?);
-            Ok(config.identity(Identity::from_pem(cert, key)))
-        }
-        (cert, _) => {
-            let (given, missing) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
-            Err(invalid(format!(
-                "{given}= needs {missing}= beside it: a client is known by a certificate and its key"
-            )))
-        }
-    }
+    let Some((cert, key)) = url.client_certificate()? else { return Ok(config) };
+    let (cert, key) = (read("cert", cert, "CERTIFICATE")?, read("key", key, "PRIVATE KEY")?);
+    Ok(config.identity(Identity::from_pem(cert, key)))
 }
 
 /// A PEM file with at least one thing of this kind in it.

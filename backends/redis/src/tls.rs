@@ -38,16 +38,10 @@ fn certificates(url: &BackendUrl) -> Result<TlsCertificates> {
     // The driver takes its cryptography from a place that the process shares. Where the program has put one there, it stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let root_cert = url.param("ca").map(|path| certificates_in("ca", path)).transpose()?;
-    let client_tls = match (url.param("cert"), url.param("key")) {
-        (None, None) => None,
-        (Some(cert), Some(key)) => {
+    let client_tls = match url.client_certificate()? {
+        None => None,
+        Some((cert, key)) => {
             Some(ClientTlsConfig { client_cert: certificates_in("cert", cert)?, client_key: key_in(key)? })
-        }
-        (cert, _) => {
-            let (given, missing) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
-            return Err(invalid(format!(
-                "{given}= needs {missing}= beside it: a client is known by a certificate and its key"
-            )));
         }
     };
     Ok(TlsCertificates { client_tls, root_cert })

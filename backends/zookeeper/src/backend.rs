@@ -79,8 +79,9 @@ impl ZooKeeperBackend {
     /// # Cancel safety
     /// If the future is dropped, sessions that were begun end.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
-        let Options { servers, login, keys, shown } = Options::parse(url)?;
-        let sessions = Sessions::connect(Servers::new(servers, login, shown), Arc::clone(&clock)).await?;
+        let Options { servers, login, tls, keys, shown } = Options::parse(url)?;
+        let sessions =
+            Sessions::connect(Servers::new(servers, login, tls, shown), Arc::clone(&clock)).await?;
         let guarantees = guarantees_within(sessions.range);
         let runtime = Handle::current();
         let server_time = view::ServerTime::default();

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use ringfence_core::{Finding, Result, Ttl};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 
 use crate::backend::Client;
+use crate::servers::{Servers, send_all};
 use crate::wire::{self, Code, Request};
 
 /// How long a server may take to say how it is.
@@ -33,9 +33,10 @@ const RIGHTS_TO_CHANGE: i32 = 2 | 4 | 8;
 
 pub(crate) async fn examine(client: &Client) -> Result<Vec<Finding>> {
     let mut findings = vec![access(client).await?, range(client.sessions.range)];
-    for (host, port) in client.sessions.servers.addresses() {
+    let servers = &client.sessions.servers;
+    for (place, (host, port)) in servers.addresses().iter().enumerate() {
         let server = format!("{host}:{port}");
-        match tokio::time::timeout(PATIENCE, say(host, *port, "srvr")).await {
+        match tokio::time::timeout(PATIENCE, say(servers, place, "srvr")).await {
             Ok(Ok(said)) => findings.extend(of_server(&server, &said)),
             Ok(Err(why)) => findings.push(unreachable(&server, &why.to_string())),
             Err(_) => findings.push(unreachable(&server, "it does not answer in time")),
@@ -171,9 +172,9 @@ impl Version {
 }
 
 /// What a server says to one of its words of four letters.
-async fn say(host: &str, port: u16, word: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect((host, port)).await?;
-    stream.write_all(word.as_bytes()).await?;
+async fn say(servers: &Servers, place: usize, word: &str) -> std::io::Result<String> {
+    let mut stream = servers.open(place).await?;
+    send_all(&mut stream, word.as_bytes()).await?;
     let mut said = Vec::new();
     stream.take(SAID_MAX).read_to_end(&mut said).await?;
     Ok(String::from_utf8_lossy(&said).into_owned())

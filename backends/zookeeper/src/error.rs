@@ -5,14 +5,18 @@ use std::io;
 use ringfence_core::{Error, ErrorKind};
 
 use crate::session::Failure;
+use crate::tls;
 use crate::wire::Code;
 
 /// Of a connection that cannot be had, or broke.
 pub(crate) fn of_connecting(why: io::Error) -> Error {
+    if let Some((kind, advice)) = tls::explain(&why) {
+        return Error::new(kind, advice).because(why);
+    }
     let advice = match why.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-            "it hangs up on us: it may have no quorum, have lost its data, or have as many connections of this host as it takes \
-             (maxClientCnxns)"
+            "it hangs up on us: it may have no quorum, have lost its data, have as many connections of this host as it takes \
+             (maxClientCnxns), or speak TLS on this port where we do not, or not where we do (tls=on)"
         }
         io::ErrorKind::TimedOut => {
             "it does not answer in time: it is overloaded or cut off, or the port is not that of a ZooKeeper server"

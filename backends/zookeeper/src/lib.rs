@@ -65,6 +65,7 @@ mod servers;
 mod session;
 mod sessions;
 mod task;
+mod tls;
 mod view;
 mod walk;
 mod wire;

@@ -5,10 +5,11 @@ use std::fmt;
 use ringfence_core::{BackendUrl, Error, ErrorKind, Result, split_port};
 
 use crate::keys::{Keys, Naming};
+use crate::tls::Tls;
 use crate::wire::Access;
 
 /// The parameters of a ZooKeeper URL, beside those of the hall.
-pub const PARAMS: &[&str] = &["keys"];
+pub const PARAMS: &[&str] = &["keys", "tls", "ca", "cert", "key"];
 
 /// The port of a server, where the URL names none.
 const PORT: u16 = 2181;
@@ -19,6 +20,7 @@ pub(crate) struct Options {
     /// Hosts and ports, in the order of the URL.
     pub(crate) servers: Vec<(String, u16)>,
     pub(crate) login: Option<Login>,
+    pub(crate) tls: Option<Tls>,
     pub(crate) keys: Keys,
     /// The URL as it may be shown.
     pub(crate) shown: String,
@@ -64,7 +66,7 @@ impl Options {
         };
         let access = if login.is_some() { Access::Creator } else { Access::Anyone };
         let keys = Keys::new(naming, url.path().trim_end_matches('/'), access)?;
-        Ok(Self { servers, login, keys, shown: url.to_string() })
+        Ok(Self { servers, login, tls: Tls::of(url)?, keys, shown: url.to_string() })
     }
 }
 
@@ -101,6 +103,11 @@ mod tests {
             ("zookeeper://:secret@one", "go together"),
             ("zookeeper://a%3Ab:secret@one", "no colon"),
             ("zookeeper://one?keys=verbatin", "did you mean \"verbatim\"?"),
+            ("zookeeper://one?ca=/ca.pem", "ca=, which is about TLS, and no tls=on"),
+            ("zookeeper://one?tls=yes", "neither \"off\" nor \"on\""),
+            ("zookeeper://one?tls=on&ca=/no/such/file", "ca=/no/such/file cannot be read"),
+            ("zookeeper://one?tls=on&ca=/dev/null", "has no certificate in it"),
+            ("zookeeper://one?tls=on&cert=/dev/null", "cert= needs key= beside it"),
             ("zookeeper://one//locks", "no name between two slashes"),
             ("zookeeper://one/locks/..", "\"..\""),
         ] {

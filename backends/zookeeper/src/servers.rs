@@ -1,16 +1,18 @@
 //! The servers of an ensemble, and how a connection to one of them begins.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use ringfence_core::{Nonce, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::error;
 use crate::options::Login;
+use crate::tls::Tls;
 use crate::wire::{self, Answer, Greeting, Odd, Request, Welcome};
 
 /// The servers of one ensemble, and as whom they are spoken to.
@@ -18,16 +20,22 @@ use crate::wire::{self, Answer, Greeting, Odd, Request, Welcome};
 pub(crate) struct Servers {
     addresses: Vec<(String, u16)>,
     login: Option<Login>,
+    tls: Option<Tls>,
     shown: String,
     /// Which one answered last: the next connection begins with it, so that a dead one costs nothing.
     preferred: AtomicUsize,
 }
 
 impl Servers {
-    pub(crate) fn new(addresses: Vec<(String, u16)>, login: Option<Login>, shown: String) -> Self {
+    pub(crate) fn new(
+        addresses: Vec<(String, u16)>,
+        login: Option<Login>,
+        tls: Option<Tls>,
+        shown: String,
+    ) -> Self {
         // Clients spread over the servers, each from a place of its own.
         let place = usize::try_from(Nonce::random().get() % addresses.len().max(1) as u64).unwrap_or(0);
-        Self { addresses, login, shown, preferred: AtomicUsize::new(place) }
+        Self { addresses, login, tls, shown, preferred: AtomicUsize::new(place) }
     }
 
     pub(crate) fn shown(&self) -> &str {
@@ -65,16 +73,14 @@ impl Servers {
     }
 
     async fn greet(&self, place: usize, greeting: &Greeting) -> Result<(Connection, Welcome)> {
-        let (host, port) = &self.addresses[place];
-        let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(error::of_connecting)?;
-        stream.set_nodelay(true).map_err(error::of_connecting)?;
+        let stream = self.open(place).await.map_err(error::of_connecting)?;
         let mut connection = Connection { stream, received: BytesMut::new(), place };
         let mut out = BytesMut::new();
         greeting.write(&mut out);
         if let Some(login) = &self.login {
             Request::login(login.as_str()).write(wire::LOGIN, &mut out);
         }
-        connection.stream.write_all(&out).await.map_err(error::of_connecting)?;
+        send_all(&mut connection.stream, &out).await.map_err(error::of_connecting)?;
         let welcome = Welcome::read(connection.message().await?).map_err(|Odd| error::odd())?;
         if self.login.is_some() && welcome.session != 0 {
             let answer = Answer::read(connection.message().await?).map_err(|Odd| error::odd())?;
@@ -85,6 +91,17 @@ impl Servers {
         Ok((connection, welcome))
     }
 
+    /// A connection to one of them, by its place among the addresses, on which nothing has been said yet.
+    pub(crate) async fn open(&self, place: usize) -> io::Result<Box<dyn Stream>> {
+        let (host, port) = &self.addresses[place];
+        let stream = TcpStream::connect((host.as_str(), *port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(match &self.tls {
+            None => Box::new(stream),
+            Some(tls) => Box::new(tls.greet(host, stream).await?),
+        })
+    }
+
     /// This one fell silent: the next connection begins with another one, unless it does already.
     pub(crate) fn avoid(&self, place: usize) {
         let next = (place + 1) % self.addresses.len();
@@ -92,10 +109,21 @@ impl Servers {
     }
 }
 
+/// What is said on a connection, whether by TLS or not.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug> Stream for T {}
+
+/// Sends all of it. What is written by TLS is sent when it is flushed.
+pub(crate) async fn send_all(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
 /// A connection that was greeted.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Box<dyn Stream>,
     pub(crate) received: BytesMut,
     /// Which server it is with, by its place among the addresses.
     pub(crate) place: usize,

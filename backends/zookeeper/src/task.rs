@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use ringfence_core::{Backoff, BootInstant, Error, ErrorKind, Nonce, Result, Ttl};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error;
-use crate::servers::{Connection, Servers, silence};
+use crate::servers::{Connection, Servers, send_all, silence};
 use crate::session::{Call, Failure, Held, Order, Reply, Shared, Watch};
 use crate::wire::{self, Answer, Change, Code, Event, Greeting, Odd, Request, Welcome};
 
@@ -133,10 +133,11 @@ impl Task {
     /// Serves a connection until it breaks.
     async fn serve(&mut self, connection: Connection) -> End {
         let Connection { stream, mut received, place } = connection;
-        let (mut reader, mut writer) = stream.into_split();
+        let (mut reader, mut writer) = tokio::io::split(stream);
         let (ping_every, silence) = ((self.timeout / PING_PART).min(PING_EVERY_MAX), silence(self.timeout));
         // So many pings are not answered yet.
         let mut pings = 0_u32;
+        let mut is_sent = true;
         let mut nudge_at = BootInstant::MAX;
         loop {
             loop {
@@ -182,14 +183,14 @@ impl Task {
                     Ok(_) => self.owed_since = None,
                     Err(why) => return End::Broken(error::of_connecting(why)),
                 },
-                written = writer.write_buf(&mut self.out), if !self.out.is_empty() => if let Err(why) = written {
+                written = send_some(&mut writer, &mut self.out, &mut is_sent), if !is_sent || !self.out.is_empty() => if let Err(why) = written {
                     return End::Broken(error::of_connecting(why));
                 },
                 order = self.orders.recv() => {
                     let Some(order) = order else {
                         Request::close().write(self.next_number(), &mut self.out);
                         // Where it does not arrive, the session ends at its timeout.
-                        let _ = tokio::time::timeout(silence, writer.write_all(&self.out)).await;
+                        let _ = tokio::time::timeout(silence, send_all(&mut writer, &self.out)).await;
                         return End::Dropped;
                     };
                     self.send(order);
@@ -383,7 +384,7 @@ impl Task {
                     if granted < self.timeout {
                         // Its leases would outlive it. Where this does not arrive, it ends at its timeout.
                         Request::close().write(self.next_number(), &mut self.out);
-                        let closed = connection.stream.write_all(&self.out);
+                        let closed = send_all(&mut connection.stream, &self.out);
                         let _ = tokio::time::timeout(patience, closed).await;
                         return Err(error::session_shortened());
                     }
@@ -451,6 +452,24 @@ impl Task {
     }
 }
 
+/// Sends some of these bytes. What is written by TLS is on its way only when `is_sent` says so. Nothing is lost where the future is
+/// dropped.
+async fn send_some(
+    writer: &mut (impl AsyncWrite + Unpin),
+    bytes: &mut BytesMut,
+    is_sent: &mut bool,
+) -> io::Result<()> {
+    if !bytes.is_empty() {
+        *is_sent = false;
+        writer.write_buf(bytes).await?;
+    }
+    if bytes.is_empty() {
+        writer.flush().await?;
+        *is_sent = true;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::{Buf, BufMut};
@@ -479,6 +498,26 @@ mod tests {
 
     /// The real servers do that by chance, so this one is ours: it leaves a request lying until it is asked for something else.
     #[tokio::test]
+    async fn what_is_written_is_on_its_way_however_slowly_it_is_taken() {
+        // It keeps what is written until it is flushed, as TLS may, and its other end takes three bytes at a time.
+        let (near, mut far) = tokio::io::duplex(3);
+        let mut writer = tokio::io::BufWriter::new(near);
+        let (mut bytes, mut is_sent) = (BytesMut::from(&b"seven b"[..]), true);
+        let mut taken = Vec::new();
+        while !is_sent || !bytes.is_empty() {
+            tokio::select! {
+                biased;
+                // Dropped whenever there is something to take.
+                read = far.read_buf(&mut taken) => drop(read.expect("somebody writes")),
+                sent = send_some(&mut writer, &mut bytes, &mut is_sent) => sent.expect("somebody reads"),
+            }
+        }
+        drop(writer);
+        far.read_to_end(&mut taken).await.expect("an end");
+        assert_eq!(taken, b"seven b");
+    }
+
+    #[tokio::test]
     async fn a_server_that_leaves_a_request_lying_is_asked_again() {
         const MINUTE: Duration = Duration::from_mins(1);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -489,11 +528,11 @@ mod tests {
         let clock = Arc::new(SystemClock::new());
         let shared = Arc::new(Shared::new(clock, Listener::default()));
         let address = (address.ip().to_string(), address.port());
-        let servers = Arc::new(Servers::new(vec![address], None, String::new()));
+        let servers = Arc::new(Servers::new(vec![address], None, None, String::new()));
         let (orders, receiver) = mpsc::unbounded_channel();
         let timeout = Ttl::new(MINUTE).expect("a lawful TTL");
         let task = Task::new(shared, servers, receiver, Greeting::new_session(60_000), timeout);
-        tokio::spawn(task.run(Connection { stream, received: BytesMut::new(), place: 0 }));
+        tokio::spawn(task.run(Connection { stream: Box::new(stream), received: BytesMut::new(), place: 0 }));
 
         let (reply, answered) = oneshot::channel();
         let call = Call { request: Request::sync("/"), reply, watch: None };

@@ -16,10 +16,14 @@ use crate::port::Port;
 use crate::process::Process;
 use crate::redis::{LEASH, until_within};
 use crate::require::{require, skip};
+use crate::tls::Certificates;
 use crate::wall_clock::WallClock;
 
 /// Where Debian's package `zookeeper` has the server. What it needs it names itself.
 const JAR: &str = "/usr/share/java/zookeeper.jar";
+
+/// What it needs for TLS and does not name: its package brings it.
+const NETTY: &str = "/usr/share/java/netty-codec.jar";
 
 /// How long servers may take to start: each is a Java machine.
 const START: Duration = Duration::from_mins(1);
@@ -32,12 +36,14 @@ pub struct ZooKeeperOptions {
     properties: Vec<String>,
     environment: Vec<(OsString, OsString)>,
     is_interconnected: bool,
+    client_auth: Option<&'static str>,
 }
 
 impl Default for ZooKeeperOptions {
     fn default() -> Self {
         let (settings, properties, environment) = Default::default();
-        Self { servers: 1, settings, properties, environment, is_interconnected: false }
+        let (is_interconnected, client_auth) = Default::default();
+        Self { servers: 1, settings, properties, environment, is_interconnected, client_auth }
     }
 }
 
@@ -75,6 +81,20 @@ impl ZooKeeperOptions {
         self
     }
 
+    /// Servers that speak TLS on another port too, that of [`Ensemble::tls_url`]. Their certificate is for 127.0.0.1, and for no name.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.client_auth = Some("none");
+        self
+    }
+
+    /// As [`Self::tls`], and clients have to show a certificate there.
+    #[must_use]
+    pub fn tls_for_known_clients(mut self) -> Self {
+        self.client_auth = Some("need");
+        self
+    }
+
     /// Servers that tell the time by this clock.
     #[must_use]
     pub fn clock(mut self, clock: &WallClock) -> Self {
@@ -103,6 +123,7 @@ impl ZooKeeperOptions {
                 let _ = writeln!(lines, "server.{}=127.0.0.1:{peer}:{election}", number + 1);
             }
         }
+        let secure = self.client_auth.map(|client_auth| Secure::make(folder.path(), client_auth));
         let interconnect = if self.is_interconnected {
             let ports: Vec<_> =
                 ports.iter().map(|ports| ports[1..].iter().map(Port::number).collect()).collect();
@@ -118,14 +139,18 @@ impl ZooKeeperOptions {
             fs::write(data.join("myid"), number.to_string())
                 .expect("a temporary directory can be written to");
             let config = folder.path().join(format!("zoo-{number}.cfg"));
-            fs::write(&config, self.config(&data, ports[0].number()) + &lines)
-                .expect("a temporary directory can be written to");
+            let mut text = self.config(&data, ports[0].number()) + &lines;
+            let secure_port = secure.as_ref().map(|_| Port::claim());
+            if let (Some(secure), Some(port)) = (&secure, &secure_port) {
+                text += &secure.settings(port.number());
+            }
+            fs::write(&config, text).expect("a temporary directory can be written to");
             let entrance = interconnect.as_ref().map(|interconnect| interconnect.entrance(at));
             let (properties, environment) = (self.properties.clone(), self.environment.clone());
             let launch = Launch { java: java.clone(), properties, environment, entrance, config };
-            servers.push(Server { process: launch.start(), launch, ports });
+            servers.push(Server { process: launch.start(), launch, ports, secure_port });
         }
-        let ensemble = Ensemble { servers, interconnect, folder };
+        let ensemble = Ensemble { servers, interconnect, secure, folder };
         ensemble.serves().await;
         Some(ensemble)
     }
@@ -161,6 +186,7 @@ impl ZooKeeperOptions {
 pub struct Ensemble {
     servers: Vec<Server>,
     interconnect: Option<Interconnect>,
+    secure: Option<Secure>,
     folder: TempDir,
 }
 
@@ -169,6 +195,38 @@ struct Server {
     process: Process,
     launch: Launch,
     ports: [Port; 3],
+    secure_port: Option<Port>,
+}
+
+/// What servers that speak TLS show, and whom they trust.
+#[derive(Debug)]
+struct Secure {
+    certificates: Certificates,
+    /// The server's certificate and its key in one file, as a key store has them.
+    both: PathBuf,
+    client_auth: &'static str,
+}
+
+impl Secure {
+    fn make(folder: &Path, client_auth: &'static str) -> Self {
+        let certificates = Certificates::make(Ipv4Addr::LOCALHOST);
+        let text = |file| fs::read_to_string(file).expect("a temporary file can be read");
+        let both = folder.join("server.pem");
+        fs::write(&both, text(&certificates.key) + &text(&certificates.certificate))
+            .expect("a temporary directory can be written to");
+        Self { certificates, both, client_auth }
+    }
+
+    fn settings(&self, port: u16) -> String {
+        let (both, authority) = (self.both.display(), self.certificates.authority.display());
+        let client_auth = self.client_auth;
+        format!(
+            "secureClientPort={port}\nsecureClientPortAddress=127.0.0.1\n\
+             serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\n\
+             ssl.keyStore.location={both}\nssl.keyStore.type=PEM\n\
+             ssl.trustStore.location={authority}\nssl.trustStore.type=PEM\nssl.clientAuth={client_auth}\n"
+        )
+    }
 }
 
 /// How a server is started, and started again.
@@ -193,7 +251,11 @@ impl Launch {
             // Unless it is told that there are none, those of this machine are called directly.
             command.arg("-DsocksNonProxyHosts=");
         }
-        command.args(&self.properties).args(["-Djava.net.preferIPv4Stack=true", "-cp", JAR]);
+        command.args(&self.properties).args([
+            "-Djava.net.preferIPv4Stack=true",
+            "-cp",
+            &[JAR, NETTY].join(":"),
+        ]);
         command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(&self.config);
         command.envs(self.environment.iter().cloned());
         // It complains there that nobody wants its log.
@@ -221,6 +283,23 @@ impl Ensemble {
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
         format!("zookeeper://{}", hosts.join(","))
+    }
+
+    /// The URL that names the ports of all servers on which they speak TLS, without a parameter that says so.
+    ///
+    /// Panics where they speak none.
+    pub fn tls_url(&self) -> String {
+        let port = |server: &Server| server.secure_port.as_ref().expect("servers that speak TLS").number();
+        let hosts: Vec<String> =
+            self.servers.iter().map(|server| format!("127.0.0.1:{}", port(server))).collect();
+        format!("zookeeper://{}", hosts.join(","))
+    }
+
+    /// The certificate, in a PEM file, of the authority that signed theirs, and theirs with its key. A client may show these as well:
+    /// they are of the same authority. `None` without TLS.
+    pub fn certificates(&self) -> Option<[&Path; 3]> {
+        let files = &self.secure.as_ref()?.certificates;
+        Some([&files.authority, &files.certificate, &files.key])
     }
 
     /// Which server leads; `None` while none does.
