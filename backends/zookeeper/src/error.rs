@@ -16,7 +16,7 @@ pub(crate) fn of_connecting(why: io::Error) -> Error {
     let advice = match why.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
             "it hangs up on us: it may have no quorum, have lost its data, have as many connections of this host as it takes \
-             (maxClientCnxns), or speak TLS on this port where we do not, or not where we do (tls=on)"
+             (maxClientCnxns), take less at once than it was sent (jute.maxbuffer), or speak TLS on this port where we do not, or not where we do (tls=on)"
         }
         io::ErrorKind::TimedOut => {
             "it does not answer in time: it is overloaded or cut off, or the port is not that of a ZooKeeper server"

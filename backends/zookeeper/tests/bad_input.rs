@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, Effect, ErrorKind, HolderInfo, ListQuery, LockName, Mode,
-    RecordKey, Result, Severity, SystemClock, Ttl, Wait,
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, Effect, ErrorKind, HolderInfo,
+    ListQuery, METADATA_MAX, Mode, RecordKey, Release, Renewal, Result, Retry, Severity, SystemClock, Ttl,
+    Wait,
 };
-use ringfence_servers::{Ensemble, ZooKeeperOptions};
+use ringfence_servers::{Ensemble, Proxy, ZooKeeperOptions, skip};
+use ringfence_testkit::PATIENCE;
 use ringfence_zookeeper::ZooKeeperBackend;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 
 async fn connect(url: &str) -> Result<ZooKeeperBackend> {
     ZooKeeperBackend::connect(&BackendUrl::parse(url)?, Arc::new(SystemClock::new())).await
@@ -18,23 +22,40 @@ fn as_user(servers: &Ensemble, login: &str) -> String {
     servers.url().replace("//", &format!("//{login}@"))
 }
 
+fn now() -> BootInstant {
+    SystemClock::new().now()
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(3 * PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+}
+
+fn request(name: &str, ttl: Duration) -> Result<AcquireRequest> {
+    let holder = HolderInfo::new("bad input", "here", 1)?;
+    Ok(AcquireRequest::new(name.parse()?, Mode::Exclusive, Ttl::new(ttl)?, Wait::No, holder))
+}
+
 async fn ask(client: &ZooKeeperBackend, name: &str, ttl: Duration) -> Result<Attempt> {
-    let holder = HolderInfo::new("bad input", "here", 1).expect("lawful words");
-    let name: LockName = name.parse().expect("a lawful name");
-    client.acquire(AcquireRequest::new(name, Mode::Exclusive, Ttl::new(ttl)?, Wait::No, holder)).await
+    client.acquire(request(name, ttl)?).await
 }
 
 #[tokio::test]
 async fn a_users_locks_are_nobody_elses() {
-    let Some(servers) = Ensemble::start().await else { return };
-    let ann = connect(&as_user(&servers, "ann:s3cret")).await.expect("any login is taken");
+    for path in ["", "/apps/orders"] {
+        let Some(servers) = Ensemble::start().await else { return };
+        nobody_elses(&servers, path).await;
+    }
+}
+
+async fn nobody_elses(servers: &Ensemble, path: &str) {
+    let ann = connect(&(as_user(servers, "ann:s3cret") + path)).await.expect("any login is taken");
     let lease = match ask(&ann, "orders", Ttl::DEFAULT.as_duration()).await {
         Ok(Attempt::Granted(lease)) => lease,
         other => panic!("a free lock is ann's: {other:?}"),
     };
     ann.records().open(&RecordKey::of(lease.key.name.clone()), lease.token).await.expect("her record");
-    for stranger in [servers.url(), as_user(&servers, "ann:guess")] {
-        let stranger = connect(&stranger).await.expect("any login is taken");
+    for stranger in [servers.url(), as_user(servers, "ann:guess")] {
+        let stranger = connect(&(stranger + path)).await.expect("any login is taken");
         for name in ["orders", "another"] {
             let error = ask(&stranger, name, Ttl::DEFAULT.as_duration()).await.expect_err("it is not theirs");
             assert_eq!((error.kind(), error.effect()), (ErrorKind::Refused, Effect::None), "{error:?}");
@@ -121,24 +142,178 @@ async fn locks_among_the_nodes_of_others_are_listed_page_by_page() {
     }
 }
 
+/// Renews the first lease of a TTL, for which a session begins.
+async fn begins_a_session(client: &ZooKeeperBackend, ttl: Duration) {
+    let attempt = ask(client, &format!("orders/{}", ttl.as_millis()), ttl).await;
+    let Ok(Attempt::Granted(lease)) = attempt else { panic!("a free lock is granted: {attempt:?}") };
+    let renewed = client.renew(std::slice::from_ref(&lease.key)).await.expect("an answer");
+    assert_eq!(renewed, [Renewal::Renewed]);
+}
+
 #[tokio::test]
-async fn a_dead_server_in_the_url_costs_nothing_and_no_server_is_an_error() {
+async fn a_dead_server_in_the_url_costs_nothing_after_the_first_try() {
     let Some(servers) = Ensemble::start().await else { return };
-    // Nobody listens on the first port of all.
-    let url = servers.url().replace("//", "//127.0.0.1:1,");
-    for _ in 0..4 {
-        let client = connect(&url).await.expect("one server serves");
-        assert!(matches!(ask(&client, "orders", Ttl::DEFAULT.as_duration()).await, Ok(Attempt::Granted(_))));
+    let silent = Proxy::start(servers.ports()[0]).await;
+    silent.accept_and_be_silent();
+    // Nobody listens on the first port of all; the other one accepts and never answers, which takes five seconds to know.
+    let url = servers.url().replace("//", &format!("//127.0.0.1:1,127.0.0.1:{},", silent.port()));
+    let client = within("one server serves", connect(&url)).await.expect("one server serves");
+    let begun = now();
+    for seconds in 10..15 {
+        begins_a_session(&client, Duration::from_secs(seconds)).await;
     }
-    let error = connect("zookeeper://127.0.0.1:1").await.expect_err("nobody is there");
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    let took = now().saturating_since(begun);
+    assert!(took < Duration::from_secs(4), "nobody waits for the silent one again: {took:?}");
+}
+
+#[tokio::test]
+async fn who_does_not_answer_is_named_in_time() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let silent = Proxy::start(servers.ports()[0]).await;
+    silent.accept_and_be_silent();
+    for (url, hint) in [
+        (format!("zookeeper://127.0.0.1:{}", silent.port()), "does not answer in time"),
+        ("zookeeper://127.0.0.1:1".to_owned(), "cannot be reached"),
+        ("zookeeper://[::1]:1".to_owned(), "cannot be reached"),
+        ("zookeeper://no-such-host.invalid".to_owned(), "no-such-host.invalid:2181: it cannot be reached"),
+    ] {
+        let error = within(&url, connect(&url)).await.expect_err("nobody is there");
+        let about = (error.kind(), error.retry(), error.effect());
+        assert_eq!(about, (ErrorKind::Unavailable, Retry::Later, Effect::None), "{error:?}");
+        assert!(error.to_string().contains(hint), "{url}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_is_an_address_of_version_6_too() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let listener = match TcpListener::bind("[::1]:0").await {
+        Ok(listener) => listener,
+        Err(why) => return skip("IPv6", &format!("this machine has no [::1]: {why}")),
+    };
+    let port = listener.local_addr().expect("an address").port();
+    let server = servers.ports()[0];
+    let carrying = tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.expect("a client");
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(("127.0.0.1", server)).await.expect("a server");
+                copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    let client = connect(&format!("zookeeper://[::1]:{port}")).await.expect("a server");
+    begins_a_session(&client, Ttl::DEFAULT.as_duration()).await;
+    carrying.abort();
+}
+
+#[tokio::test]
+async fn every_name_is_kept_apart_and_metadata_comes_back_whole() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let client = connect(&servers.url()).await.expect("a server");
+    let longest = "\u{f8ff}".repeat(85);
+    let metadata = "\0\n:\"!/\u{202e}".repeat(100);
+    let metadata = &metadata[..metadata.floor_char_boundary(METADATA_MAX)];
+    // What a server refuses in a path, and what looks like the nodes of places in line.
+    let names = [
+        "a",
+        "a/b",
+        "a/",
+        "/",
+        "//",
+        ".",
+        "..",
+        "zookeeper",
+        "%2F",
+        "\u{e000}",
+        "\u{fff0}",
+        "\u{ffff}",
+        "_c_0000000000000001-lock-0000000001",
+        " ",
+        &longest,
+    ];
+    for name in names {
+        let mut request = request(name, Ttl::DEFAULT.as_duration()).expect("lawful words");
+        request.holder = request.holder.with_metadata(metadata).expect("as much as there may be");
+        let attempt = client.acquire(request).await;
+        assert!(matches!(attempt, Ok(Attempt::Granted(_))), "{name:?} is nobody else's: {attempt:?}");
+    }
+    let page = client.list(ListQuery::new("")).await.expect("a page");
+    let mut expected = names;
+    expected.sort_unstable();
+    let listed: Vec<&str> = page.items.iter().map(|state| state.name.as_str()).collect();
+    assert_eq!(listed, expected);
+    for state in &page.items {
+        assert_eq!(state.holders.len(), 1, "{state:?}");
+        assert_eq!(state.holders[0].holder.metadata(), metadata, "{:?}", state.name);
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_takes_no_connection_or_message_for_is_an_error_that_says_so() {
+    let Some(servers) = ZooKeeperOptions::new().set("maxClientCnxns", "1").start().await else { return };
+    let error = connect(&servers.url()).await.expect_err("it takes one connection, and we need two");
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
+    assert!(error.to_string().contains("maxClientCnxns"), "{error}");
+
+    let options = ZooKeeperOptions::new().property("jute.maxbuffer", "500");
+    let Some(servers) = options.start().await else { return };
+    let client = connect(&servers.url()).await.expect("a server");
+    let mut large = request("orders", Ttl::DEFAULT.as_duration()).expect("lawful words");
+    large.holder = large.holder.with_metadata(&"x".repeat(METADATA_MAX)).expect("as much as there may be");
+    let error = within("an answer", client.acquire(large)).await.expect_err("it takes less");
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
+    assert!(error.to_string().contains("jute.maxbuffer"), "{error}");
+    begins_a_session(&client, Ttl::DEFAULT.as_duration()).await;
+}
+
+#[tokio::test]
+async fn a_line_longer_than_other_clients_can_read_is_read() {
+    const COUNT: usize = 30_000;
+    let Some(servers) = Ensemble::start().await else { return };
+    let client = connect(&format!("{}?keys=verbatim", servers.url())).await.expect("a server");
+    // Their names alone are more than jute.maxbuffer is, unless it is set.
+    let places = (0..COUNT).map(|number| format!("/orders/_c_{:016x}-lock-{number:010}", number + 1));
+    servers.create_all(["/orders".to_owned()].into_iter().chain(places).collect()).await;
+    let attempt = within("an answer", ask(&client, "orders", Ttl::DEFAULT.as_duration())).await;
+    let Ok(Attempt::Busy(contention)) = attempt else { panic!("somebody holds it: {attempt:?}") };
+    assert_eq!(contention.waiters, COUNT - 1);
+}
+
+#[tokio::test]
+async fn what_others_leave_among_our_nodes_is_no_place_in_line_and_no_record() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let client = connect(&servers.url()).await.expect("a server");
+    let folder = "/ringfence/locks/orders";
+    let lease = match ask(&client, "orders", Ttl::DEFAULT.as_duration()).await {
+        Ok(Attempt::Granted(lease)) => lease,
+        other => panic!("a free lock is granted: {other:?}"),
+    };
+    let strange =
+        ["lock-", "_c_-lock-99999999999", "_c_x-lock-", "_c_x-lock-5", "_c_x-0-lease-0000000000", "leases"];
+    let strange = strange.map(|name| format!("{folder}/{name}")).into_iter();
+    let record = ["/ringfence/records", "/ringfence/records/orders", "/ringfence/records/orders/value"];
+    servers.create_all(strange.chain(record.map(str::to_owned)).collect()).await;
+    let key = RecordKey::of(lease.key.name.clone());
+    for error in [
+        client.records().read(&key).await.expect_err("that is no record"),
+        client.records().open(&key, lease.token).await.expect_err("nor to be opened"),
+        client.records().write(&key, lease.token, "x".into()).await.expect_err("nor to be replaced"),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+    }
+    let state = client.inspect(&lease.key.name).await.expect("a state");
+    assert_eq!((state.holders.len(), state.waiters.len()), (1, 0), "{state:?}");
+    let released = client.release(std::slice::from_ref(&lease.key)).await.expect("an answer");
+    assert_eq!(released, [Release::Released]);
+    assert!(matches!(ask(&client, "orders", Ttl::DEFAULT.as_duration()).await, Ok(Attempt::Granted(_))));
 }
 
 #[tokio::test]
 async fn a_server_of_another_kind_is_an_error() {
     use tokio::io::AsyncWriteExt;
 
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("an address").port();
     let impostor = tokio::spawn(async move {
         for reply in ["HTTP/1.1 400 Bad Request\r\n\r\n", "-ERR unknown command\r\n", "\0\0\0\x03abc"] {
