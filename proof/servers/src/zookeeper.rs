@@ -392,8 +392,7 @@ impl Ensemble {
 
     /// Makes many nodes as [`Self::create`] does, in this order, and all at once.
     pub async fn create_all(&self, paths: Vec<String>) {
-        let everything = 31_i32.to_be_bytes();
-        let anybody = [&1_i32.to_be_bytes()[..], &everything, &buffer(b"world"), &buffer(b"anyone")].concat();
+        let anybody = for_anybody(EVERYTHING);
         let create = move |path: &String| {
             let persistent = 0_i32.to_be_bytes();
             request(1, &[&buffer(path.as_bytes())[..], &buffer(b""), &anybody, &persistent].concat())
@@ -412,6 +411,17 @@ impl Ensemble {
             client.ask(-11, &[]).expect("a session can be ended");
         };
         tokio::task::spawn_blocking(make).await.expect("it does not panic");
+    }
+
+    /// From now on anybody may do this with a node that is everybody's: the sum of 1 to read, 2 to write, 4 to make children, 8 to
+    /// remove them and 16 to change this.
+    ///
+    /// Panics when the servers do not do it.
+    pub async fn allow(&self, path: &str, rights: i32) {
+        let version = (-1_i32).to_be_bytes();
+        let body = [&buffer(path.as_bytes())[..], &for_anybody(rights), &version].concat();
+        let (code, _) = self.ask(7, body).await;
+        assert_eq!(code, 0, "the rights to {path} cannot be changed");
     }
 
     /// Removes a node, whatever it holds, as a client of its own.
@@ -512,6 +522,13 @@ impl Ensemble {
         .await
         .expect("it does not panic")
     }
+}
+
+/// All rights to a node.
+const EVERYTHING: i32 = 31;
+
+fn for_anybody(rights: i32) -> Vec<u8> {
+    [&1_i32.to_be_bytes()[..], &rights.to_be_bytes(), &buffer(b"world"), &buffer(b"anyone")].concat()
 }
 
 /// What every server takes for the password of a session: Java's random bytes, from its number.

@@ -6,7 +6,10 @@ use std::time::Duration;
 use ringfence_core::{Attempt, Backend, Effect, ErrorKind, LockState, Mode, Release, Wait};
 use ringfence_servers::{Ensemble, Proxy, curator};
 
-use crate::{FOLDER, LONG, SHORT, connect, connect_over, granted, hold, now, release, request, sees, within};
+use crate::{
+    FOLDER, LONG, SHORT, connect, connect_over, for_ever, granted, hold, now, release, request, sees,
+    sees_waiters, within,
+};
 
 #[tokio::test]
 async fn a_node_of_an_earlier_session_is_not_taken_for_that_of_an_attempt_whose_answer_was_lost() {
@@ -99,4 +102,27 @@ async fn a_line_without_numbers_is_full_until_its_node_is_removed() {
     assert!(next.token.sequence() > last.token.sequence(), "tokens do not begin again");
     let again = ann.acquire(request(Mode::Exclusive, LONG, Wait::No)).await;
     assert!(matches!(again, Ok(Attempt::Busy(_))), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_withdrawal_that_is_refused_is_tried_again_until_it_is_not() {
+    const ALL: i32 = 31;
+    const ALL_BUT_TO_REMOVE: i32 = 23;
+    let Some(servers) = Ensemble::start().await else { return };
+    let (ann, bob) = (connect(&servers.url()).await, connect(&servers.url()).await);
+    let held = hold(&bob).await;
+    let waiting = tokio::spawn({
+        let ann = Arc::clone(&ann);
+        async move { ann.acquire(for_ever()).await }
+    });
+    sees_waiters(&bob, 1).await;
+    servers.allow(FOLDER, ALL_BUT_TO_REMOVE).await;
+    waiting.abort();
+    // The withdrawal is refused at once, and nobody hears of it.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    sees_waiters(&bob, 1).await;
+    servers.allow(FOLDER, ALL).await;
+    // Its session lives on, so nothing else removes the node.
+    sees_waiters(&bob, 0).await;
+    assert_eq!(release(&bob, &held).await, Release::Released);
 }

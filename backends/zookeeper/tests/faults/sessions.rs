@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence::Locks;
-use ringfence_core::{Attempt, Backend, BackendUrl, LockState, Mode, Release, Renewal, SystemClock, Wait};
+use ringfence_core::{
+    Attempt, Backend, BackendUrl, ErrorKind, LockState, Mode, Release, Renewal, SystemClock, Wait,
+};
 use ringfence_servers::{Ensemble, Proxy, ZooKeeperOptions};
 use ringfence_zookeeper::ZooKeeperBackend;
 
@@ -113,4 +115,36 @@ async fn a_turn_that_a_leader_without_the_others_tells_of_is_none() {
         panic!("it is his turn")
     };
     assert!(next.token.sequence() > held.token.sequence());
+}
+
+#[tokio::test]
+async fn after_all_data_is_lost_guards_are_lost_in_time_and_tokens_begin_again() {
+    const TTL: Duration = Duration::from_secs(4);
+    let Some(mut servers) = Ensemble::start().await else { return };
+    let locks = Locks::connect(&servers.url()).await.expect("a server");
+    for _ in 0..20 {
+        let guard = locks.lock("another").ttl(TTL).acquire().await.expect("a free lock");
+        guard.release().await.expect("it is held");
+    }
+    let guard = locks.lock(NAME).ttl(TTL).acquire().await.expect("a free lock");
+    servers.kill(0);
+    let killed = now();
+    std::fs::remove_dir_all(servers.files(0).join("version-2")).expect("what it knew");
+    servers.restart(0);
+    within("a loss", guard.lost()).await;
+    let took = now().saturating_since(killed);
+    assert!(took <= TTL + Duration::from_secs(1), "it was lost after {took:?}, and its TTL is {TTL:?}");
+    // The client has seen more than the server knows of, which speaks to it in a new session only.
+    let next = within("the next grant", async {
+        loop {
+            match locks.lock(NAME).ttl(TTL).acquire().await {
+                Ok(guard) => break guard,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    // As documented: what is fenced elsewhere refuses it until the numbers are higher.
+    assert!(next.token().sequence() < guard.token().sequence(), "{} {}", guard.token(), next.token());
 }
