@@ -13,13 +13,13 @@ use tokio::runtime::Handle;
 
 use crate::checks;
 use crate::error;
-use crate::keys::{self, Keys};
+use crate::keys::{self, Keys, Known};
 use crate::line::Line;
 use crate::options::Options;
 use crate::place::{Said, Step};
 use crate::seek::Seeker;
 use crate::servers::Servers;
-use crate::session::{Failure, Session};
+use crate::session::{Failure, Pending, Session};
 use crate::sessions::Sessions;
 use crate::view;
 use crate::wire::{self, Code, Data, Kind, Odd, Request};
@@ -59,11 +59,18 @@ pub struct ZooKeeperBackend {
     guarantees: Guarantees,
 }
 
+/// A release, which may have been answered.
+enum Sent {
+    UnderWay(Pending),
+    Answered(Result<(), Failure>),
+}
+
 /// What the calls of one process share.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) sessions: Sessions,
     pub(crate) keys: Keys,
+    pub(crate) known: Known,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) runtime: Handle,
     pub(crate) server_time: view::ServerTime,
@@ -85,7 +92,10 @@ impl ZooKeeperBackend {
         let guarantees = guarantees_within(sessions.range);
         let runtime = Handle::current();
         let server_time = view::ServerTime::default();
-        Ok(Self { client: Arc::new(Client { sessions, keys, clock, runtime, server_time }), guarantees })
+        Ok(Self {
+            client: Arc::new(Client { sessions, keys, known: Known::default(), clock, runtime, server_time }),
+            guarantees,
+        })
     }
 }
 
@@ -235,7 +245,12 @@ impl Client {
             .into_iter()
             .map(|ttl| {
                 let session = self.sessions.find(ttl);
-                let pending = session.as_ref().map(|session| session.call(Request::agree()));
+                let pending = session.as_ref().map(|session| {
+                    for lease in leases.iter().filter(|lease| lease.ttl == ttl) {
+                        session.watch_held(lease.nonce);
+                    }
+                    session.call(Request::agree())
+                });
                 (ttl, session, pending)
             })
             .collect();
@@ -267,14 +282,19 @@ impl Client {
     async fn release(&self, leases: &[LeaseKey]) -> Result<Vec<Release>> {
         let mut under_way = Vec::with_capacity(leases.len());
         for lease in leases {
-            let session = self.sessions.find(lease.ttl);
-            under_way.push((lease, session.and_then(|session| session.release(lease.nonce))));
+            let sent = match (self.sessions.find(lease.ttl), leases) {
+                (None, _) => None,
+                (Some(session), [_]) => session.release_together(lease.nonce).await.map(Sent::Answered),
+                (Some(session), _) => session.release(lease.nonce).map(Sent::UnderWay),
+            };
+            under_way.push((lease, sent));
         }
         let mut releases = Vec::with_capacity(leases.len());
         let mut failed = None;
         for (lease, sent) in under_way {
             let removed = match sent {
-                Some(pending) => pending.answer().await.map(|_| true),
+                Some(Sent::Answered(answer)) => answer.map(|()| true),
+                Some(Sent::UnderWay(pending)) => pending.answer().await.map(|_| true),
                 // It is not held as far as we know. Its node may be there all the same.
                 None => match self.sessions.any().await {
                     Ok(session) => self.remove(&session, &self.keys.lock(&lease.name)?, lease.nonce).await,

@@ -1,5 +1,8 @@
 //! Which nodes a lock has.
 
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use ringfence_core::{Error, ErrorKind, LockName, RecordKey, Result};
 
@@ -101,6 +104,38 @@ impl Keys {
             Naming::Verbatim => VERBATIM_RECORDS,
         };
         format!("{}{ROOT}/{records}/{}/{}", self.chroot, encode(key.lock().as_str()), encode(key.field()))
+    }
+}
+
+/// Nodes of locks that were there not long ago.
+#[derive(Debug, Default)]
+pub(crate) struct Known(Mutex<HashSet<String>>);
+
+impl Known {
+    /// How many are remembered. Then all are forgotten.
+    const MAX: usize = 4096;
+
+    pub(crate) fn contains(&self, folder: &str) -> bool {
+        self.folders().contains(folder)
+    }
+
+    pub(crate) fn insert(&self, folder: &str) {
+        let mut folders = self.folders();
+        if folders.contains(folder) {
+            return;
+        }
+        if folders.len() >= Self::MAX {
+            folders.clear();
+        }
+        folders.insert(folder.to_owned());
+    }
+
+    pub(crate) fn remove(&self, folder: &str) {
+        self.folders().remove(folder);
+    }
+
+    fn folders(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -33,6 +33,7 @@
 //! | the first call of a TTL, and the one after a connection broke | 1 more, and those of TCP |
 //! | the first acquire of a name after its container was removed | 2 more |
 //!
+//! What a process asks at the same time shares writes (`batch.rs`); one that goes with others takes a round trip more to a server.
 //! A waiter lists the children once, however long it waits for those before it, and looks after its place every 5 s, whatever
 //! happens. Its turn counts only if a majority agrees after it came: it writes into its child that it holds (`seek.rs`).
 //!
@@ -45,7 +46,7 @@
 //! - **A dropped future** is withdrawn in the background, in the same way. What was not sent yet never is.
 //! - **A session that ended** has lost its leases: their holders are told when a server says so. Those who waited in it stand in line
 //!   again, at the end.
-//! - **A node that somebody removes** is seen by a watch, and its holder is told.
+//! - **A node that somebody removes** is seen by a watch, which is set when the lease is 0.1 s old, and its holder is told.
 //! - **A server that is cut off from the others** renews nothing, and grants nothing: whoever is told of its turn asks a majority
 //!   before it holds.
 //!   What a server hears of a session reaches the leader half a tick later; if the server is cut off in between, the leader ends the
@@ -53,6 +54,7 @@
 //! - **Lost data** begins the count of transactions anew, and the tokens with it.
 
 mod backend;
+mod batch;
 mod checks;
 mod error;
 mod keys;

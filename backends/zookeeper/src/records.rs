@@ -140,7 +140,7 @@ impl Client {
             let done =
                 done.and_then(|answer| Ok(wire::all(answer)?)).map_err(|failure| self.error(failure))?;
             match done {
-                Ok(()) => return Ok(after.record),
+                Ok(_) => return Ok(after.record),
                 // The lease ended in this moment; if it is over, the next look says so.
                 Err((0, Code::NO_NODE) | (_, Code::BAD_VERSION | Code::NODE_EXISTS)) => {}
                 Err((_, Code::NO_NODE)) => {

@@ -8,8 +8,9 @@
 //!
 //! So it watches one of those before it, and a hand-over reads nothing that grows with the line. That the one before it has left
 //! does not say that all have: it may have given up. But who has waited writes into its node that it holds, with the transaction
-//! that it needs anyway (below), and who holds alone has nobody before it. Those who have it from another client, which writes
-//! no such thing, or find that two have left one after the other, list all children again: once, however many have left.
+//! that it needs anyway (below), and who holds alone has nobody before it. A waiter that
+//! finds that two before it have left, one after the other, and neither had said so (they died, or are of another client), lists all
+//! children again: once, however many have left.
 //!
 //! # How a turn is taken
 //! That write is also what proves the turn: it succeeds if a majority agrees that the session lives and the node stands, and
@@ -23,13 +24,15 @@ use ringfence_core::{
     AcquireRequest, Attempt, Backoff, BootInstant, Contention, Error, ErrorKind, FencingToken, Lease,
     LeaseKey, Mode, Result, Wait,
 };
+use tokio::sync::oneshot;
 
 use crate::backend::{Client, PAUSES};
+use crate::batch::{Change, Changed, Joined, Seen};
 use crate::error;
 use crate::line::{self, Line, Place, Turn};
 use crate::place::{Said, Step};
-use crate::session::{Changed, Failure, Session};
-use crate::wire::{self, ANY_VERSION, Change, Code, Created, Data, Kind, Odd, Request};
+use crate::session::{Failure, News, Session};
+use crate::wire::{self, ANY_VERSION, Code, Data, Kind, Odd, Request};
 
 /// How often a waiter looks after its place and the one before it, whatever happens: the net under a message that was lost.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -50,6 +53,8 @@ pub(crate) struct Seeker<'a> {
     pub(crate) request: &'a mut AcquireRequest,
     /// Where the servers may know of it: in this session.
     pub(crate) session: Option<Arc<Session>>,
+    /// While its node is being made: it resolves when that is over.
+    joining: Option<oneshot::Receiver<()>>,
     /// Whether nobody wants the lease any more.
     is_abandoned: bool,
     /// Whether nothing is left to withdraw.
@@ -97,7 +102,7 @@ impl Standing {
 
 impl<'a> Seeker<'a> {
     pub(crate) fn new(client: &'a Arc<Client>, folder: &'a str, request: &'a mut AcquireRequest) -> Self {
-        Self { client, folder, request, session: None, is_abandoned: false, is_settled: false }
+        Self { client, folder, request, session: None, joining: None, is_abandoned: false, is_settled: false }
     }
 
     /// Takes a place in line, and waits for the turn as long as the request does.
@@ -153,7 +158,7 @@ impl<'a> Seeker<'a> {
             return self.give_up(standing, downgraded).await.map(Some);
         }
         let path = format!("{}/{}", self.folder, place.name);
-        let (asked, changed) = standing.session.watch(Request::data(&path, true), &path, false);
+        let (asked, news) = standing.session.watch(Request::data(&path, true), &path, false);
         let step = match asked.answer().await.map(Data::read) {
             Ok(Ok(data)) => Said::read(&data.bytes).map_or(Step::Asked, |said| said.step),
             // It has left in this moment.
@@ -175,14 +180,13 @@ impl<'a> Seeker<'a> {
         if self.is_impatient() {
             return self.give_up(standing, downgraded).await.map(Some);
         }
-        let news = self.wait(standing, changed).await;
-        match news {
+        match self.wait(standing, news).await {
             // Of the last look it is told who is in the way. Who waits behind a permit, waits for the line to be another.
             _ if self.is_impatient() || matches!(self.request.mode, Mode::Permit(_)) => {
                 self.list(standing).await?;
             }
-            Some(Change::Deleted) => standing.misses(&place),
-            Some(Change::Data) => standing.meets_holder(&place),
+            Some(wire::Change::Deleted) => standing.misses(&place),
+            Some(wire::Change::Data) => standing.meets_holder(&place),
             Some(_) | None => self.look_after_place(standing).await?,
         }
         Ok(None)
@@ -191,7 +195,7 @@ impl<'a> Seeker<'a> {
     /// Waits until somebody comes or leaves.
     async fn wait_behind_several(&mut self, standing: &mut Standing) -> Result<()> {
         let listed = Request::children(self.folder, true);
-        let (asked, changed) = standing.session.watch(listed, self.folder, true);
+        let (asked, news) = standing.session.watch(listed, self.folder, true);
         match asked.answer().await.map(wire::children) {
             Ok(Ok(children)) => {
                 let line = Line::of(&children);
@@ -199,7 +203,7 @@ impl<'a> Seeker<'a> {
                 let is_known = line.places == standing.line.places;
                 standing.line = line;
                 if is_known {
-                    self.wait(standing, changed).await;
+                    self.wait(standing, news).await;
                     if self.is_impatient() {
                         self.list(standing).await?;
                     }
@@ -225,7 +229,7 @@ impl<'a> Seeker<'a> {
     }
 
     /// Waits for news, or until it is time to look anyway.
-    async fn wait(&mut self, standing: &mut Standing, changed: Changed) -> Option<Change> {
+    async fn wait(&mut self, standing: &mut Standing, news: News) -> Option<wire::Change> {
         standing.proven = None;
         let look_at = self.client.now().saturating_add(LOOK_EVERY);
         let look_at = match self.request.wait {
@@ -237,7 +241,7 @@ impl<'a> Seeker<'a> {
                 self.is_abandoned = true;
                 None
             }
-            news = changed.changed() => news,
+            news = news.come() => news,
             () = self.client.pass(look_at) => None,
         }
     }
@@ -252,13 +256,22 @@ impl<'a> Seeker<'a> {
             let session = client.sessions.of(ttl).await?;
             self.session = Some(Arc::clone(&session));
             let proven = client.now();
-            let made =
-                session.call(Request::create(&path, said.as_bytes(), client.keys.access(), Kind::InLine));
-            let listed = session.call(Request::children(self.folder, false));
-            let created = match made.answer().await {
-                Ok(created) => Created::read(created).map_err(|Odd| client.odd())?,
+            let create = Request::create(&path, said.as_bytes(), client.keys.access(), Kind::InLine);
+            let (change, joining) = Change::join(self.folder, create);
+            self.joining = Some(joining);
+            // One that might miss its parent disturbs nobody.
+            let joined = if client.known.contains(self.folder) {
+                session.change(change).await
+            } else {
+                session.change_alone(change).await
+            };
+            self.joining = None;
+            let Joined { path, seen } = match joined {
+                Ok(Changed::Joined(joined)) => joined,
+                Ok(Changed::Left) | Err(Failure::Odd) => return Err(client.odd()),
                 Err(failure) if failure.is(Code::NO_NODE) => {
                     // The container was never there, or was removed because it was empty.
+                    client.known.remove(self.folder);
                     let parents = client.make_parents(&session, &path, Kind::Container).await;
                     parents.map_err(|failure| client.error(failure))?;
                     continue;
@@ -270,15 +283,15 @@ impl<'a> Seeker<'a> {
                     return Err(client.error(failure));
                 }
             };
-            client.server_time.learn(created.stat.made_at, proven, client.now());
-            let name = created.path.rsplit('/').next().unwrap_or_default().to_owned();
-            let children = match listed.answer().await {
-                Ok(children) => wire::children(children).map_err(|Odd| client.odd())?,
+            client.known.insert(self.folder);
+            let Seen { stat, children } = match seen {
+                Ok(seen) => seen,
                 Err(Failure::Lost(why) | Failure::NotSent(why)) => return self.find(session, why).await,
                 Err(failure) => return Err(client.error(failure)),
             };
-            let line = Line::of(&children);
-            return Ok(Standing::new(session, name, created.stat.made_by, proven, line));
+            client.server_time.learn(stat.made_at, proven, client.now());
+            let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+            return Ok(Standing::new(session, name, stat.made_by, proven, Line::of(&children)));
         }
         Err(error::refused(Code::NO_NODE).about(client.shown()))
     }
@@ -448,7 +461,12 @@ impl<'a> Seeker<'a> {
         let Some(session) = self.session.take() else { return };
         let (client, session) = (Arc::downgrade(self.client), Arc::downgrade(&session));
         let (folder, nonce) = (self.folder.to_owned(), self.request.nonce);
+        let joining = self.joining.take();
         self.client.runtime.spawn(async move {
+            // Others may be about to send it along with theirs. What is looked for must be there, if it ever will be.
+            if let Some(joining) = joining {
+                let _ = joining.await;
+            }
             let mut backoff = Backoff::new(PAUSES.1, LOOK_EVERY);
             // Where the client or the session is dropped, the servers remove the node.
             while let (Some(client), Some(session)) = (client.upgrade(), session.upgrade()) {

@@ -11,12 +11,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringfence_core::{BootInstant, Clock, Error, ErrorKind, LossListener, Nonce, Result, Ttl};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::batch::{self, Change, Changed, Changes};
 use crate::error;
 use crate::servers::{SILENCE_MAX, Servers};
 use crate::task::Task;
-use crate::wire::{self, Change, Code, Greeting, Odd, Request, Welcome};
+use crate::wire::{self, Code, Greeting, Odd, Request, Welcome};
+
+/// For how long a lease is held until its node is watched: a lock that is given back sooner does not pay for that.
+const WATCHED_AFTER: Duration = Duration::from_millis(100);
 
 /// A server that has not begun a session by then is asked for another one.
 const SOON: Duration = Duration::from_secs(1);
@@ -51,8 +56,10 @@ impl Failure {
 /// A session. Dropping it ends it at the servers too, and with it all its places in lines.
 #[derive(Debug)]
 pub(crate) struct Session {
-    orders: mpsc::UnboundedSender<Order>,
+    orders: Orders,
+    changes: Changes,
     shared: Arc<Shared>,
+    runtime: Handle,
     /// What the servers granted.
     pub(crate) timeout: Ttl,
     /// As the servers name it: the owner of every node that was made in it.
@@ -61,6 +68,24 @@ pub(crate) struct Session {
 
 /// Where an answer is awaited.
 pub(crate) type Reply = oneshot::Sender<Result<Bytes, Failure>>;
+
+/// Where the task of a session is told what to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Orders(mpsc::UnboundedSender<Order>);
+
+impl Orders {
+    /// Sends a request after all those before it.
+    pub(crate) fn call(&self, request: Request) -> Pending {
+        self.order(|reply| Order::Call(Call { request, reply, watch: None }))
+    }
+
+    fn order(&self, order: impl FnOnce(Reply) -> Order) -> Pending {
+        let (reply, pending) = oneshot::channel();
+        // Where the task is gone the reply is dropped, which says that the session is over.
+        let _ = self.0.send(order(reply));
+        Pending(pending)
+    }
+}
 
 /// What the task of a session is told to do.
 #[derive(Debug)]
@@ -85,7 +110,7 @@ pub(crate) struct Call {
 pub(crate) struct Watch {
     pub(crate) path: String,
     pub(crate) of_children: bool,
-    pub(crate) told: oneshot::Sender<Change>,
+    pub(crate) told: oneshot::Sender<wire::Change>,
 }
 
 /// What the session and its task share.
@@ -111,6 +136,8 @@ pub(crate) struct Held {
     pub(crate) deadline: BootInstant,
     /// Whether it has lapsed or was given back, and its node may be there until a server says that it is not.
     pub(crate) has_lapsed: bool,
+    /// Whether its node is watched, or about to be.
+    is_watched: bool,
 }
 
 /// Who is told of leases that are lost.
@@ -149,7 +176,7 @@ impl Pending {
     pub(crate) async fn agreement(self) -> Result<(), Failure> {
         match wire::all(self.answer().await?)? {
             // The leader looks at the session before it looks at who may read the node.
-            Ok(()) | Err((_, Code::NO_AUTH)) => Ok(()),
+            Ok(_) | Err((_, Code::NO_AUTH)) => Ok(()),
             Err((_, Code::SESSION_EXPIRED)) => Err(Failure::Over(error::session_over())),
             Err((_, code)) => Err(Failure::Refused(code)),
         }
@@ -157,11 +184,11 @@ impl Pending {
 }
 
 /// Resolves when what was watched has changed, or when a change might have been missed.
-pub(crate) struct Changed(oneshot::Receiver<Change>);
+pub(crate) struct News(oneshot::Receiver<wire::Change>);
 
-impl Changed {
+impl News {
     /// What happened; `None`: perhaps nothing, and nobody would tell any more.
-    pub(crate) async fn changed(self) -> Option<Change> {
+    pub(crate) async fn come(self) -> Option<wire::Change> {
         self.0.await.ok()
     }
 }
@@ -196,30 +223,39 @@ impl Session {
         let greeting = Greeting { timeout_ms, session: id, password, ..greeting };
         let task = Task::new(Arc::clone(&shared), Arc::clone(servers), receiver, greeting, timeout);
         tokio::spawn(task.run(connection));
-        Ok(Self { orders, shared, timeout, id })
+        let (orders, runtime) = (Orders(orders), Handle::current());
+        let changes = batch::new(orders.clone(), runtime.clone());
+        Ok(Self { orders, changes, shared, runtime, timeout, id })
     }
 
     /// Sends a request after all those before it.
     pub(crate) fn call(&self, request: Request) -> Pending {
-        self.order(request, None)
+        self.orders.call(request)
+    }
+
+    /// Makes a change of a line, together with others that come while earlier ones are under way.
+    ///
+    /// # Cancel safety
+    /// What was not sent when the future is dropped never is.
+    pub(crate) async fn change(&self, change: Change) -> Result<Changed, Failure> {
+        batch::make(&self.changes, &self.orders, change).await
+    }
+
+    /// As [`Self::change`], in a write of its own.
+    pub(crate) async fn change_alone(&self, change: Change) -> Result<Changed, Failure> {
+        batch::make_alone(&self.orders, change).await
     }
 
     /// As [`Self::call`], for a request that leaves a watch on this node, if it is answered.
-    pub(crate) fn watch(&self, request: Request, path: &str, of_children: bool) -> (Pending, Changed) {
-        let (told, changed) = oneshot::channel();
+    pub(crate) fn watch(&self, request: Request, path: &str, of_children: bool) -> (Pending, News) {
+        let (told, news) = oneshot::channel();
         let watch = Watch { path: path.to_owned(), of_children, told };
-        (self.order(request, Some(watch)), Changed(changed))
-    }
-
-    fn order(&self, request: Request, watch: Option<Watch>) -> Pending {
-        let (reply, pending) = oneshot::channel();
-        // Where the task is gone the reply is dropped, which says that the session is over.
-        let _ = self.orders.send(Order::Call(Call { request, reply, watch }));
-        Pending(pending)
+        let pending = self.orders.order(|reply| Order::Call(Call { request, reply, watch: Some(watch) }));
+        (pending, News(news))
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.shared.state().over.is_some() || self.orders.is_closed()
+        self.shared.state().over.is_some() || self.orders.0.is_closed()
     }
 
     /// Whether nothing would be lost with it.
@@ -228,8 +264,8 @@ impl Session {
     }
 
     /// Looks after a lease from now on: until its deadline, or that of its renewals. `false`: the session is over.
-    pub(crate) fn hold(&self, nonce: Nonce, path: &str, deadline: BootInstant) -> bool {
-        let held = Held { path: path.to_owned(), deadline, has_lapsed: false };
+    pub(crate) fn hold(self: &Arc<Self>, nonce: Nonce, path: &str, deadline: BootInstant) -> bool {
+        let held = Held { path: path.to_owned(), deadline, has_lapsed: false, is_watched: false };
         {
             let mut state = self.shared.state();
             if state.over.is_some() {
@@ -237,7 +273,25 @@ impl Session {
             }
             state.held.insert(nonce, held);
         }
-        self.orders.send(Order::Watch(nonce, path.to_owned())).is_ok()
+        let session = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            tokio::time::sleep(WATCHED_AFTER).await;
+            if let Some(session) = session.upgrade() {
+                session.watch_held(nonce);
+            }
+        });
+        true
+    }
+
+    /// Has the node of a lease watched, if it is not yet. All that is sent after this is answered after it is known whether the
+    /// node is there.
+    pub(crate) fn watch_held(&self, nonce: Nonce) {
+        let mut state = self.shared.state();
+        if let Some(held) = state.held.get_mut(&nonce).filter(|held| !held.is_watched && !held.has_lapsed) {
+            held.is_watched = true;
+            // Where the task is gone, it has told of all losses.
+            let _ = self.orders.0.send(Order::Watch(nonce, held.path.clone()));
+        }
     }
 
     /// The node of a lease that is held.
@@ -248,9 +302,24 @@ impl Session {
     /// Gives a lease back. Where that fails, its node is removed as soon as a server answers. `None`: it is not held.
     pub(crate) fn release(&self, nonce: Nonce) -> Option<Pending> {
         let path = self.path_of(nonce)?;
-        let (reply, pending) = oneshot::channel();
-        let _ = self.orders.send(Order::Release(nonce, path, reply));
-        Some(Pending(pending))
+        Some(self.orders.order(|reply| Order::Release(nonce, path, reply)))
+    }
+
+    /// As [`Self::release`], together with other changes of lines.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, it is given back all the same.
+    pub(crate) async fn release_together(&self, nonce: Nonce) -> Option<Result<(), Failure>> {
+        let path = self.path_of(nonce)?;
+        self.let_go(nonce);
+        let change = Change::leave(&path);
+        let letting_go = LettingGo { orders: &self.orders, nonce, path: Some(path) };
+        let left = self.change(change).await;
+        letting_go.has_ended();
+        if matches!(left, Ok(_) | Err(Failure::Refused(Code::NO_NODE))) {
+            self.forget(nonce);
+        }
+        Some(left.map(drop))
     }
 
     /// Holds a lease no more, if it was held, and goes on to look after its node until it is [forgotten](Self::forget).
@@ -273,6 +342,27 @@ impl Session {
                 true
             }
             _ => false,
+        }
+    }
+}
+
+/// A lease whose node is removed by the session's task if that does not happen otherwise.
+struct LettingGo<'a> {
+    orders: &'a Orders,
+    nonce: Nonce,
+    path: Option<String>,
+}
+
+impl LettingGo<'_> {
+    fn has_ended(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for LettingGo<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.path.take() {
+            let _ = self.orders.order(|reply| Order::Release(self.nonce, path, reply));
         }
     }
 }

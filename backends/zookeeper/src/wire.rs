@@ -150,13 +150,23 @@ impl Request {
     }
 
     /// All of these, or none of them. Answered with [`all`].
-    pub(crate) fn all(requests: &[Self]) -> Self {
-        let mut all = Self::new(14);
+    pub(crate) fn all<'a>(requests: impl IntoIterator<Item = &'a Self>) -> Self {
+        Self::several(14, requests)
+    }
+
+    /// The names of the children of several nodes. Answered with [`children_of_all`].
+    pub(crate) fn children_of_all(paths: &[&str]) -> Self {
+        let each: Vec<Self> = paths.iter().map(|path| Self::new(8).path(path).flag(false)).collect();
+        Self::several(22, &each)
+    }
+
+    fn several<'a>(operation: i32, requests: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut several = Self::new(operation);
         for request in requests {
-            all = all.int(request.operation).flag(false).int(-1);
-            all.body.put_slice(&request.body);
+            several = several.int(request.operation).flag(false).int(-1);
+            several.body.put_slice(&request.body);
         }
-        all.int(-1).flag(true).int(-1)
+        several.int(-1).flag(true).int(-1)
     }
 
     /// Changes nothing, and has a majority of the servers agree to that. A leader that has lost the others answers everything else,
@@ -379,7 +389,7 @@ impl Data {
 
 /// The names of a node's children, in no order.
 pub(crate) fn children(mut message: Bytes) -> Result<Vec<String>, Odd> {
-    (0..count(&mut message)?).map(|_| text(&mut message)).collect()
+    texts(&mut message)
 }
 
 /// Who may do what with a node: for each rule what it allows, by which scheme, and whom.
@@ -388,8 +398,9 @@ pub(crate) fn acl(mut message: Bytes) -> Result<Vec<(i32, String, String)>, Odd>
     (0..count(&mut message)?).map(|_| rule(&mut message)).collect()
 }
 
-/// Whether all was done; else which operation failed, by its place, and why.
-pub(crate) fn all(mut message: Bytes) -> Result<Result<(), (usize, Code)>, Odd> {
+/// The paths of all nodes that were made, if all was done; else which operation failed, by its place, and why.
+pub(crate) fn all(mut message: Bytes) -> Result<Result<Vec<String>, (usize, Code)>, Odd> {
+    let mut made = Vec::new();
     for place in 0.. {
         let (operation, is_last, _code) = (int(&mut message)?, byte(&mut message)? != 0, int(&mut message)?);
         if is_last {
@@ -403,14 +414,34 @@ pub(crate) fn all(mut message: Bytes) -> Result<Result<(), (usize, Code)>, Odd> 
                     return Ok(Err((place, code)));
                 }
             }
-            1 => drop(text(&mut message)?),
-            15 | 19 => drop(Created { path: text(&mut message)?, stat: Stat::read(&mut message)? }),
+            // What a server says of each that was made, if it was one of several: its path alone.
+            1 => made.push(text(&mut message)?),
+            15 | 19 => {
+                made.push(text(&mut message)?);
+                Stat::read(&mut message)?;
+            }
             5 => drop(Stat::read(&mut message)?),
             2 | 13 => {}
             _ => return Err(Odd),
         }
     }
-    Ok(Ok(()))
+    Ok(Ok(made))
+}
+
+/// For each of several nodes the names of its children, or why they are not told.
+pub(crate) fn children_of_all(mut message: Bytes) -> Result<Vec<Result<Vec<String>, Code>>, Odd> {
+    let mut all = Vec::new();
+    loop {
+        let (operation, is_last, _code) = (int(&mut message)?, byte(&mut message)? != 0, int(&mut message)?);
+        if is_last {
+            return Ok(all);
+        }
+        all.push(match operation {
+            -1 => Err(Code(int(&mut message)?)),
+            8 => Ok(texts(&mut message)?),
+            _ => return Err(Odd),
+        });
+    }
 }
 
 fn byte(message: &mut Bytes) -> Result<u8, Odd> {
@@ -439,6 +470,10 @@ fn buffer(message: &mut Bytes) -> Result<Bytes, Odd> {
     }
     let length = usize::try_from(length).ok().filter(|length| *length <= message.len()).ok_or(Odd)?;
     Ok(message.split_to(length))
+}
+
+fn texts(message: &mut Bytes) -> Result<Vec<String>, Odd> {
+    (0..count(message)?).map(|_| text(message)).collect()
 }
 
 fn text(message: &mut Bytes) -> Result<String, Odd> {
@@ -497,6 +532,7 @@ mod tests {
             let _ = Data::read(bytes.clone());
             let _ = children(bytes.clone());
             let _ = acl(bytes.clone());
+            let _ = children_of_all(bytes.clone());
             let _ = all(bytes);
         }
     }

@@ -1,0 +1,188 @@
+//! Several changes of lines in one replicated write.
+//!
+//! A `multi` is done or not done as a whole. If one of its changes is refused, nothing was done, so that its neighbours can go
+//! alone; if its answer is lost, that is so for each of them. All nodes of one `multi` are made by one transaction, which is what
+//! tokens count: so it makes one node of a line at most.
+
+use std::collections::HashSet;
+
+use ringfence_core::{BoxFuture, Coalescer};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::error;
+use crate::session::{Failure, Orders, Pending};
+use crate::wire::{self, Code, Created, Data, Request, Stat};
+
+/// How many batches are under way at a time.
+const FLIGHTS: usize = 2;
+
+/// How many changes go together: a tenth of what a server takes in one request, if all are of the longest.
+const BATCH: usize = 64;
+
+/// A change of a line.
+#[derive(Debug)]
+pub(crate) struct Change {
+    /// The node of the line that it joins. `None`: it leaves one.
+    joins: Option<String>,
+    request: Request,
+    /// It is dropped with the change, when nothing more is going to be sent of it.
+    _ends: Option<oneshot::Sender<()>>,
+}
+
+impl Change {
+    /// Makes a node in a line. The receiver resolves when that was sent and answered, or never will be: it may be in somebody
+    /// else's hands when the future of its caller is dropped.
+    pub(crate) fn join(folder: &str, create: Request) -> (Self, oneshot::Receiver<()>) {
+        let (ends, ended) = oneshot::channel();
+        (Self { joins: Some(folder.to_owned()), request: create, _ends: Some(ends) }, ended)
+    }
+
+    /// Removes one.
+    pub(crate) fn leave(path: &str) -> Self {
+        Self { joins: None, request: Request::delete(path), _ends: None }
+    }
+}
+
+/// What came of a change.
+#[derive(Debug)]
+pub(crate) enum Changed {
+    Joined(Joined),
+    Left,
+}
+
+/// A node that was made in a line.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub(crate) path: String,
+    pub(crate) seen: Result<Seen, Failure>,
+}
+
+/// What was seen of a node and its line when it had been made.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) stat: Stat,
+    /// The names of all children of the line's node.
+    pub(crate) children: Vec<String>,
+}
+
+/// What came of a change that went with others.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Known(Result<Changed, Failure>),
+    /// Nothing, because another one was refused.
+    NotDone(Change),
+}
+
+pub(crate) type Changes = Coalescer<Change, Outcome>;
+
+pub(crate) fn new(orders: Orders, runtime: Handle) -> Changes {
+    let send = move |changes| send_all(&orders, changes);
+    Coalescer::new(FLIGHTS, BATCH, send, move |changes| drop(runtime.spawn(changes)))
+}
+
+/// Makes a change, together with others that come while earlier ones are under way.
+///
+/// # Cancel safety
+/// What was not sent when the future is dropped never is. Otherwise the change is made or not, and nobody is told.
+pub(crate) async fn make(changes: &Changes, orders: &Orders, change: Change) -> Result<Changed, Failure> {
+    match changes.request(change).await {
+        Some(Outcome::Known(made)) => made,
+        Some(Outcome::NotDone(change)) => make_alone(orders, change).await,
+        None => Err(Failure::Lost(error::session_over())),
+    }
+}
+
+/// Makes a change in a write of its own, which is sent before this returns.
+pub(crate) fn make_alone(orders: &Orders, change: Change) -> BoxFuture<'static, Result<Changed, Failure>> {
+    let made = orders.call(change.request);
+    let listed = change.joins.map(|folder| orders.call(Request::children(&folder, false)));
+    Box::pin(async move {
+        let made = made.answer().await?;
+        let Some(listed) = listed else { return Ok(Changed::Left) };
+        let Created { path, stat } = Created::read(made)?;
+        let seen = async { Ok(Seen { stat, children: wire::children(listed.answer().await?)? }) }.await;
+        Ok(Changed::Joined(Joined { path, seen }))
+    })
+}
+
+/// Sends all of these before it returns: the future is that of their answers.
+fn send_all(orders: &Orders, changes: Vec<Change>) -> BoxFuture<'static, Vec<Outcome>> {
+    let places = changes.len();
+    let mut batches = Vec::new();
+    let mut left: Vec<(usize, Change)> = changes.into_iter().enumerate().collect();
+    while !left.is_empty() {
+        let mut lines = HashSet::new();
+        let is_first = |(_, change): &(usize, Change)| {
+            change.joins.as_ref().is_none_or(|folder| lines.insert(folder.clone()))
+        };
+        let (now, later): (Vec<_>, Vec<_>) = left.into_iter().partition(is_first);
+        let (at, together): (Vec<_>, Vec<_>) = now.into_iter().unzip();
+        batches.push((at, send_together(orders, together)));
+        left = later;
+    }
+    Box::pin(async move {
+        let mut outcomes: Vec<Option<Outcome>> = (0..places).map(|_| None).collect();
+        for (at, batch) in batches {
+            for (place, outcome) in at.into_iter().zip(batch.await) {
+                outcomes[place] = Some(outcome);
+            }
+        }
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or(Outcome::Known(Err(Failure::Odd)))).collect()
+    })
+}
+
+fn send_together(orders: &Orders, mut changes: Vec<Change>) -> BoxFuture<'static, Vec<Outcome>> {
+    if changes.len() == 1
+        && let Some(change) = changes.pop()
+    {
+        let sent = make_alone(orders, change);
+        return Box::pin(async move { vec![Outcome::Known(sent.await)] });
+    }
+    let made = orders.call(Request::all(changes.iter().map(|change| &change.request)));
+    let folders: Vec<&str> = changes.iter().filter_map(|change| change.joins.as_deref()).collect();
+    let listed = (!folders.is_empty()).then(|| orders.call(Request::children_of_all(&folders)));
+    let orders = orders.clone();
+    Box::pin(async move {
+        let made = async { Ok::<_, Failure>(wire::all(made.answer().await?)?) }.await;
+        let paths = match made {
+            Ok(Ok(paths)) => paths,
+            // Nothing was done. Each learns by itself whether that was because of it.
+            Ok(Err(_)) => return changes.into_iter().map(Outcome::NotDone).collect(),
+            Err(failure) => return changes.iter().map(|_| Outcome::Known(Err(failure.clone()))).collect(),
+        };
+        let mut joined = match listed {
+            Some(listed) => see(&orders, paths, listed).await,
+            None => Vec::new(),
+        }
+        .into_iter();
+        let each = changes.into_iter().map(|change| match change.joins {
+            Some(_) => joined.next().map(Changed::Joined).ok_or(Failure::Odd),
+            None => Ok(Changed::Left),
+        });
+        each.map(Outcome::Known).collect()
+    })
+}
+
+/// What is seen of nodes that were made together. Of several a server tells the paths alone; but the same transaction made them, so
+/// that one of them is looked at for all.
+async fn see(orders: &Orders, paths: Vec<String>, listed: Pending) -> Vec<Joined> {
+    let mut stat = Err(Failure::Odd);
+    for path in &paths {
+        let looked = orders.call(Request::data(path, false)).answer().await;
+        stat = looked.and_then(|data| Ok(Data::read(data)?.stat));
+        // Somebody has removed that one in this moment.
+        if !matches!(&stat, Err(failure) if failure.is(Code::NO_NODE)) {
+            break;
+        }
+    }
+    let lists = listed.answer().await.and_then(|lists| Ok(wire::children_of_all(lists)?));
+    let mut lists = lists.map(Vec::into_iter);
+    let mut children = || match &mut lists {
+        Ok(lists) => lists.next().ok_or(Failure::Odd)?.map_err(Failure::Refused),
+        Err(failure) => Err(failure.clone()),
+    };
+    let seen =
+        |path| Joined { path, seen: stat.clone().and_then(|stat| Ok(Seen { stat, children: children()? })) };
+    paths.into_iter().map(seen).collect()
+}
