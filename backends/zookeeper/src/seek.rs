@@ -37,8 +37,8 @@ use crate::wire::{self, ANY_VERSION, Code, Data, Kind, Odd, Request};
 /// How often a waiter looks after its place and the one before it, whatever happens: the net under a message that was lost.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How often a node is made anew whose parent vanished meanwhile.
-const PARENTS_MADE_MAX: usize = 4;
+/// How often a node is made anew whose parent vanished meanwhile, or whose session was over.
+const STARTS_MAX: usize = 4;
 
 /// How many of those in the way are looked up for one who is told that it is busy.
 const SHOWN_MAX: usize = 8;
@@ -246,67 +246,78 @@ impl<'a> Seeker<'a> {
         }
     }
 
-    /// Makes the node, and sees who stands before it: in one round trip where the lock is in use.
     async fn stand_in_line(&mut self) -> Result<Standing> {
+        for _ in 0..STARTS_MAX {
+            if let Some(standing) = self.try_to_stand_in_line().await? {
+                return Ok(standing);
+            }
+        }
+        Err(error::refused(Code::NO_NODE).about(self.client.shown()))
+    }
+
+    /// Makes the node, and sees who stands before it: in one round trip where the lock is in use. `None`: it could not be made
+    /// there, and nothing is left of it; the next attempt begins with what was missing.
+    async fn try_to_stand_in_line(&mut self) -> Result<Option<Standing>> {
         let client = self.client;
         let AcquireRequest { mode, ttl, nonce, ref holder, .. } = *self.request;
         let said = Said::new(ttl, holder.clone()).write();
         let path = format!("{}/{}", self.folder, line::name_of(nonce, mode));
-        for _ in 0..PARENTS_MADE_MAX {
-            let session = client.sessions.of(ttl).await?;
-            self.session = Some(Arc::clone(&session));
-            let proven = client.now();
-            let create = Request::create(&path, said.as_bytes(), client.keys.access(), Kind::InLine);
-            let (change, joining) = Change::join(self.folder, create);
-            self.joining = Some(joining);
-            // One that might miss its parent disturbs nobody.
-            let joined = if client.known.contains(self.folder) {
-                session.change(change).await
-            } else {
-                session.change_alone(change).await
-            };
-            self.joining = None;
-            let Joined { path, seen } = match joined {
-                Ok(Changed::Joined(joined)) => joined,
-                Ok(Changed::Left) | Err(Failure::Odd) => return Err(client.odd()),
-                Err(failure) if failure.is(Code::NO_NODE) => {
-                    // The container was never there, or was removed because it was empty.
-                    client.known.remove(self.folder);
-                    let parents = client.make_parents(&session, &path, Kind::Container).await;
-                    parents.map_err(|failure| client.error(failure))?;
-                    continue;
-                }
-                Err(Failure::Lost(why)) => return self.find(session, why).await,
-                Err(failure) => {
-                    // It was not made.
-                    self.session = None;
-                    return Err(client.error(failure));
-                }
-            };
-            client.known.insert(self.folder);
-            let Seen { stat, children } = match seen {
-                Ok(seen) => seen,
-                Err(Failure::Lost(why) | Failure::NotSent(why)) => return self.find(session, why).await,
-                Err(failure) => return Err(client.error(failure)),
-            };
-            client.server_time.learn(stat.made_at, proven, client.now());
-            let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-            return Ok(Standing::new(session, name, stat.made_by, proven, Line::of(&children)));
-        }
-        Err(error::refused(Code::NO_NODE).about(client.shown()))
+        let session = client.sessions.of(ttl).await?;
+        self.session = Some(Arc::clone(&session));
+        let proven = client.now();
+        let create = Request::create(&path, said.as_bytes(), client.keys.access(), Kind::InLine);
+        let (change, joining) = Change::join(self.folder, create);
+        self.joining = Some(joining);
+        // One that might miss its parent disturbs nobody.
+        let joined = if client.known.contains(self.folder) {
+            session.change(change).await
+        } else {
+            session.change_alone(change).await
+        };
+        self.joining = None;
+        let Joined { path, seen } = match joined {
+            Ok(Changed::Joined(joined)) => joined,
+            Ok(Changed::Left) | Err(Failure::Odd) => return Err(client.odd()),
+            Err(failure) if failure.is(Code::NO_NODE) => {
+                // The container was never there, or was removed because it was empty.
+                client.known.remove(self.folder);
+                let parents = client.make_parents(&session, &path, Kind::Container).await;
+                parents.map_err(|failure| client.error(failure))?;
+                return Ok(None);
+            }
+            // It ended before we knew, and the next session is as good.
+            Err(Failure::Over(_)) => return Ok(None),
+            Err(Failure::Lost(why)) => return self.find(session, why).await,
+            Err(failure) => {
+                // It was not made.
+                self.session = None;
+                return Err(client.error(failure));
+            }
+        };
+        client.known.insert(self.folder);
+        let Seen { stat, children } = match seen {
+            Ok(seen) => seen,
+            Err(Failure::Lost(why) | Failure::NotSent(why)) => return self.find(session, why).await,
+            Err(failure) => return Err(client.error(failure)),
+        };
+        client.server_time.learn(stat.made_at, proven, client.now());
+        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        Ok(Some(Standing::new(session, name, stat.made_by, proven, Line::of(&children))))
     }
 
     /// Finds the node of this attempt, after the connection broke before its place was known. What the next connection does not
-    /// see will never be.
-    async fn find(&mut self, session: Arc<Session>, why: Error) -> Result<Standing> {
+    /// see will never be. `None`: the session is over.
+    async fn find(&mut self, session: Arc<Session>, why: Error) -> Result<Option<Standing>> {
         let client = self.client;
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         loop {
             let proven = client.now();
             match self.look_for_ours(&session).await {
                 Ok(Some((line, name, made_by))) => {
-                    return Ok(Standing::new(session, name, made_by, proven, line));
+                    return Ok(Some(Standing::new(session, name, made_by, proven, line)));
                 }
+                // What was made in it went with it.
+                Err(Failure::Over(_)) => return Ok(None),
                 Ok(None) => return Err(why.about(client.shown())),
                 Err(failure) if failure.is(Code::NO_NODE) => return Err(why.about(client.shown())),
                 Err(Failure::Lost(_) | Failure::NotSent(_)) => {}

@@ -321,13 +321,25 @@ impl Ensemble {
         }
     }
 
+    /// How many watches a server keeps for clients.
+    ///
+    /// Panics when it does not say.
+    pub async fn watches(&self, at: usize) -> usize {
+        let said = self.says(at, "mntr").await.expect("the server answers");
+        let count = said.lines().find_map(|line| line.strip_prefix("zk_watch_count\t"));
+        count.and_then(|count| count.trim().parse().ok()).expect("a server counts watches")
+    }
+
     /// What a server says that it is.
     async fn mode(&self, at: usize) -> Option<String> {
-        let port = self.servers[at].ports[0].number();
-        let said =
-            tokio::task::spawn_blocking(move || four_letters(port, "srvr")).await.expect("it does not panic");
-        let said = said.ok()?;
+        let said = self.says(at, "srvr").await?;
         said.lines().find_map(|line| line.strip_prefix("Mode: ")).map(str::to_owned)
+    }
+
+    async fn says(&self, at: usize, word: &'static str) -> Option<String> {
+        let port = self.servers[at].ports[0].number();
+        let said = tokio::task::spawn_blocking(move || four_letters(port, word)).await;
+        said.expect("it does not panic").ok()
     }
 
     /// Stops a server (SIGSTOP), and returns when it has stopped: connections to it are made, and nobody answers.

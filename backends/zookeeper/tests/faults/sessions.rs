@@ -11,8 +11,8 @@ use ringfence_servers::{Ensemble, Proxy, ZooKeeperOptions};
 use ringfence_zookeeper::ZooKeeperBackend;
 
 use crate::{
-    AT_ONCE, LONG, NAME, connect, connect_over, for_ever, granted, hold, now, release, renew, request, sees,
-    sees_waiters, within,
+    AT_ONCE, FOLDER, LONG, NAME, connect, connect_over, for_ever, granted, hold, now, release, renew,
+    request, sees, within,
 };
 
 /// A connection that owes an answer is given up after a third of it.
@@ -89,13 +89,16 @@ async fn a_turn_that_a_leader_without_the_others_tells_of_is_none() {
     let Some(servers) = options.set("syncLimit", "25").start().await else { return };
     let leader = servers.leader().await.expect("servers that serve have a leader");
     let proxy = Proxy::start(servers.ports()[leader]).await;
-    let (ann, bob) = (connect(&servers.url()).await, connect_over(&proxy).await);
+    let follower = servers.ports()[(leader + 1) % 3];
+    let ann = connect(&format!("zookeeper://127.0.0.1:{follower}")).await;
+    let bob = connect_over(&proxy).await;
     let held = hold(&ann).await;
     let waiting = tokio::spawn({
         let bob = Arc::clone(&bob);
         async move { bob.acquire(for_ever()).await }
     });
-    sees_waiters(&ann, 1).await;
+    // Who finds the way free without having waited holds by the making of his node, which a majority has agreed to.
+    within("his watch", async { while servers.watches(leader).await != 1 {} }).await;
     // The word of his turn waits on its way to him until the leader is alone.
     proxy.cut();
     assert_eq!(release(&ann, &held).await, Release::Released);
@@ -147,4 +150,24 @@ async fn after_all_data_is_lost_guards_are_lost_in_time_and_tokens_begin_again()
     .await;
     // As documented: what is fenced elsewhere refuses it until the numbers are higher.
     assert!(next.token().sequence() < guard.token().sequence(), "{} {}", guard.token(), next.token());
+}
+
+#[tokio::test]
+async fn who_asks_in_a_session_that_is_over_is_served_in_the_next_one() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    let ann = connect_over(&proxy).await;
+    hold(&ann).await;
+    let node = format!("{FOLDER}/{}", servers.children(FOLDER).await[0]);
+    proxy.cut();
+    servers.end_session_of(&node).await;
+    let asking = tokio::spawn({
+        let ann = Arc::clone(&ann);
+        async move { ann.acquire(request(Mode::Exclusive, LONG, Wait::No)).await }
+    });
+    // It cannot know yet, and asks in the session that it has.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    proxy.cut_connections();
+    proxy.mend();
+    granted(within("a grant", asking).await.expect("no panic"));
 }
