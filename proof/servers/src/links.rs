@@ -1,3 +1,5 @@
+//! The network between the members of an etcd cluster, in this process: it can be cut around any of them.
+
 use std::fs;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,10 +9,11 @@ use tokio::task::JoinSet;
 
 use crate::proxy::Proxy;
 
-/// The network between the members of a cluster, in this process: a [`Proxy`] for each way between two of them.
+/// Carries what the members say to each other, each way through a [`Proxy`] of its own.
 ///
-/// All members know one of them by the same port. So it is ours, and who connects to it is told by the process that has the other
-/// end of the connection.
+/// A Go program cannot be led through an entrance of its own, as ZooKeeper's servers are ([`crate::interconnect`]): it asks no proxy
+/// for what is on 127.0.0.1. All members know one of them by the same port. So it is ours, and who connects to it is told by the
+/// process that has the other end of the connection.
 #[derive(Debug)]
 pub(crate) struct Links {
     /// By whom they lead to, and by whom they come from.
