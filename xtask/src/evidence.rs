@@ -130,6 +130,8 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "a_container_that_vanishes_takes_no_order_of_tokens_with_it",
             "a_restarted_server_has_every_lease_and_place",
             "an_ensemble_loses_its_leader_and_nobody_loses_a_lease",
+            "effects_are_in_order_when_the_leader_is_cut_off",
+            "effects_are_in_order_when_no_server_reaches_another",
         ],
     ),
     (
@@ -141,6 +143,8 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "an_expired_lease_is_lost_and_the_next_in_line_is_granted",
             "while_nobody_answers_a_guard_is_lost_at_its_deadline_and_never_before",
             "without_a_quorum_guards_are_lost_and_afterwards_the_lock_is_free_again",
+            "who_is_cut_off_with_the_leader_loses_in_time_and_the_fence_refuses_what_it_writes_afterwards",
+            "a_wall_clock_that_is_stepped_ends_no_session_and_prolongs_none",
             "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
             "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
         ],

@@ -21,7 +21,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    pub(crate) const OF_A_PAGE: Self = Self { at_once: 64, ahead: 20_000, looks: 20_000 };
+    pub(crate) const OF_A_PAGE: Self = Self { at_once: 64, ahead: 10_000, looks: 10_000 };
 }
 
 /// Nodes are named by their paths below the one where it begins, without a slash before them: as locks are.

@@ -117,18 +117,21 @@ async fn a_verbatim_name_that_is_no_path_is_refused_before_anything_is_sent() {
 
 #[tokio::test]
 async fn locks_among_the_nodes_of_others_are_listed_page_by_page() {
-    let Some(servers) = Ensemble::start().await else { return };
+    // Longer than it takes on any machine: nobody renews these leases.
+    const TTL: Duration = Duration::from_mins(10);
+    let options = ZooKeeperOptions::new().set("maxSessionTimeout", "600000");
+    let Some(servers) = options.start().await else { return };
     // Somebody keeps a wide tree there and a deep one, more than one page looks into.
-    let wide = (0..25_000).map(|number| format!("/wide/{number:05}"));
+    let wide = (0..11_000).map(|number| format!("/wide/{number:05}"));
     let deep = (1..=100).map(|depth| "/d".repeat(depth));
     servers.create_all(["/wide".to_owned()].into_iter().chain(wide).chain(deep).collect()).await;
     let client = connect(&format!("{}?keys=verbatim", servers.url())).await.expect("a server");
-    let names = ["a", &"/d".repeat(90)[1..], "wide/00007", "wide/12345", "wide/24999", "zoo"];
+    let names = ["a", &"/d".repeat(90)[1..], "wide/00007", "wide/05432", "wide/10999", "zoo"];
     for name in names {
-        let attempt = ask(&client, name, Ttl::DEFAULT.as_duration()).await;
+        let attempt = ask(&client, name, TTL).await;
         assert!(matches!(attempt, Ok(Attempt::Granted(_))), "{name}: {attempt:?}");
     }
-    for (prefix, expected) in [("", &names[..]), ("wide/", &names[2..5]), ("wide/2", &names[4..5])] {
+    for (prefix, expected) in [("", &names[..]), ("wide/1", &names[4..5])] {
         let mut query = ListQuery::new(prefix).limit(2);
         let mut listed = Vec::new();
         loop {
