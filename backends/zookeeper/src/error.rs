@@ -14,7 +14,7 @@ pub(crate) fn of_connecting(why: io::Error) -> Error {
         return Error::new(kind, advice).because(why);
     }
     let advice = match why.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             "it hangs up on us: it may have no quorum, have lost its data, have as many connections of this host as it takes \
              (maxClientCnxns), take less at once than it was sent (jute.maxbuffer), or speak TLS on this port where we do not, or not where we do (tls=on)"
         }
