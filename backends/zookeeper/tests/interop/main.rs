@@ -65,7 +65,7 @@ impl Stage {
 
     /// Whether it did what it was told.
     async fn hear(&mut self) -> bool {
-        let line = tokio::time::timeout(PATIENCE, self.theirs.line()).await.expect("an answer in time");
+        let line = tokio::time::timeout(3 * PATIENCE, self.theirs.line()).await.expect("an answer in time");
         line.expect("their client runs") == "yes"
     }
 
@@ -102,7 +102,7 @@ impl Stage {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, seen).await.unwrap_or_else(|_| panic!("a line of {count}"));
+        tokio::time::timeout(3 * PATIENCE, seen).await.unwrap_or_else(|_| panic!("a line of {count}"));
     }
 
     fn wait(&self, mode: Mode) -> tokio::task::JoinHandle<Lease> {
@@ -126,7 +126,7 @@ fn request(mode: Mode, wait: Wait) -> AcquireRequest {
 }
 
 async fn granted(task: tokio::task::JoinHandle<Lease>) -> Lease {
-    tokio::time::timeout(PATIENCE, task).await.expect("a grant in time").expect("no panic")
+    tokio::time::timeout(3 * PATIENCE, task).await.expect("a grant in time").expect("no panic")
 }
 
 fn every_mode() -> [Mode; 3] {
