@@ -1,4 +1,4 @@
-// node-redlock on ioredis as a contender of the benchmark: src/redis/contender.rs says what is asked of it.
+// node-redlock on ioredis as a contender of the benchmark: src/network/contender.rs says what is asked of it.
 'use strict';
 
 const fs = require('node:fs');
@@ -9,8 +9,17 @@ const Redlock = require('redlock');
 
 const TTL = 30000;
 const text = { type: 'string' };
-const options = { servers: text, tasks: text, millis: text, id: text, inside: text, 'pause-ms': text };
+const options = {
+  servers: text,
+  tasks: text,
+  'settle-ms': { type: 'string', default: '0' },
+  millis: text,
+  id: text,
+  inside: text,
+  'pause-ms': text,
+};
 const { values: asked } = parseArgs({ options });
+const settle = BigInt(asked['settle-ms']) * 1000000n;
 const length = BigInt(asked.millis) * 1000000n;
 const now = process.hrtime.bigint;
 const first = Number(asked.id);
@@ -42,19 +51,20 @@ async function takeSame() {
   const inside = fs.openSync(asked.inside, fs.constants.O_RDWR | fs.constants.O_CREAT);
   const last = Buffer.alloc(16);
   const [waits, handovers] = [[], []];
-  const began = now();
+  const from = now() + settle;
   let count = 0;
-  while (now() - began < length) {
+  while (now() < from + length) {
     const wanted = now();
     const lock = await redlock.lock('bench', TTL);
     const entered = now();
+    const counts = from <= entered && entered < from + length;
     const read = fs.readSync(inside, last, 0, 16, 0);
-    if (read === 16 && last.readBigUInt64LE(0) !== BigInt(first)) {
+    if (counts && read === 16 && last.readBigUInt64LE(0) !== BigInt(first)) {
       const passed = Number(entered - last.readBigUInt64LE(8));
       waits.push(Number(entered - wanted));
       handovers.push(Math.max(passed, 0));
     }
-    count += 1;
+    count += Number(counts);
     last.writeBigUInt64LE(BigInt(first), 0);
     last.writeBigUInt64LE(now(), 8);
     fs.writeSync(inside, last, 0, 16, 0);

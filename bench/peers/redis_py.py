@@ -1,4 +1,4 @@
-"""The Lock of redis-py as a contender of the benchmark: src/redis/contender.rs says what is asked of it.
+"""The Lock of redis-py as a contender of the benchmark: src/network/contender.rs says what is asked of it.
 
 One task runs in the ordinary client; several, each with a lock of its own, in the asyncio one.
 """
@@ -19,12 +19,14 @@ now = time.monotonic_ns
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--servers", type=int, required=True)
 arguments.add_argument("--tasks", type=int, required=True)
+arguments.add_argument("--settle-ms", type=int, default=0)
 arguments.add_argument("--millis", type=int, required=True)
 arguments.add_argument("--id", type=int, required=True)
 arguments.add_argument("--inside")
 arguments.add_argument("--pause-ms", type=int)
 asked_for = arguments.parse_args()
 
+SETTLE = asked_for.settle_ms * 1_000_000
 LENGTH = asked_for.millis * 1_000_000
 ADDRESS = {"host": "127.0.0.1", "port": asked_for.servers}
 POLLING = {} if asked_for.pause_ms is None else {"sleep": asked_for.pause_ms / 1000}
@@ -80,18 +82,19 @@ def take_same():
     lock = client.lock("bench", timeout=TTL, **POLLING)
     inside = os.open(asked_for.inside, os.O_RDWR | os.O_CREAT, 0o600)
     wait_for_the_word()
-    began, count, waits, handovers = now(), 0, [], []
-    while now() - began < LENGTH:
+    counts_from, count, waits, handovers = now() + SETTLE, 0, [], []
+    while now() < counts_from + LENGTH:
         asked = now()
         lock.acquire()
         entered = now()
+        counts = counts_from <= entered < counts_from + LENGTH
         last = os.pread(inside, 16, 0)
-        if len(last) == 16:
+        if counts and len(last) == 16:
             who, left = struct.unpack("<QQ", last)
             if who != asked_for.id:
                 waits.append(entered - asked)
                 handovers.append(max(entered - left, 0))
-        count += 1
+        count += counts
         os.pwrite(inside, struct.pack("<QQ", asked_for.id, now()), 0)
         lock.release()
     return {"counts": [count], "pairs": [], "waits": waits, "handovers": handovers}

@@ -34,15 +34,27 @@ impl Contest {
         Self { running }
     }
 
-    /// Gives the word, and collects what they report.
-    pub(crate) fn go<Outcome: DeserializeOwned>(mut self) -> Vec<Outcome> {
+    /// Gives the word.
+    pub(crate) fn go(mut self) -> Running {
         for (child, _) in &mut self.running {
             child.stdin.take().expect("its input").write_all(b"go\n").expect("a process that listens");
         }
-        let outcomes = self.running.into_iter().map(|(mut child, mut output)| {
+        Running(self.running)
+    }
+}
+
+/// Processes that were given the word.
+#[derive(Debug)]
+pub(crate) struct Running(Vec<(Child, BufReader<ChildStdout>)>);
+
+impl Running {
+    /// Collects what they report at their end.
+    pub(crate) fn outcomes<Outcome: DeserializeOwned>(self) -> Vec<Outcome> {
+        let outcomes = self.0.into_iter().map(|(mut child, mut output)| {
             let mut line = String::new();
             output.read_line(&mut line).expect("an outcome");
-            child.wait().expect("a process that ends");
+            let ended = child.wait().expect("a process that ends");
+            assert!(ended.success(), "a process has failed; it says above why");
             serde_json::from_str(&line).expect("an outcome")
         });
         outcomes.collect()

@@ -8,15 +8,19 @@
     reason = "a benchmark measures time; the product reads it through its clock only"
 )]
 
+mod consensus;
 mod contest;
+mod etcd;
 mod held;
 mod killed;
+mod network;
 mod one_process;
 mod peers;
 mod processes;
 mod redis;
 mod report;
 mod uncontended;
+mod zookeeper;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,7 +36,7 @@ struct Options {
     #[arg(long, value_enum)]
     only: Vec<Case>,
     /// How often every subject of a case is run; the medians are printed.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// How long one run of one subject lasts, in milliseconds.
     #[arg(long, default_value_t = 1000)]
@@ -40,6 +44,9 @@ struct Options {
     /// How long the held leases are kept, in seconds.
     #[arg(long, default_value_t = 60)]
     held_seconds: u64,
+    /// How many servers etcd and `ZooKeeper` have, each of which is told everything.
+    #[arg(long, default_value_t = 1)]
+    servers: usize,
     /// Where to put the stores: a directory on the disk to be measured.
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     directory: PathBuf,
@@ -71,6 +78,18 @@ enum Case {
     RedisHeld,
     /// Acquire and release on five nodes of a Redlock, and on one.
     Redlock,
+    /// Acquire and release on etcd, each task a name of its own.
+    EtcdUncontended,
+    /// Clients of several processes want one name on etcd.
+    EtcdContended,
+    /// 10,000 leases on etcd.
+    EtcdHeld,
+    /// Acquire and release on `ZooKeeper`, each task a name of its own.
+    ZookeeperUncontended,
+    /// Clients of several processes want one name on `ZooKeeper`.
+    ZookeeperContended,
+    /// 10,000 leases on `ZooKeeper`.
+    ZookeeperHeld,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -84,12 +103,12 @@ enum Worker {
     /// Holds one lease until killed.
     #[command(hide = true)]
     Victim(killed::Victim),
-    /// Takes locks on Redis for a while.
+    /// Takes locks on a server for a while.
     #[command(hide = true)]
-    RedisContender(redis::contender::Contender),
-    /// Holds many leases on Redis.
+    Contender(network::contender::Contender),
+    /// Holds many leases on a server.
     #[command(hide = true)]
-    RedisHold(redis::held::Hold),
+    HoldOnServer(network::hold::Hold),
 }
 
 fn main() {
@@ -98,8 +117,8 @@ fn main() {
         Some(Worker::Contend(contend)) => return contend.run(),
         Some(Worker::Hold(hold)) => return hold.run(),
         Some(Worker::Victim(victim)) => return victim.run(),
-        Some(Worker::RedisContender(contender)) => return contender.run(),
-        Some(Worker::RedisHold(hold)) => return hold.run(),
+        Some(Worker::Contender(contender)) => return contender.run(),
+        Some(Worker::HoldOnServer(hold)) => return hold.run(),
         None => {}
     }
     let wanted = |case| options.only.is_empty() || options.only.contains(&case);
@@ -131,6 +150,23 @@ fn main() {
     }
     if wanted(Case::Redlock) {
         redis::redlock::measure(&mut report, options.rounds, length);
+    }
+    for (system, [uncontended, contended, held]) in [
+        (&etcd::SYSTEM, [Case::EtcdUncontended, Case::EtcdContended, Case::EtcdHeld]),
+        (
+            &zookeeper::SYSTEM,
+            [Case::ZookeeperUncontended, Case::ZookeeperContended, Case::ZookeeperHeld],
+        ),
+    ] {
+        if wanted(uncontended) {
+            system.uncontended(&mut report, options.servers, options.rounds, length);
+        }
+        if wanted(contended) {
+            system.contended(&mut report, options.servers, options.rounds, length);
+        }
+        if wanted(held) {
+            system.held(&mut report, options.servers);
+        }
     }
     report.write(&options.json);
 }

@@ -171,7 +171,7 @@ impl Inside {
 
 fn contend(lock: Lock, count: u64, place: &Path, length: Duration) -> Figures {
     let commands = (1..=count).map(|id| worker(lock, id, place, length)).collect();
-    let outcomes: Vec<Outcome> = Contest::prepare(commands).go();
+    let outcomes: Vec<Outcome> = Contest::prepare(commands).go().outcomes();
     let pairs: Vec<usize> = outcomes.iter().map(|outcome| outcome.pairs).collect();
     let worst = |figure: fn(&Outcome) -> f64| outcomes.iter().map(figure).fold(0.0, f64::max);
     Figures::from([

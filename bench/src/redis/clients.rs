@@ -1,4 +1,4 @@
-//! Locks that a task takes and gives back: ours, and the two commands that any lock on Redis needs.
+//! The two commands that any lock on Redis needs, and a round trip without any.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,49 +6,9 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Script, Value};
-use ringfence::{ErrorKind, Guard, Locks};
 
-use super::TTL;
-
-/// A client of a server, or of the several that make one Redlock. Clones share their connections.
-pub(crate) trait LockClient: Clone + Send + Sync + 'static {
-    type Held: Send;
-
-    /// `pause` is between two attempts, for clients that poll; `None` is what the client itself prefers.
-    fn connect(servers: &[u16], pause: Option<Duration>) -> impl Future<Output = Self> + Send;
-
-    /// Waits for the lock, for as long as it takes.
-    fn acquire(&self, name: &str) -> impl Future<Output = Self::Held> + Send;
-
-    /// Whether the lock was still held, as far as the client can tell.
-    fn release(&self, held: Self::Held) -> impl Future<Output = bool> + Send;
-}
-
-impl LockClient for Locks {
-    type Held = Guard;
-
-    async fn connect(servers: &[u16], _: Option<Duration>) -> Self {
-        Self::connect(&our_url(servers)).await.expect("a server")
-    }
-
-    async fn acquire(&self, name: &str) -> Guard {
-        self.lock(name).ttl(TTL).acquire().await.expect("a lock")
-    }
-
-    async fn release(&self, guard: Guard) -> bool {
-        match guard.release().await {
-            Ok(()) => true,
-            Err(error) if error.kind() == ErrorKind::Lost => false,
-            Err(error) => panic!("a release: {error}"),
-        }
-    }
-}
-
-fn our_url(servers: &[u16]) -> String {
-    let hosts: Vec<String> = servers.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-    let scheme = if hosts.len() == 1 { "redis" } else { "redlock" };
-    format!("{scheme}://{}", hosts.join(","))
-}
+use crate::network::TTL;
+use crate::network::client::{LockClient, Servers};
 
 /// The release that everybody writes.
 pub(crate) const COMPARE_AND_DELETE: &str =
@@ -66,13 +26,13 @@ pub(crate) struct Raw {
 impl LockClient for Raw {
     type Held = (String, String);
 
-    async fn connect(servers: &[u16], pause: Option<Duration>) -> Self {
-        let [port] = servers else { panic!("the bare commands are for one server") };
+    async fn connect(servers: &Servers) -> Self {
+        let [port] = servers.ports[..] else { panic!("the bare commands are for one server") };
         Self {
-            connection: connection(*port).await,
+            connection: connection(port).await,
             release: Arc::new(Script::new(COMPARE_AND_DELETE)),
             attempts: Arc::new(AtomicU64::new(u64::from(std::process::id()) << 32)),
-            pause: pause.unwrap_or_default(),
+            pause: servers.pause().unwrap_or_default(),
         }
     }
 
@@ -102,8 +62,8 @@ pub(crate) struct Ping(MultiplexedConnection);
 impl LockClient for Ping {
     type Held = ();
 
-    async fn connect(servers: &[u16], _: Option<Duration>) -> Self {
-        Self(connection(servers[0]).await)
+    async fn connect(servers: &Servers) -> Self {
+        Self(connection(servers.ports[0]).await)
     }
 
     async fn acquire(&self, _: &str) {

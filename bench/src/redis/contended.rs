@@ -1,20 +1,20 @@
-//! Clients of several processes want one name. What counts is that the holder *changed*: a lock that the same client takes
-//! again and again serves nobody else.
+//! Clients of several processes want one name.
 
 use std::time::Duration;
 
-use super::contender::{Outcome, Whose};
 use super::server::Server;
-use super::subject::{Program, Subject, installed};
-use crate::report::{Better, Figure, Figures, Goal, Report, fairness, per_second};
+use crate::network::contender::Whose;
+use crate::network::figures;
+use crate::network::subject::{Program, Subject, installed, interleave};
+use crate::report::{Better, Figure, Figures, Goal, Report};
 
-const OURS: Subject = Subject::new("ringfence redis", Program::Here(Whose::Ringfence));
-const PING: Subject = Subject::new("PING", Program::Here(Whose::Ping));
+const OURS: Subject = Subject::new("ringfence redis", Program::Ours("redis"));
+const PING: Subject = Subject::new("PING", Program::Here(Whose::RedisPing));
 /// Two clients on a core each, as those that contend: left alone, the kernel puts client and server on one core.
 const PING_APART: &str = "PING, from each of two cores";
 /// Each with the pause that it has by default, where it has one, and with the shortest one that leaves the server room.
 const PEERS: &[Subject] = &[
-    Subject::new("SET and EVALSHA, every 1 ms", Program::Here(Whose::Raw)).pausing(1),
+    Subject::new("SET and EVALSHA, every 1 ms", Program::Here(Whose::RedisCommands)).pausing(1),
     #[cfg(feature = "peers")]
     Subject::new("rslock", Program::Here(Whose::Rslock)),
     // It pauses for whole milliseconds less than this.
@@ -22,14 +22,11 @@ const PEERS: &[Subject] = &[
     Subject::new("rslock, up to 1 ms", Program::Here(Whose::Rslock)).pausing(2),
     #[cfg(feature = "peers")]
     Subject::new("distributed-lock, every 1 ms", Program::Here(Whose::DistributedLock)).pausing(1),
-    Subject::new("redis-py", Program::Python),
-    Subject::new("redis-py, every 1 ms", Program::Python).pausing(1),
-    Subject::new("node-redlock", Program::Node),
-    Subject::new("node-redlock, every 1 ms", Program::Node).pausing(1),
+    Subject::new("redis-py", Program::Python("redis_py.py")),
+    Subject::new("redis-py, every 1 ms", Program::Python("redis_py.py")).pausing(1),
+    Subject::new("node-redlock", Program::Node("node_redlock.js")),
+    Subject::new("node-redlock, every 1 ms", Program::Node("node_redlock.js")).pausing(1),
 ];
-
-/// The most processes; more clients than these share one.
-const PROCESSES_MAX: u64 = 17;
 
 pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
     let Some(server) = Server::start() else { return };
@@ -77,49 +74,25 @@ fn contend(
     peers: &[&Subject],
 ) -> String {
     let case = format!("redis, contended, {waiters} waiters");
-    let clients = waiters + 1;
-    let take = |subject: Subject| {
-        move || {
-            server.forget();
-            let place = tempfile::tempdir().expect("a directory");
-            let before = server.executed();
-            let outcome = subject.take_same(
-                server.port(),
-                clients,
-                clients.min(PROCESSES_MAX),
-                &place.path().join("inside"),
-                length,
-            );
-            figures(outcome, server.executed() - before, length)
-        }
+    #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
+    let take = |subject: &Subject| {
+        server.forget();
+        let executed = || server.executed();
+        let (outcome, executed) =
+            subject.take_same(&[server.port()], waiters + 1, length / 4, length, &executed);
+        let handovers = outcome.handovers.len();
+        let mut figures = figures::contended(outcome, length);
+        figures.insert("commands/handover", executed as f64 / handovers as f64);
+        figures
     };
     let ping = |processes| {
         let mut outcome = PING.take_own(&[server.port()], 1, processes, length);
         Figures::from([("p50 us", outcome.pairs.micros_at(0.5))])
     };
     let (ping_alone, ping_apart) = (|| ping(1), || ping(2));
-    let runs: Vec<_> =
-        [&OURS].into_iter().chain(peers.iter().copied()).map(|it| (it.name, take(*it))).collect();
-    let mut subjects: Vec<(&'static str, &dyn Fn() -> Figures)> =
-        runs.iter().map(|(name, run)| (*name, run as &dyn Fn() -> Figures)).collect();
-    subjects.push((PING.name, &ping_alone));
-    subjects.push((PING_APART, &ping_apart));
-    report.interleave(&case, rounds, &subjects);
+    let subjects: Vec<&Subject> = [&OURS].into_iter().chain(peers.iter().copied()).collect();
+    let pings: [(&'static str, &dyn Fn() -> Figures); 2] =
+        [(PING.name, &ping_alone), (PING_APART, &ping_apart)];
+    interleave(report, &case, rounds, &subjects, take, &pings);
     case
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
-fn figures(mut outcome: Outcome, executed: usize, length: Duration) -> Figures {
-    let (handovers, pairs) = (outcome.handovers.len(), outcome.counts.iter().sum());
-    Figures::from([
-        ("handovers/s", per_second(handovers, length)),
-        ("pairs/s", per_second(pairs, length)),
-        ("lost", outcome.lost as f64),
-        ("fairness", fairness(&outcome.counts)),
-        ("handover p50 us", outcome.handovers.micros_at(0.5)),
-        ("handover p99 us", outcome.handovers.micros_at(0.99)),
-        ("wait p50 us", outcome.waits.micros_at(0.5)),
-        ("wait p99 us", outcome.waits.micros_at(0.99)),
-        ("commands/handover", executed as f64 / handovers as f64),
-    ])
 }

@@ -7,8 +7,8 @@ use distributed_lock_core::traits::{DistributedLock as _, LockHandle, LockProvid
 use distributed_lock_redis::{RedisLockHandle, RedisLockProvider};
 use rslock::{LockGuard, LockManager};
 
-use super::TTL;
-use super::clients::LockClient;
+use crate::network::TTL;
+use crate::network::client::{LockClient, Servers};
 
 fn urls(servers: &[u16]) -> Vec<String> {
     servers.iter().map(|port| format!("redis://127.0.0.1:{port}")).collect()
@@ -18,9 +18,9 @@ fn urls(servers: &[u16]) -> Vec<String> {
 impl LockClient for LockManager {
     type Held = LockGuard;
 
-    async fn connect(servers: &[u16], pause: Option<Duration>) -> Self {
-        let mut manager = Self::new(urls(servers));
-        if let Some(pause) = pause {
+    async fn connect(servers: &Servers) -> Self {
+        let mut manager = Self::new(urls(&servers.ports));
+        if let Some(pause) = servers.pause() {
             manager.set_retry(u32::MAX, pause);
         }
         manager
@@ -46,9 +46,10 @@ pub(crate) struct DistributedLock {
 impl LockClient for DistributedLock {
     type Held = RedisLockHandle;
 
-    async fn connect(servers: &[u16], pause: Option<Duration>) -> Self {
-        let provider = RedisLockProvider::builder().urls(&urls(servers)).build().await.expect("a server");
-        Self { provider: Arc::new(provider), pause: pause.unwrap_or_default() }
+    async fn connect(servers: &Servers) -> Self {
+        let urls = urls(&servers.ports);
+        let provider = RedisLockProvider::builder().urls(&urls).build().await.expect("a server");
+        Self { provider: Arc::new(provider), pause: servers.pause().unwrap_or_default() }
     }
 
     async fn acquire(&self, name: &str) -> RedisLockHandle {
@@ -67,8 +68,8 @@ impl LockClient for DistributedLock {
 }
 
 /// Takes locks by rslock and keeps each by a task of its own, as its users do: it extends, and keeps nothing by itself.
-pub(crate) async fn keep_by_tasks(server: u16, names: impl Iterator<Item = String>, ttl: Duration) {
-    let manager = LockManager::new(urls(&[server]));
+pub(crate) async fn keep_by_tasks(servers: &Servers, names: Vec<String>, ttl: Duration) {
+    let manager = LockManager::new(urls(&servers.ports));
     for name in names {
         let mut lock = manager.lock(name.as_bytes(), ttl).await.expect("a lock");
         let manager = manager.clone();

@@ -2,16 +2,9 @@
 
 pub(crate) mod clients;
 pub(crate) mod contended;
-pub(crate) mod contender;
 #[cfg(feature = "peers")]
-mod crates;
+pub(crate) mod crates;
 pub(crate) mod held;
 pub(crate) mod redlock;
 mod server;
-mod subject;
 pub(crate) mod uncontended;
-
-use std::time::Duration;
-
-/// The TTL of every lock, whoever takes it.
-const TTL: Duration = Duration::from_secs(30);

@@ -4,20 +4,21 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::clients::COMPARE_AND_DELETE;
-use super::contender::{Outcome, Whose};
 use super::server::Server;
-use super::subject::{Program, Subject, installed};
-use crate::report::{Better, Figures, Goal, Report, per_second};
+use crate::network::contender::Whose;
+use crate::network::figures::uncontended as figures;
+use crate::network::subject::{Program, Subject, installed, interleave};
+use crate::report::{Better, Figures, Goal, Report};
 
-const OURS: Subject = Subject::new("ringfence redis", Program::Here(Whose::Ringfence));
-const RAW: Subject = Subject::new("SET and EVALSHA, redis-rs", Program::Here(Whose::Raw));
+const OURS: Subject = Subject::new("ringfence redis", Program::Ours("redis"));
+const RAW: Subject = Subject::new("SET and EVALSHA, redis-rs", Program::Here(Whose::RedisCommands));
 const PEERS: &[Subject] = &[
     #[cfg(feature = "peers")]
     Subject::new("rslock", Program::Here(Whose::Rslock)),
     #[cfg(feature = "peers")]
     Subject::new("distributed-lock", Program::Here(Whose::DistributedLock)),
-    Subject::new("redis-py", Program::Python),
-    Subject::new("node-redlock", Program::Node),
+    Subject::new("redis-py", Program::Python("redis_py.py")),
+    Subject::new("node-redlock", Program::Node("node_redlock.js")),
 ];
 
 pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
@@ -27,29 +28,24 @@ pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
     let has_limit = ringfence_servers::require("redis-benchmark").is_some();
     for tasks in [1, 16, 128] {
         let case = format!("redis, uncontended, {tasks} tasks");
-        let take = |subject: Subject| {
-            let server = &server;
-            move || {
-                server.forget();
-                figures(subject.take_own(&[server.port()], tasks, 1, length), length)
-            }
+        let take = |subject: &Subject| {
+            server.forget();
+            figures(subject.take_own(&[server.port()], tasks, 1, length), length)
         };
         let limit = |connections, pipelined| {
             server.forget();
             limit(server.port(), &release, connections, pipelined, length)
         };
-        let runs: Vec<_> =
-            [&OURS, &RAW].into_iter().chain(peers.clone()).map(|it| (it.name, take(*it))).collect();
         let (each, one) = (|| limit(tasks, 1), || limit(1, tasks));
-        let mut subjects: Vec<(&'static str, &dyn Fn() -> Figures)> =
-            runs.iter().map(|(name, run)| (*name, run as &dyn Fn() -> Figures)).collect();
+        let mut limits: Vec<(&'static str, &dyn Fn() -> Figures)> = Vec::new();
         if has_limit {
-            subjects.push(("redis-benchmark, a connection each", &each));
+            limits.push(("redis-benchmark, a connection each", &each));
             if tasks > 1 {
-                subjects.push(("redis-benchmark, all on one", &one));
+                limits.push(("redis-benchmark, all on one", &one));
             }
         }
-        report.interleave(&case, rounds, &subjects);
+        let subjects: Vec<&Subject> = [&OURS, &RAW].into_iter().chain(peers.iter().copied()).collect();
+        interleave(report, &case, rounds, &subjects, take, &limits);
 
         if tasks == 1 {
             report.ratio(&case, "p50 us", OURS.name, RAW.name, Goal::AtMost(1.15));
@@ -64,15 +60,6 @@ pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
             report.ratio(&case, "pairs/s", OURS.name, best, of_peers);
         }
     }
-}
-
-pub(super) fn figures(mut outcome: Outcome, length: Duration) -> Figures {
-    assert_eq!(outcome.lost, 0, "locks that nobody else wants were lost");
-    Figures::from([
-        ("pairs/s", per_second(outcome.pairs.len(), length)),
-        ("p50 us", outcome.pairs.micros_at(0.5)),
-        ("p99 us", outcome.pairs.micros_at(0.99)),
-    ])
 }
 
 /// What the server can do when the client costs next to nothing: the raw pair's two commands, one after the other for as

@@ -10,22 +10,32 @@ use ringfence::Locks;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::clients::{LockClient, Ping, Raw};
-#[cfg(feature = "peers")]
-use super::crates::DistributedLock;
-use crate::contest;
+use super::client::{LockClient, Servers};
 use crate::report::Samples;
+use crate::{contest, etcd, redis, zookeeper};
 
 /// Whose lock it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Whose {
     Ringfence,
-    Raw,
+    RedisCommands,
+    RedisPing,
     #[cfg(feature = "peers")]
     Rslock,
     #[cfg(feature = "peers")]
     DistributedLock,
-    Ping,
+    EtcdWrites,
+    EtcdLockService,
+    Etcdctl,
+    /// No lock: a write of one process, seen by the watch of another.
+    EtcdEvent,
+    /// The same, where whoever has seen it makes a write as well, and has its turn when that is answered.
+    EtcdEventAndWrite,
+    ZookeeperWrites,
+    #[cfg(feature = "peers")]
+    ZookeeperClient,
+    ZookeeperEvent,
+    ZookeeperEventAndWrite,
 }
 
 /// One of the processes. The scripts in `bench/peers` take the same arguments, but for the first, and report the same.
@@ -33,11 +43,13 @@ pub(crate) enum Whose {
 pub(crate) struct Contender {
     #[arg(long, value_enum)]
     whose: Whose,
-    /// The ports of the servers: one, or the nodes of a Redlock.
-    #[arg(long, value_delimiter = ',')]
-    servers: Vec<u16>,
+    #[command(flatten)]
+    servers: Servers,
     #[arg(long)]
     tasks: u64,
+    /// How long it runs before anything counts.
+    #[arg(long, default_value_t = 0)]
+    settle_ms: u64,
     #[arg(long)]
     millis: u64,
     /// The number of the first task; those of other processes have other numbers.
@@ -46,9 +58,6 @@ pub(crate) struct Contender {
     /// What the one lock protects, that all of them want. Without it every task has a lock of its own.
     #[arg(long)]
     inside: Option<PathBuf>,
-    /// How long who polls pauses between two attempts.
-    #[arg(long)]
-    pause_ms: Option<u64>,
 }
 
 /// What a process has to say at the end.
@@ -82,39 +91,45 @@ impl Contender {
     pub(crate) fn run(self) {
         match self.whose {
             Whose::Ringfence => self.run_with::<Locks>(),
-            Whose::Raw => self.run_with::<Raw>(),
-            Whose::Ping => self.run_with::<Ping>(),
+            Whose::RedisCommands => self.run_with::<redis::clients::Raw>(),
+            Whose::RedisPing => self.run_with::<redis::clients::Ping>(),
             #[cfg(feature = "peers")]
             Whose::Rslock => self.run_with::<rslock::LockManager>(),
             #[cfg(feature = "peers")]
-            Whose::DistributedLock => self.run_with::<DistributedLock>(),
+            Whose::DistributedLock => self.run_with::<redis::crates::DistributedLock>(),
+            Whose::EtcdWrites => self.run_with::<etcd::clients::Raw>(),
+            Whose::EtcdLockService => self.run_with::<etcd::clients::LockService>(),
+            Whose::Etcdctl => self.run_with::<etcd::clients::Etcdctl>(),
+            Whose::ZookeeperWrites => self.run_with::<zookeeper::clients::Raw>(),
+            #[cfg(feature = "peers")]
+            Whose::ZookeeperClient => self.run_with::<zookeeper::crates::Recipe>(),
+            Whose::EtcdEvent => self.signal::<etcd::clients::Signals>(false),
+            Whose::EtcdEventAndWrite => self.signal::<etcd::clients::Signals>(true),
+            Whose::ZookeeperEvent => self.signal::<zookeeper::clients::Signals>(false),
+            Whose::ZookeeperEventAndWrite => self.signal::<zookeeper::clients::Signals>(true),
         }
     }
 
     fn run_with<Client: LockClient>(self) {
-        // Who has one core needs no second thread.
-        let has_one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
-        let runtime = if has_one_core { crate::small_runtime() } else { crate::runtime() };
-        runtime.block_on(async {
-            let pause = self.pause_ms.map(Duration::from_millis);
-            let mut client = Client::connect(&self.servers, pause).await;
+        self.runtime().block_on(async {
+            let mut client = Client::connect(&self.servers).await;
             let mut ready = Vec::new();
             for id in self.id..self.id + self.tasks {
                 if self.inside.is_some() && id > self.id {
                     // Who contends is a client of its own, as if it were a process of its own.
-                    client = Client::connect(&self.servers, pause).await;
+                    client = Client::connect(&self.servers).await;
                 }
                 let warm = client.acquire(&format!("bench/{id}")).await;
                 client.release(warm).await;
                 ready.push((id, client.clone()));
             }
             contest::wait_for_the_word();
-            let length = Duration::from_millis(self.millis);
+            let window = self.window();
             let running: Vec<_> = ready
                 .into_iter()
                 .map(|(id, client)| match &self.inside {
-                    None => tokio::spawn(take_own(client, id, length)),
-                    Some(path) => tokio::spawn(take_same(client, Inside::open(path, id), length)),
+                    None => tokio::spawn(take_own(client, id, window)),
+                    Some(path) => tokio::spawn(take_same(client, Inside::open(path, id), window)),
                 })
                 .collect();
             let mut outcome = Outcome::default();
@@ -124,12 +139,51 @@ impl Contender {
             contest::report(&outcome);
         });
     }
+
+    fn signal<Client: SignalClient>(self, writes_back: bool) {
+        self.runtime().block_on(async {
+            let mut client = Client::connect(&self.servers, self.id).await;
+            client.watch().await;
+            let inside = Inside::open(self.inside.as_ref().expect("a file to protect"), self.id);
+            contest::wait_for_the_word();
+            contest::report(&take_turns(client, inside, writes_back, self.window()).await);
+        });
+    }
+
+    fn runtime(&self) -> tokio::runtime::Runtime {
+        // Who has one core needs no second thread.
+        let has_one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+        if has_one_core { crate::small_runtime() } else { crate::runtime() }
+    }
+
+    /// Begins now.
+    fn window(&self) -> Window {
+        let from = Instant::now() + Duration::from_millis(self.settle_ms);
+        Window { from, until: from + Duration::from_millis(self.millis) }
+    }
 }
 
-async fn take_own<Client: LockClient>(client: Client, id: u64, length: Duration) -> Outcome {
-    let (name, began) = (format!("bench/{id}"), Instant::now());
+/// The time that counts.
+#[derive(Clone, Copy)]
+struct Window {
+    from: Instant,
+    until: Instant,
+}
+
+impl Window {
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    fn has(&self, instant: Instant) -> bool {
+        self.from <= instant && instant < self.until
+    }
+}
+
+async fn take_own<Client: LockClient>(client: Client, id: u64, window: Window) -> Outcome {
+    let name = format!("bench/{id}");
     let (mut pairs, mut lost) = (Samples::default(), 0);
-    while began.elapsed() < length {
+    while !window.is_over() {
         let pair = Instant::now();
         let held = client.acquire(&name).await;
         lost += usize::from(!client.release(held).await);
@@ -139,23 +193,75 @@ async fn take_own<Client: LockClient>(client: Client, id: u64, length: Duration)
     Outcome { counts: vec![pairs.len()], pairs, lost, ..Outcome::default() }
 }
 
-async fn take_same<Client: LockClient>(client: Client, inside: Inside, length: Duration) -> Outcome {
-    let (mut outcome, mut count, began) = (Outcome::default(), 0, Instant::now());
-    while began.elapsed() < length {
+async fn take_same<Client: LockClient>(client: Client, inside: Inside, window: Window) -> Outcome {
+    let (mut outcome, mut count) = (Outcome::default(), 0);
+    while !window.is_over() {
         let asked = Instant::now();
         let held = client.acquire("bench").await;
-        let (waited, entered) = (asked.elapsed(), now());
-        if let Some(left) = inside.left_by_another() {
-            outcome.waits.push(waited);
+        let (had, entered) = (Instant::now(), now());
+        let counts = window.has(had);
+        if let Some(left) = inside.left_by_another()
+            && counts
+        {
+            outcome.waits.push(had - asked);
             outcome.handovers.push(entered.saturating_sub(left));
         }
-        count += 1;
+        count += usize::from(counts);
         inside.leave();
         outcome.lost += usize::from(!client.release(held).await);
         // A lock that nobody else wants would keep the thread to itself.
         tokio::task::consume_budget().await;
     }
     outcome.counts.push(count);
+    outcome
+}
+
+/// One of two clients, 1 and 2, that tell each other by writes of which each hears by a watch.
+pub(crate) trait SignalClient: Sized {
+    async fn connect(servers: &Servers, id: u64) -> Self;
+
+    /// Watches for the other's next write, where it does not do so already. Returns when nothing can be missed.
+    async fn watch(&mut self);
+
+    /// Makes a write that the other one hears of.
+    async fn write(&mut self);
+
+    /// Makes a write that nobody hears of.
+    async fn write_quietly(&mut self);
+
+    /// Waits for the other's next write.
+    async fn heard(&mut self);
+}
+
+/// How long the other one may take. It ends a moment before or after us.
+const SIGNAL_PATIENCE: Duration = Duration::from_secs(1);
+
+async fn take_turns<Client: SignalClient>(
+    mut client: Client,
+    inside: Inside,
+    writes_back: bool,
+    window: Window,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    if inside.id == 1 {
+        inside.leave();
+        client.write().await;
+    }
+    while !window.is_over() && tokio::time::timeout(SIGNAL_PATIENCE, client.heard()).await.is_ok() {
+        if writes_back {
+            client.write_quietly().await;
+        }
+        let entered = now();
+        if let Some(left) = inside.left_by_another()
+            && window.has(Instant::now())
+        {
+            outcome.handovers.push(entered.saturating_sub(left));
+        }
+        client.watch().await;
+        inside.leave();
+        client.write().await;
+    }
+    outcome.counts.push(outcome.handovers.len());
     outcome
 }
 

@@ -1,0 +1,87 @@
+//! What 10,000 held leases cost while nothing happens to them.
+
+use std::process::Command;
+use std::time::Duration;
+
+use ringfence::Locks;
+use serde::{Deserialize, Serialize};
+
+use super::client::Servers;
+use crate::contest::{self, Contest};
+use crate::held::cpu_seconds;
+
+pub(crate) const LEASES: usize = 10_000;
+
+/// Short, so that there are many renewals in a short run.
+pub(crate) const LEASE: Duration = Duration::from_secs(6);
+
+/// How many are asked for at a time.
+const TOGETHER: usize = 100;
+
+/// A process that holds many leases for a while.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Hold {
+    #[command(flatten)]
+    servers: Servers,
+    #[arg(long)]
+    seconds: u64,
+    /// By a task for each lease, of rslock, and not by ours.
+    #[cfg(feature = "peers")]
+    #[arg(long)]
+    by_tasks: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Outcome {
+    cpu_seconds: f64,
+}
+
+impl Hold {
+    pub(crate) fn run(self) {
+        let names: Vec<String> = (0..LEASES).map(|number| format!("bench/held/{number}")).collect();
+        crate::small_runtime().block_on(async {
+            #[cfg(feature = "peers")]
+            if self.by_tasks {
+                crate::redis::crates::keep_by_tasks(&self.servers, names, LEASE).await;
+                return self.measure().await;
+            }
+            let locks = Locks::connect(&self.servers.url()).await.expect("a server");
+            let mut guards = Vec::with_capacity(LEASES);
+            for names in names.chunks(TOGETHER) {
+                let ask = |name: &String| tokio::spawn(locks.lock(name).ttl(LEASE).acquire());
+                let asking: Vec<_> = names.iter().map(ask).collect();
+                for asked in asking {
+                    guards.push(asked.await.expect("a task").expect("a lock"));
+                }
+            }
+            self.measure().await;
+            assert!(guards.iter().all(ringfence::Guard::is_held), "leases were lost");
+        });
+    }
+
+    async fn measure(&self) {
+        contest::wait_for_the_word();
+        let before = cpu_seconds();
+        tokio::time::sleep(Duration::from_secs(self.seconds)).await;
+        contest::report(&Outcome { cpu_seconds: cpu_seconds() - before });
+    }
+}
+
+/// Has a process hold the leases for so long. Returns how much of a core that took, in percent, and what was counted.
+pub(crate) fn hold(
+    port: u16,
+    who: &[&str],
+    length: Duration,
+    count: impl Fn() -> Vec<usize>,
+) -> (f64, Vec<usize>) {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(["hold-on-server", "--servers", &port.to_string()]).args(who);
+    command.args(["--seconds", &length.as_secs().to_string()]);
+    let holder = Contest::prepare(vec![command]);
+    let before = count();
+    let holder = holder.go();
+    std::thread::sleep(length);
+    let counted = count().iter().zip(before).map(|(after, before)| after - before).collect();
+    let outcomes: Vec<Outcome> = holder.outcomes();
+    (100.0 * outcomes[0].cpu_seconds / length.as_secs_f64(), counted)
+}
