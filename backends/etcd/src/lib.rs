@@ -34,7 +34,8 @@
 //!   a mark that the withdrawal leaves. That is tried for the TTL at most. A release whose answer is lost says that the effect
 //!   is unknown.
 //! - **A lease or a key that was removed** is told to its holder by the watch of its key, at the latest by the next renewal; where the
-//!   stream of watches was broken meanwhile, as soon as it is back.
+//!   stream of watches was broken meanwhile, as soon as it is back. A key is watched from when it has been held for 50 to 100 ms, and
+//!   looked at then.
 //! - **A lease that is not renewed** is ended by this process at its deadline, where others keep the server's lease alive that it
 //!   shares. It can be renewed and downgraded by the client that got it, and by no other.
 //! - **A waiter that loses its place**, because nobody could keep it alive for two seconds, stands in line again, at the end.

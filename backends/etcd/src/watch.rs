@@ -10,6 +10,7 @@ use foldhash::fast::RandomState;
 use ringfence_core::Backoff;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
@@ -23,6 +24,10 @@ use crate::servers::{ANSWER_PATIENCE, Servers};
 /// The pauses between tries to open the stream.
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
+
+/// The shortest time for which a key is held before it is watched, and half of the longest: who gives back sooner costs the server no
+/// watch, which is more work for it than the lock.
+const HELD_FOR: Duration = Duration::from_millis(50);
 
 /// The watches of a process. It opens a stream when there is something to watch, and again when it breaks.
 pub(crate) struct Watches {
@@ -113,7 +118,8 @@ impl Watches {
         Self { orders: Mutex::default(), next: AtomicI64::new(1), servers, runtime }
     }
 
-    /// Watches from now on. It does not wait until the server does: whoever must not miss anything looks again when it does.
+    /// Watches from now on; a holder's key, from when it was held for a moment. It does not wait until the server does: whoever must
+    /// not miss anything looks again when it does, and a holder is told to.
     pub(crate) fn watch(&self, what: What, ear: Ear) -> Watch {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut current = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
@@ -152,8 +158,10 @@ type Listening = HashMap<i64, Listener, RandomState>;
 struct Listener {
     what: What,
     ear: Ear,
-    /// It was watched before and is not now: what happens meanwhile nobody tells.
+    /// It is not watched, although it should be: what happens meanwhile nobody tells.
     has_missed: bool,
+    /// Whether the stream at hand was asked for it.
+    is_asked: bool,
 }
 
 /// Keeps the stream open until nobody can order any more.
@@ -164,7 +172,7 @@ async fn watch_all(servers: Arc<Servers>, mut orders: mpsc::UnboundedReceiver<Or
         // Nobody needs a stream that has nothing to say.
         while listening.is_empty() {
             match orders.recv().await {
-                Some(order) => obey(&mut listening, order, None),
+                Some(order) => drop(obey(&mut listening, order, None)),
                 None => return,
             }
         }
@@ -199,9 +207,14 @@ async fn watch_on_one_stream(
 ) -> Ended {
     let Ok(link) = servers.link().await else { return Ended::Failed };
     let (questions, asked) = mpsc::unbounded_channel();
-    for (id, listener) in &*listening {
+    for (id, listener) in &mut *listening {
+        listener.is_asked = true;
         let _ = questions.send(create(*id, &listener.what));
     }
+    // Keys that are held and not watched yet: since the last tick, and since the one before.
+    let (mut held, mut held_longer) = (Vec::new(), Vec::new());
+    let mut ticks = tokio::time::interval(HELD_FOR);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let opening = link.converse("/etcdserverpb.Watch/Watch", UnboundedReceiverStream::new(asked));
     let mut answers: Streaming<WatchResponse> = match tokio::time::timeout(ANSWER_PATIENCE, opening).await {
         Ok(Ok(answers)) => answers,
@@ -227,24 +240,43 @@ async fn watch_on_one_stream(
                 tell(listening, &answer, &questions);
             }
             order = orders.recv() => match order {
-                Some(order) => obey(listening, order, Some(&questions)),
+                Some(order) => held.extend(obey(listening, order, Some(&questions))),
                 None => return Ended::Unused,
             },
+            _ = ticks.tick(), if !held.is_empty() || !held_longer.is_empty() => {
+                for id in std::mem::replace(&mut held_longer, std::mem::take(&mut held)) {
+                    // It may have been given back.
+                    if let Some(listener) = listening.get_mut(&id) {
+                        listener.is_asked = true;
+                        let _ = questions.send(create(id, &listener.what));
+                    }
+                }
+            }
             () = &mut left => return ended,
         }
     }
 }
 
-fn obey(listening: &mut Listening, order: Order, questions: Option<&mpsc::UnboundedSender<WatchRequest>>) {
+/// Does what it is told, and asks the stream at hand, if there is one. Returns a watch for which that is to be asked later.
+fn obey(
+    listening: &mut Listening,
+    order: Order,
+    questions: Option<&mpsc::UnboundedSender<WatchRequest>>,
+) -> Option<i64> {
     let question = match order {
         Order::Watch(id, what, ear) => {
+            let is_held = matches!(ear, Ear::Holder(_));
+            let is_asked = questions.is_some() && !is_held;
             let question = create(id, &what);
-            listening.insert(id, Listener { what, ear, has_missed: false });
+            listening.insert(id, Listener { what, ear, has_missed: is_held, is_asked });
+            if is_held {
+                return Some(id);
+            }
             question
         }
-        // It was cancelled by the server before.
-        Order::Cancel(id) if listening.remove(&id).is_none() => return,
         Order::Cancel(id) => {
+            // It was cancelled by the server before, or it never had it.
+            listening.remove(&id).filter(|listener| listener.is_asked)?;
             let request = Some(watch_request::Request::Cancel(WatchCancelRequest { watch_id: id }));
             WatchRequest { request }
         }
@@ -253,6 +285,7 @@ fn obey(listening: &mut Listening, order: Order, questions: Option<&mpsc::Unboun
         // A stream that has ended is noticed where its answers are read.
         let _ = questions.send(question);
     }
+    None
 }
 
 fn create(id: i64, What { range, changes }: &What) -> WatchRequest {
@@ -326,7 +359,8 @@ mod tests {
             let mut listening = Listening::default();
             obey(&mut listening, Order::Watch(ID, What::end_of(b"key"), ear), None);
             let mut stage = Self { listening, told, questions, asked };
-            stage.hears(&WatchResponse { created: true, ..WatchResponse::default() }, &[]);
+            // What happened since the key was made nobody has told.
+            stage.hears(&WatchResponse { created: true, ..WatchResponse::default() }, &[Word::Unwatched]);
             stage
         }
 
@@ -335,6 +369,17 @@ mod tests {
             tell(&mut self.listening, &answer, &self.questions);
             assert_eq!(std::mem::take(&mut *self.told.lock().unwrap()), expected, "{answer:?}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_given_back_at_once_is_never_asked_for() {
+        let (questions, mut asked) = mpsc::unbounded_channel();
+        let mut listening = Listening::default();
+        let ear = Ear::Holder(Arc::new(|_| {}));
+        let later = obey(&mut listening, Order::Watch(ID, What::end_of(b"key"), ear), Some(&questions));
+        assert_eq!(later, Some(ID));
+        assert_eq!(obey(&mut listening, Order::Cancel(ID), Some(&questions)), None);
+        assert!(asked.try_recv().is_err() && listening.is_empty());
     }
 
     #[test]
