@@ -153,10 +153,7 @@ fn main() {
     }
     for (system, [uncontended, contended, held]) in [
         (&etcd::SYSTEM, [Case::EtcdUncontended, Case::EtcdContended, Case::EtcdHeld]),
-        (
-            &zookeeper::SYSTEM,
-            [Case::ZookeeperUncontended, Case::ZookeeperContended, Case::ZookeeperHeld],
-        ),
+        (&zookeeper::SYSTEM, [Case::ZookeeperUncontended, Case::ZookeeperContended, Case::ZookeeperHeld]),
     ] {
         if wanted(uncontended) {
             system.uncontended(&mut report, options.servers, options.rounds, length);

@@ -13,6 +13,7 @@ pub(crate) const SYSTEM: System = System {
     name: "etcd",
     start: server::start,
     ours: Subject::new("ringfence etcd", Program::Ours("etcd")),
+    our_waiters: Subject::new("ringfence etcd", Program::OurWaiters("etcd")),
     raw: Subject::new("Put and DeleteRange, tonic", Program::Here(Whose::EtcdWrites)),
     event: Subject::new("a Put and its event", Program::Here(Whose::EtcdEvent)),
     event_and_write: Subject::new("a Put, its event, a Put", Program::Here(Whose::EtcdEventAndWrite)),

@@ -10,19 +10,30 @@ use crate::consensus::Server;
 
 struct Etcd {
     cluster: EtcdCluster,
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 /// `None`, and said, where etcd is not installed.
 pub(super) fn start(members: usize) -> Option<Box<dyn Server>> {
     let runtime = crate::small_runtime();
     let cluster = runtime.block_on(EtcdCluster::start(members))?;
-    Some(Box::new(Etcd { cluster, _runtime: runtime }))
+    Some(Box::new(Etcd { cluster, runtime }))
 }
 
 impl Server for Etcd {
     fn ports(&self) -> Vec<u16> {
         (0..self.cluster.count()).map(|member| self.cluster.port(member)).collect()
+    }
+
+    /// It compacts, as a cluster does that was told to: a read of a range passes over all that was ever deleted there.
+    fn forget(&self) {
+        self.runtime.block_on(async {
+            let status = self.cluster.etcdctl(&["endpoint", "status", "--write-out", "json"]).await;
+            let status: serde_json::Value = serde_json::from_str(&status).expect("a status");
+            let revision = &status[0]["Status"]["header"]["revision"];
+            // It refuses where nothing has happened since the last time.
+            let _ = self.cluster.ask(&["compaction", "--physical", &revision.to_string()]).await;
+        });
     }
 
     fn keep_alives(&self) -> usize {

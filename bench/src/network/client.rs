@@ -38,6 +38,10 @@ impl Servers {
 pub(crate) trait LockClient: Clone + Send + Sync + 'static {
     type Held: Send;
 
+    /// Whether those of one process who contend share one client. Unless it says so, each has one of its own, as if it were a process
+    /// of its own.
+    const IS_SHARED: bool = false;
+
     fn connect(servers: &Servers) -> impl Future<Output = Self> + Send;
 
     /// Waits for the lock, for as long as it takes.

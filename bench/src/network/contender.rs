@@ -11,6 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::client::{LockClient, Servers};
+use super::waiters::Waiters;
 use crate::report::Samples;
 use crate::{contest, etcd, redis, zookeeper};
 
@@ -18,6 +19,8 @@ use crate::{contest, etcd, redis, zookeeper};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Whose {
     Ringfence,
+    /// Waiters that share one client of a backend of ours.
+    Waiters,
     RedisCommands,
     RedisPing,
     #[cfg(feature = "peers")]
@@ -91,6 +94,7 @@ impl Contender {
     pub(crate) fn run(self) {
         match self.whose {
             Whose::Ringfence => self.run_with::<Locks>(),
+            Whose::Waiters => self.run_with::<Waiters>(),
             Whose::RedisCommands => self.run_with::<redis::clients::Raw>(),
             Whose::RedisPing => self.run_with::<redis::clients::Ping>(),
             #[cfg(feature = "peers")]
@@ -115,8 +119,7 @@ impl Contender {
             let mut client = Client::connect(&self.servers).await;
             let mut ready = Vec::new();
             for id in self.id..self.id + self.tasks {
-                if self.inside.is_some() && id > self.id {
-                    // Who contends is a client of its own, as if it were a process of its own.
+                if self.inside.is_some() && id > self.id && !Client::IS_SHARED {
                     client = Client::connect(&self.servers).await;
                 }
                 let warm = client.acquire(&format!("bench/{id}")).await;
@@ -197,7 +200,10 @@ async fn take_same<Client: LockClient>(client: Client, inside: Inside, window: W
     let (mut outcome, mut count) = (Outcome::default(), 0);
     while !window.is_over() {
         let asked = Instant::now();
-        let held = client.acquire("bench").await;
+        // Who waits at the end goes: a long line would take long to dissolve.
+        let Ok(held) = tokio::time::timeout(window.until - asked, client.acquire("bench")).await else {
+            break;
+        };
         let (had, entered) = (Instant::now(), now());
         let counts = window.has(had);
         if let Some(left) = inside.left_by_another()

@@ -7,6 +7,7 @@ pub(crate) mod figures;
 pub(crate) mod hold;
 pub(crate) mod meter;
 pub(crate) mod subject;
+pub(crate) mod waiters;
 
 use std::time::Duration;
 

@@ -15,6 +15,8 @@ use crate::report::{Figures, Report};
 pub(crate) enum Program {
     /// This one, with our own locks: what their URL begins with.
     Ours(&'static str),
+    /// The same, where the clients of a process are waiters of one backend.
+    OurWaiters(&'static str),
     /// This one.
     Here(Whose),
     /// Scripts in `bench/peers`.
@@ -112,12 +114,14 @@ impl Subject {
             command.args(["contender", "--whose", whose.get_name()]);
             command
         };
+        let ours = |whose, scheme| {
+            let mut command = here(whose);
+            command.args(["--scheme", scheme]);
+            Some(command)
+        };
         match self.program {
-            Program::Ours(scheme) => {
-                let mut command = here(Whose::Ringfence);
-                command.args(["--scheme", scheme]);
-                Some(command)
-            }
+            Program::Ours(scheme) => ours(Whose::Ringfence, scheme),
+            Program::OurWaiters(scheme) => ours(Whose::Waiters, scheme),
             Program::Here(Whose::Etcdctl) => {
                 ringfence_servers::require("etcdctl").map(|_| here(Whose::Etcdctl))
             }

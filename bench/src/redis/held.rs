@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::server::Server;
-use crate::network::hold::{LEASE, LEASES, hold};
+use crate::network::hold::{Held, LEASE, LEASES, hold};
 #[cfg(feature = "peers")]
 use crate::report::Goal;
 use crate::report::{Figures, Report};
@@ -30,11 +30,9 @@ pub(crate) fn measure(report: &mut Report, length: Duration) {
 #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
 fn held(server: &Server, who: &[&str], length: Duration) -> Figures {
     server.forget();
-    let (percent, called) = hold(server.port(), who, length, || vec![server.called()]);
+    let Held { processor, lost, counted } = hold(server.port(), who, length, || vec![server.called()]);
     let keys: usize = server.command(&["dbsize"]).parse().expect("a number of keys");
+    assert_eq!(lost, 0, "leases were lost");
     assert!(keys >= LEASES, "leases were lost: {keys} keys are left");
-    Figures::from([
-        ("round trips/s", called[0] as f64 / length.as_secs_f64()),
-        ("% of a core", percent),
-    ])
+    Figures::from([("round trips/s", counted[0] as f64 / length.as_secs_f64()), ("% of a core", processor)])
 }

@@ -25,6 +25,9 @@ impl Server for ZooKeeper {
         self.ensemble.ports()
     }
 
+    /// It keeps nothing of what was deleted.
+    fn forget(&self) {}
+
     /// It does not count them apart.
     fn keep_alives(&self) -> usize {
         self.calls()

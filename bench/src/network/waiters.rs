@@ -1,0 +1,53 @@
+//! Many waiters of one process, as the server sees them when it has a thousand: tasks of one `Locks` that want one name are one waiter
+//! to it, so these ask the backend itself. They share its connection and what keeps them alive.
+
+use std::sync::Arc;
+
+use ringfence_core::{
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, HolderInfo, Lease, LockName, Mode, Release,
+    Retry, SystemClock, Ttl, Wait,
+};
+use ringfence_etcd::EtcdBackend;
+use ringfence_zookeeper::ZooKeeperBackend;
+
+use super::TTL;
+use super::client::{LockClient, Servers};
+
+#[derive(Clone)]
+pub(crate) struct Waiters(Arc<dyn Backend>);
+
+impl LockClient for Waiters {
+    type Held = Lease;
+
+    const IS_SHARED: bool = true;
+
+    async fn connect(servers: &Servers) -> Self {
+        let url = BackendUrl::parse(&servers.url()).expect("a URL");
+        let clock = Arc::new(SystemClock::new());
+        Self(match url.scheme() {
+            "etcd" => Arc::new(EtcdBackend::connect(&url, clock).await.expect("a server")),
+            "zookeeper" => Arc::new(ZooKeeperBackend::connect(&url, clock).await.expect("a server")),
+            other => panic!("{other} has no line of this kind"),
+        })
+    }
+
+    async fn acquire(&self, name: &str) -> Lease {
+        let name = LockName::new(name).expect("a lawful name");
+        let ttl = Ttl::new(TTL).expect("a lawful TTL");
+        let holder = HolderInfo::new("bench", "here", std::process::id()).expect("lawful words");
+        let wait = Wait::Until(BootInstant::MAX);
+        let request = || AcquireRequest::new(name.clone(), Mode::Exclusive, ttl, wait, holder.clone());
+        loop {
+            match self.0.acquire(request()).await {
+                Ok(Attempt::Granted(lease)) => return lease,
+                // A thousand waiters may be more than the server can do; who is told so stands in line again.
+                Err(error) if error.retry() == Retry::Later => {}
+                other => panic!("no lock, but {other:?}"),
+            }
+        }
+    }
+
+    async fn release(&self, lease: Lease) -> bool {
+        self.0.release(&[lease.key]).await.is_ok_and(|released| released == [Release::Released])
+    }
+}
