@@ -108,6 +108,7 @@ impl System {
             for (peer, goal) in self.handover_by_peers {
                 if peers.iter().any(|here| here.name == peer.name) {
                     report.ratio(&case, "handover p50 us", ours, peer.name, *goal);
+                    report.ratio(&case, "handovers/s", ours, peer.name, COMPARED);
                 }
             }
             if waiters > 1 {

@@ -69,8 +69,8 @@ impl Goal {
 impl fmt::Display for Goal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AtLeast(least) => write!(f, "{least} or more"),
-            Self::AtMost(most) => write!(f, "{most} or less"),
+            Self::AtLeast(least) => write!(f, "{} or more", rounded(*least)),
+            Self::AtMost(most) => write!(f, "{} or less", rounded(*most)),
             Self::None(why) => write!(f, "none, {why}"),
         }
     }
@@ -178,6 +178,11 @@ fn medians(runs: &[Figures]) -> Figures {
         values[values.len() / 2]
     };
     runs[0].keys().map(|name| (*name, median(name))).collect()
+}
+
+/// Two thirds are a goal, and sixteen digits are none.
+fn rounded(goal: f64) -> f64 {
+    (goal * 1000.0).round() / 1000.0
 }
 
 fn short(value: f64) -> String {

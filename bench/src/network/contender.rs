@@ -115,7 +115,7 @@ impl Contender {
     }
 
     fn run_with<Client: LockClient>(self) {
-        self.runtime().block_on(async {
+        runtime().block_on(async {
             let mut client = Client::connect(&self.servers).await;
             let mut ready = Vec::new();
             for id in self.id..self.id + self.tasks {
@@ -144,7 +144,7 @@ impl Contender {
     }
 
     fn signal<Client: SignalClient>(self, writes_back: bool) {
-        self.runtime().block_on(async {
+        runtime().block_on(async {
             let mut client = Client::connect(&self.servers, self.id).await;
             client.watch().await;
             let inside = Inside::open(self.inside.as_ref().expect("a file to protect"), self.id);
@@ -153,17 +153,18 @@ impl Contender {
         });
     }
 
-    fn runtime(&self) -> tokio::runtime::Runtime {
-        // Who has one core needs no second thread.
-        let has_one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
-        if has_one_core { crate::small_runtime() } else { crate::runtime() }
-    }
-
     /// Begins now.
     fn window(&self) -> Window {
         let from = Instant::now() + Duration::from_millis(self.settle_ms);
         Window { from, until: from + Duration::from_millis(self.millis) }
     }
+}
+
+/// The runtime of a process that may be on one core.
+fn runtime() -> tokio::runtime::Runtime {
+    // Who has one core needs no second thread.
+    let has_one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+    if has_one_core { crate::small_runtime() } else { crate::runtime() }
 }
 
 /// The time that counts.
@@ -200,9 +201,13 @@ async fn take_same<Client: LockClient>(client: Client, inside: Inside, window: W
     let (mut outcome, mut count) = (Outcome::default(), 0);
     while !window.is_over() {
         let asked = Instant::now();
-        // Who waits at the end goes: a long line would take long to dissolve.
-        let Ok(held) = tokio::time::timeout(window.until - asked, client.acquire("bench")).await else {
-            break;
+        let acquired = client.acquire("bench");
+        let held = if Client::IS_SHARED {
+            // Who waits at the end goes, because a long line takes long to dissolve. What is left behind ends with its server.
+            let Ok(held) = tokio::time::timeout(window.until - asked, acquired).await else { break };
+            held
+        } else {
+            acquired.await
         };
         let (had, entered) = (Instant::now(), now());
         let counts = window.has(had);

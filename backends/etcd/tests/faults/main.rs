@@ -9,6 +9,8 @@ mod line;
 mod narrow;
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -422,6 +424,37 @@ async fn a_thousand_leases_are_kept_by_one_message_and_given_back_in_few_writes(
     assert!(released.iter().all(|release| *release == Release::Released));
     let writes = revision(&cluster).await - before;
     assert!(writes <= 100, "what goes together goes in few writes, not in {writes}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_is_given_back_at_once_costs_two_calls_and_no_watch() {
+    const COUNT: usize = 30;
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = client(&cluster.url()).await;
+    // With it there is a stream of watches, and a lease of the server.
+    let _held = hold(&ann, "held", LONG).await;
+    let calls = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", cluster.port(0))).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut metrics = String::new();
+        stream.read_to_string(&mut metrics).unwrap();
+        ["Txn", "DeleteRange", "Watch"].map(|method| {
+            let counter = format!("grpc_server_msg_received_total{{grpc_method=\"{method}\"");
+            let line = metrics.lines().find(|line| line.starts_with(&counter));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).expect("a counter of each")
+        })
+    };
+    let before = calls();
+    for _ in 0..COUNT {
+        let lease = hold(&ann, NAME, LONG).await;
+        release(&ann, &lease).await.unwrap();
+    }
+    let after = calls();
+    let [taking, giving_back, watching] = [0, 1, 2].map(|at| after[at] - before[at]);
+    assert_eq!(giving_back, COUNT, "a deletion for each");
+    // On a busy machine a few of them are held for longer than a moment, so that their keys are watched and looked at.
+    assert!((COUNT..2 * COUNT).contains(&taking), "{taking} transactions for {COUNT} locks");
+    assert!(watching < COUNT, "{watching} orders for watches");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
