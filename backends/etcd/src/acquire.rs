@@ -328,20 +328,26 @@ impl Pending<'_> {
             let is_due = sent.saturating_since(looked_at) >= LOOK_EVERY;
             // Read once: what comes from now on is looked at the next time.
             let so_far = news.heard();
-            let looks = so_far != heard || news.missed(looked) || is_due;
+            let has_news = so_far != heard || news.missed(looked);
             heard = so_far;
             let seen = async {
                 let (is_alive, is_lasting, seen) = tokio::join!(
                     client.leases.refresh(&lease, FRESH_PART),
                     client.leases.refresh(&lasting, LASTING_PART),
                     async {
-                        if !looks {
+                        if !has_news && !is_due {
                             return Ok(None);
                         }
+                        let look = async {
+                            if !has_news && self.stands_as_before(&key, created, &in_the_way.1).await? {
+                                return Ok(None);
+                            }
+                            self.claim(&key, created, &lasting).await.map(Some)
+                        };
                         // It may take longer than the place lives.
                         tokio::select! {
                             biased;
-                            seen = self.claim(&key, created, &lasting) => seen.map(Some),
+                            seen = look => seen,
                             never = client.leases.keep_on(&lease, KEEP_EVERY, FRESH_PART) => match never {},
                         }
                     }
@@ -357,6 +363,7 @@ impl Pending<'_> {
                 if is_alive? { seen } else { Ok(Some(Seen::Gone)) }
             };
             match seen.await {
+                Ok(None) if is_due => looked_at = sent,
                 Ok(None) => {}
                 Ok(Some(Seen::Gone)) => {
                     self.forget(&key).await?;
@@ -402,6 +409,17 @@ impl Pending<'_> {
             }
         };
         self.client.watches.watch(what, Ear::Waiter(Arc::clone(news)))
+    }
+
+    /// Whether nothing has happened that concerns one that stands in line for itself alone. What this costs does not grow with the
+    /// line, as what a claim costs does.
+    async fn stands_as_before(&self, key: &[u8], created: i64, behind: &Standing) -> Result<bool> {
+        let (Mode::Exclusive, Standing::Behind(ahead)) = (self.request.mode, behind) else {
+            return Ok(false);
+        };
+        let batch = &self.client.batch;
+        let (own, ahead) = tokio::try_join!(batch.look(key.to_vec()), batch.look(ahead.clone()))?;
+        Ok(own == created && ahead != 0)
     }
 
     /// Looks where it stands, and claims the turn if it has come: by a write that finds its own key as it was created. A read

@@ -426,6 +426,43 @@ async fn a_thousand_leases_are_kept_by_one_message_and_given_back_in_few_writes(
     assert!(writes <= 100, "what goes together goes in few writes, not in {writes}");
 }
 
+/// What the first member counts under a name that begins so.
+fn metric(cluster: &EtcdCluster, name: &str) -> usize {
+    let mut stream = TcpStream::connect(("127.0.0.1", cluster.port(0))).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    stream.read_to_string(&mut metrics).unwrap();
+    let line = metrics.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("a counter")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_and_hears_nothing_writes_nothing() {
+    const WAITERS: usize = 20;
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = Arc::new(client(&cluster.url()).await);
+    let held = hold(&ann, NAME, LONG).await;
+    let waiting: Vec<_> = (0..WAITERS)
+        .map(|_| {
+            let ann = Arc::clone(&ann);
+            tokio::spawn(async move { granted(&ann, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await })
+        })
+        .collect();
+    sees_waiters(&ann, NAME, WAITERS).await;
+    let writes = || metric(&cluster, "etcd_server_proposals_committed_total");
+    // What each sees behind its joining may still be looked at.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = writes();
+    // Longer than it takes until everybody looks where it stands, twice.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let written = writes() - before;
+    assert!(written < WAITERS, "{written} writes while nothing happened");
+    for waiting in &waiting {
+        waiting.abort();
+    }
+    release(&ann, &held).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_that_is_given_back_at_once_costs_two_calls_and_no_watch() {
     const COUNT: usize = 30;
@@ -434,14 +471,8 @@ async fn a_lock_that_is_given_back_at_once_costs_two_calls_and_no_watch() {
     // With it there is a stream of watches, and a lease of the server.
     let _held = hold(&ann, "held", LONG).await;
     let calls = || {
-        let mut stream = TcpStream::connect(("127.0.0.1", cluster.port(0))).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-        let mut metrics = String::new();
-        stream.read_to_string(&mut metrics).unwrap();
         ["Txn", "DeleteRange", "Watch"].map(|method| {
-            let counter = format!("grpc_server_msg_received_total{{grpc_method=\"{method}\"");
-            let line = metrics.lines().find(|line| line.starts_with(&counter));
-            line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).expect("a counter of each")
+            metric(&cluster, &format!("grpc_server_msg_received_total{{grpc_method=\"{method}\""))
         })
     };
     let before = calls();
