@@ -10,6 +10,7 @@ use ringfence_core::{
     LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens, Ttl, Wait,
 };
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 
 use crate::checks;
 use crate::error;
@@ -240,38 +241,30 @@ impl Client {
         let mut ttls: Vec<Ttl> = leases.iter().map(|lease| lease.ttl).collect();
         ttls.sort_unstable();
         ttls.dedup();
-        let asked = self.now();
-        let proofs: Vec<_> = ttls
-            .into_iter()
-            .map(|ttl| {
-                let session = self.sessions.find(ttl);
-                let pending = session.as_ref().map(|session| {
-                    for lease in leases.iter().filter(|lease| lease.ttl == ttl) {
-                        session.watch_held(lease.nonce);
-                    }
-                    session.call(Request::agree())
-                });
-                (ttl, session, pending)
-            })
-            .collect();
+        let mut proofs = JoinSet::new();
+        for ttl in ttls {
+            let Some(session) = self.sessions.find(ttl) else { continue };
+            for lease in leases.iter().filter(|lease| lease.ttl == ttl) {
+                session.watch_held(lease.nonce);
+            }
+            proofs.spawn(async move { (ttl, session.lived().await, session) });
+        }
         let mut renewals = vec![Renewal::Lost; leases.len()];
         let mut failed = None;
-        for (ttl, session, pending) in proofs {
-            let (Some(session), Some(pending)) = (session, pending) else { continue };
-            let unknown = match pending.agreement().await {
-                Ok(()) => None,
+        for (ttl, lived, session) in proofs.join_all().await {
+            let lived = match lived {
                 // Its leases are lost.
                 Err(Failure::Over(_)) => continue,
-                Err(failure) => Some(self.error(failure)),
+                lived => lived.map_err(|failure| self.error(failure)),
             };
             for (lease, renewal) in leases.iter().zip(&mut renewals).filter(|(lease, _)| lease.ttl == ttl) {
-                *renewal = match &unknown {
-                    None if session.prolong(lease.nonce, asked) => Renewal::Renewed,
-                    Some(_) if session.path_of(lease.nonce).is_some() => Renewal::Unknown,
+                *renewal = match lived {
+                    Ok(lived) if session.prolong(lease.nonce, lived) => Renewal::Renewed,
+                    Err(_) if session.path_of(lease.nonce).is_some() => Renewal::Unknown,
                     _ => Renewal::Lost,
                 };
             }
-            failed = unknown.or(failed);
+            failed = lived.err().or(failed);
         }
         match failed {
             Some(error) if renewals.iter().all(|renewal| *renewal == Renewal::Unknown) => Err(error),

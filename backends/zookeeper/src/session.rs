@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringfence_core::{BootInstant, Clock, Error, ErrorKind, LossListener, Nonce, Result, Ttl};
+use ringfence_core::{
+    BootInstant, BoxFuture, Clock, Coalescer, Error, ErrorKind, LossListener, Nonce, Result, Ttl,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -58,6 +60,8 @@ impl Failure {
 pub(crate) struct Session {
     orders: Orders,
     changes: Changes,
+    /// Questions whether the session lives, of those who renew.
+    proofs: Coalescer<(), Result<BootInstant, Failure>>,
     shared: Arc<Shared>,
     runtime: Handle,
     /// What the servers granted.
@@ -225,7 +229,28 @@ impl Session {
         tokio::spawn(task.run(connection));
         let (orders, runtime) = (Orders(orders), Handle::current());
         let changes = batch::new(orders.clone(), runtime.clone());
-        Ok(Self { orders, changes, shared, runtime, timeout, id })
+        let prove = {
+            let (orders, clock) = (orders.clone(), Arc::clone(clock));
+            move |asked: Vec<()>| -> BoxFuture<'static, _> {
+                let (sent, pending) = (clock.now(), orders.call(Request::agree()));
+                Box::pin(async move { vec![pending.agreement().await.map(|()| sent); asked.len()] })
+            }
+        };
+        let adopt = {
+            let runtime = runtime.clone();
+            move |proof| drop(runtime.spawn(proof))
+        };
+        let proofs = Coalescer::new(1, usize::MAX, prove, adopt);
+        Ok(Self { orders, changes, proofs, shared, runtime, timeout, id })
+    }
+
+    /// When the session lived, by the word of a majority, which was asked for at no earlier instant than this. Those who ask while
+    /// another question is under way share the next one.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn lived(&self) -> Result<BootInstant, Failure> {
+        self.proofs.request(()).await.unwrap_or_else(|| Err(Failure::Lost(error::session_over())))
     }
 
     /// Sends a request after all those before it.
