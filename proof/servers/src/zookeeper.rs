@@ -318,6 +318,11 @@ impl Ensemble {
     pub async fn serves(&self) {
         for at in 0..self.servers.len() {
             until_within(START, "a ZooKeeper server serves", async || self.mode(at).await).await;
+            // The port for TLS is opened after the other one.
+            if let Some(port) = &self.servers[at].secure_port {
+                let opened = async || connect(port.number()).ok();
+                until_within(START, "a ZooKeeper server speaks TLS", opened).await;
+            }
         }
     }
 
