@@ -31,7 +31,7 @@ use crate::batch::{Change, Changed, Joined, Seen};
 use crate::error;
 use crate::line::{self, Line, Place, Turn};
 use crate::place::{Said, Step};
-use crate::session::{Failure, News, Session};
+use crate::session::{Failure, News, Pending, Session};
 use crate::wire::{self, ANY_VERSION, Code, Data, Kind, Odd, Request};
 
 /// How often a waiter looks after its place and the one before it, whatever happens: the net under a message that was lost.
@@ -196,27 +196,17 @@ impl<'a> Seeker<'a> {
     async fn wait_behind_several(&mut self, standing: &mut Standing) -> Result<()> {
         let listed = Request::children(self.folder, true);
         let (asked, news) = standing.session.watch(listed, self.folder, true);
-        match asked.answer().await.map(wire::children) {
-            Ok(Ok(children)) => {
-                let line = Line::of(&children);
-                // What it watches is what it knows, unless it has changed since.
-                let is_known = line.places == standing.line.places;
-                standing.line = line;
-                if is_known {
-                    self.wait(standing, news).await;
-                    if self.is_impatient() {
-                        self.list(standing).await?;
-                    }
-                }
-                Ok(())
+        let Some(line) = self.listed(asked, standing).await? else { return Ok(()) };
+        // What it watches is what it knows, unless it has changed since.
+        let is_known = line.places == standing.line.places;
+        standing.line = line;
+        if is_known {
+            self.wait(standing, news).await;
+            if self.is_impatient() {
+                self.list(standing).await?;
             }
-            Ok(Err(Odd)) => Err(self.client.odd()),
-            Err(failure) if failure.is(Code::NO_NODE) => {
-                standing.line = Line::default();
-                Ok(())
-            }
-            Err(failure) => self.bear(failure, standing).await,
         }
+        Ok(())
     }
 
     /// Whether it does not wait, or no longer.
@@ -350,18 +340,20 @@ impl<'a> Seeker<'a> {
 
     /// Looks at the whole line once more. While there is no connection it goes on waiting: its place stands as long as its session.
     async fn list(&mut self, standing: &mut Standing) -> Result<()> {
-        match standing.session.call(Request::children(self.folder, false)).answer().await.map(wire::children)
-        {
-            Ok(Ok(children)) => {
-                (standing.line, standing.missed) = (Line::of(&children), 0);
-                Ok(())
-            }
+        let asked = standing.session.call(Request::children(self.folder, false));
+        if let Some(line) = self.listed(asked, standing).await? {
+            (standing.line, standing.missed) = (line, 0);
+        }
+        Ok(())
+    }
+
+    /// The line that was asked for. `None`: there was no answer, and it goes on without.
+    async fn listed(&mut self, asked: Pending, standing: &mut Standing) -> Result<Option<Line>> {
+        match asked.answer().await.map(wire::children) {
+            Ok(Ok(children)) => Ok(Some(Line::of(&children))),
             Ok(Err(Odd)) => Err(self.client.odd()),
-            Err(failure) if failure.is(Code::NO_NODE) => {
-                standing.line = Line::default();
-                Ok(())
-            }
-            Err(failure) => self.bear(failure, standing).await,
+            Err(failure) if failure.is(Code::NO_NODE) => Ok(Some(Line::default())),
+            Err(failure) => self.bear(failure, standing).await.map(|()| None),
         }
     }
 
