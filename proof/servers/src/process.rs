@@ -1,5 +1,6 @@
 use std::io::{BufRead, BufReader, Result, Write};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
@@ -55,6 +56,11 @@ impl Process {
         self.stdin = None;
     }
 
+    /// Whether it was [killed](Self::kill).
+    pub(crate) fn is_dead(&self) -> bool {
+        self.is_dead
+    }
+
     /// Stops the group (SIGSTOP), and returns when the child has stopped. Errors when it has ended.
     pub fn stop(&self) -> Result<()> {
         self.signal(Signal::STOP)?;
@@ -104,9 +110,15 @@ impl Drop for Process {
     }
 }
 
+/// The third field of `/proc/PID/stat`, as `T` for one that is stopped; `None` when there is no such process, or only its
+/// corpse.
+pub(crate) fn state(id: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(id).join("stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
@@ -119,12 +131,6 @@ mod tests {
 
     async fn line(process: &mut Process) -> Option<String> {
         tokio::time::timeout(Duration::from_secs(10), process.line()).await.expect("a line in time")
-    }
-
-    /// The third field of `/proc/PID/stat`; `None` when there is no such process, or only its corpse.
-    fn state(id: &str) -> Option<char> {
-        let stat = std::fs::read_to_string(Path::new("/proc").join(id).join("stat")).ok()?;
-        stat.rsplit_once(") ")?.1.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))
     }
 
     #[tokio::test]

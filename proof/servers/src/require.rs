@@ -16,6 +16,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("java", "default-jre-headless"),
     ("javac", "default-jdk-headless"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("pgbouncer", "pgbouncer"),
+    ("postgres", "postgresql"),
     ("redis-cli", "redis-tools"),
     ("script", "bsdutils"),
     ("umount", "mount"),

@@ -1,6 +1,6 @@
 use std::ffi::OsString;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -28,6 +28,8 @@ impl WallClock {
     pub fn new() -> Option<Self> {
         let compiler = require("cc")?;
         let folder = TempDir::new().expect("a temporary directory");
+        // It governs servers of other users as well.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("it is ours");
         let (source, library) = (folder.path().join("wall_clock.c"), folder.path().join("wall_clock.so"));
         std::fs::write(&source, SHIM).expect("a temporary file can be written");
         let mut compile = Command::new(compiler);

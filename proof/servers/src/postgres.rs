@@ -1,0 +1,605 @@
+use std::ffi::OsString;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ringfence_testkit::PATIENCE;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::port::Port;
+use crate::process::{Process, state};
+use crate::redis::{Instance, until};
+use crate::require::{require, skip};
+use crate::tls::Certificates;
+use crate::wall_clock::WallClock;
+
+/// Where Debian has the programs of each version, which it leaves out of the `PATH`.
+const DEBIAN: &str = "/usr/lib/postgresql";
+
+/// The user that the server runs as where we are root: PostgreSQL refuses to be root.
+const USER: &str = "postgres";
+
+/// What the server says when it serves, a standby included.
+const READY: &str = "database system is ready to accept";
+
+/// As the leash of other servers, for one whose children lead sessions of their own: it shuts down at once, with all of
+/// them, and is not killed, because it would leave a piece of shared memory to the machine.
+const LEASH: &str = r#"
+    trap '' HUP
+    exec 3<&0
+    { read -r _ <&3; kill -QUIT $$; kill -CONT $$ $(cat /proc/$$/task/$$/children); } >/dev/null 2>&1 &
+    exec "$0" "$@" 3<&- </dev/null 2>&1
+"#;
+
+/// What [`Postgres::start`] starts, where it is not the plainest server there is.
+#[derive(Clone, Debug, Default)]
+pub struct PostgresOptions {
+    programs: Option<PathBuf>,
+    settings: Vec<(String, String)>,
+    environment: Vec<(OsString, OsString)>,
+    password: Option<String>,
+    certificates: Option<Certificates>,
+    asks_for_certificate: bool,
+    data: Option<PathBuf>,
+}
+
+impl PostgresOptions {
+    /// One server that believes everybody: what [`Postgres::start`] starts.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The folder of other programs than Debian's newest or those on the `PATH`, as [`postgres_18`](crate::postgres_18).
+    #[must_use]
+    pub fn programs(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.programs = Some(folder.into());
+        self
+    }
+
+    /// A setting of postgresql.conf: `("synchronous_commit", "off")`. It stands in place of ours.
+    #[must_use]
+    pub fn set(mut self, setting: &str, value: &str) -> Self {
+        self.settings.push((setting.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A server that asks everybody on its port for a password (SCRAM), and this as that of the user `postgres`, which is
+    /// part of [`Postgres::url`]. On its Unix socket it believes everybody still.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        self.password = Some(password.to_owned());
+        self
+    }
+
+    /// A server that speaks TLS, and nothing else, on its port. Its certificate is for 127.0.0.1, and for no name. Those that
+    /// are started with clones of these options have one certificate.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.certificates = Some(Certificates::make(Ipv4Addr::LOCALHOST));
+        self
+    }
+
+    /// As [`Self::tls`], and it turns away whoever shows no certificate of its own authority.
+    #[must_use]
+    pub fn client_certificates(mut self) -> Self {
+        self.asks_for_certificate = true;
+        self.tls()
+    }
+
+    /// A server that tells the time by this clock.
+    #[must_use]
+    pub fn clock(mut self, clock: &WallClock) -> Self {
+        self.environment.extend(clock.environment());
+        self
+    }
+
+    /// Keeps the data in this folder, which does not exist yet and whose parents everybody may enter: on a file system whose
+    /// power is to be cut.
+    #[must_use]
+    pub fn data(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.data = Some(folder.into());
+        self
+    }
+
+    /// Starts the server, and returns when it accepts connections. `None`, and said as [`skip`] does, where PostgreSQL is not
+    /// installed.
+    ///
+    /// Panics, with what the server said, when it does not start.
+    pub async fn start(self) -> Option<Postgres> {
+        let programs = self.found()?;
+        let files = Files::new(self.data.clone());
+        let template = template(&programs);
+        run(Command::new("cp").arg("-a").arg(template).arg(&files.data));
+        // Whatever happens to the power afterwards, it finds what it was given.
+        run(Command::new("sync").arg("-f").arg(&files.data));
+        let password = self.password.clone();
+        let server = self.serve(programs, files).await;
+        if let Some(password) = password {
+            server.psql(&format!("ALTER ROLE postgres PASSWORD '{}'", password.replace('\'', "''"))).await;
+        }
+        Some(server)
+    }
+
+    /// Starts a server on the data that is there.
+    async fn serve(self, programs: PathBuf, files: Files) -> Postgres {
+        let port = Port::claim();
+        self.write_settings(&files, port.number());
+        let mut command = Command::new("sh");
+        command.args(["-c", LEASH]);
+        let unprivileged = unprivileged(&programs.join("postgres"));
+        command.arg(unprivileged.get_program()).args(unprivileged.get_args());
+        command.arg("-D").arg(&files.data).envs(self.environment.iter().cloned());
+        let instance = Instance::start(command, READY).await;
+        let segment = segment(&files.data);
+        Postgres { instance, segment, programs, options: self, port, files }
+    }
+
+    /// Where the programs are that this server is made of.
+    fn found(&self) -> Option<PathBuf> {
+        let programs = match &self.programs {
+            Some(programs) => programs.clone(),
+            None => debian().or_else(|| Some(require("postgres")?.parent()?.to_owned()))?,
+        };
+        let postgres = programs.join("postgres");
+        if succeeds(unprivileged(Path::new("test")).arg("-x").arg(&postgres)) {
+            return Some(programs);
+        }
+        skip(
+            "postgres",
+            &format!("the user {USER}, whom it would run as, may not execute {}", postgres.display()),
+        );
+        None
+    }
+
+    /// Writes what this server does otherwise than by default.
+    fn write_settings(&self, files: &Files, port: u16) {
+        let (data, folder) = (&files.data, files.folder.path());
+        let mut settings: Vec<(String, String)> = [
+            ("listen_addresses", "127.0.0.1"),
+            ("port", &port.to_string()),
+            ("unix_socket_directories", &folder.to_string_lossy()),
+            ("shared_buffers", "16MB"),
+            // Memory that a killed server leaves goes with its files.
+            ("dynamic_shared_memory_type", "mmap"),
+        ]
+        .map(|(setting, value)| (setting.to_owned(), value.to_owned()))
+        .into();
+        let method = if self.password.is_some() { "scram-sha-256" } else { "trust" };
+        let (mut kind, mut shown) = ("host", "");
+        if let Some(certificates) = &self.certificates {
+            let sources = [&certificates.authority, &certificates.certificate, &certificates.key];
+            for (setting, source) in ["ssl_ca_file", "ssl_cert_file", "ssl_key_file"].into_iter().zip(sources)
+            {
+                let file = folder.join(source.file_name().expect("it is a file"));
+                fs::copy(source, &file).expect("a temporary file can be copied");
+                // The server would not have a key that others may read.
+                fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is ours");
+                give_away(&file);
+                settings.push((setting.to_owned(), file.to_string_lossy().into_owned()));
+            }
+            settings.push(("ssl".to_owned(), "on".to_owned()));
+            kind = "hostssl";
+            if self.asks_for_certificate {
+                shown = "clientcert=verify-ca";
+            }
+        }
+        settings.extend(self.settings.iter().cloned());
+        let mut text = fs::read_to_string(data.join("postgresql.conf")).expect("the data has settings");
+        for (setting, value) in settings {
+            // The last one counts.
+            text += &format!("{setting} = '{}'\n", value.replace('\'', "''"));
+        }
+        let access = format!(
+            "local all,replication all trust\n{kind} all,replication all 127.0.0.1/32 {method} {shown}\n"
+        );
+        for (file, text) in [("postgresql.conf", text), ("pg_hba.conf", access)] {
+            fs::write(data.join(file), text).expect("a setting can be written");
+        }
+    }
+}
+
+/// A real PostgreSQL server on a port of 127.0.0.1, with nothing in it and nobody else on it.
+///
+/// It takes about 150 ms to start, so that every test has its own. Dropping it kills it, whatever state it is in; it
+/// ends with the test's process too, however that ends.
+#[derive(Debug)]
+pub struct Postgres {
+    instance: Instance,
+    /// The number of its piece of shared memory, which only it would remove.
+    segment: Option<String>,
+    programs: PathBuf,
+    options: PostgresOptions,
+    port: Port,
+    files: Files,
+}
+
+impl Postgres {
+    /// Starts one with [`PostgresOptions::new`], as [`PostgresOptions::start`] does.
+    pub async fn start() -> Option<Self> {
+        PostgresOptions::new().start().await
+    }
+
+    /// Its TCP port on 127.0.0.1. It keeps it until it is dropped, whatever happens to it.
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// The URL of its user `postgres`, who may do everything, as in `postgres://postgres@127.0.0.1:11042/postgres`. With TLS it
+    /// asks for it, and names the files, as libpq does.
+    pub fn url(&self) -> String {
+        match &self.options.password {
+            Some(password) => self.url_of(&format!("{USER}:{password}")),
+            None => self.url_of(USER),
+        }
+    }
+
+    /// As [`Self::url`], for another login, written as `user` or `user:password`.
+    pub fn url_of(&self, login: &str) -> String {
+        let mut url = format!("postgres://{login}@127.0.0.1:{}/postgres", self.port());
+        if let Some(files) = &self.options.certificates {
+            url += &format!("?sslmode=verify-full&sslrootcert={}", files.authority.display());
+            if self.options.asks_for_certificate {
+                url += &format!("&sslcert={}&sslkey={}", files.certificate.display(), files.key.display());
+            }
+        }
+        url
+    }
+
+    /// Its URL by its Unix socket.
+    pub fn socket_url(&self) -> String {
+        let folder = self.files.folder.path().display();
+        format!("postgres://{USER}@/postgres?host={folder}&port={}", self.port())
+    }
+
+    /// The certificate, in a PEM file, of the authority that signed its own, and its own with its key. A client may show these as
+    /// well: they are of the same authority. `None` without TLS.
+    pub fn certificates(&self) -> Option<[&Path; 3]> {
+        let files = self.options.certificates.as_ref()?;
+        Some([&files.authority, &files.certificate, &files.key])
+    }
+
+    /// The program of this name of the server's version, as in `program("pgbench")`.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    /// Has the server do something by `psql`, as the user `postgres` and by the Unix socket, and returns what that prints: rows
+    /// in lines, columns with `|` between.
+    ///
+    /// Panics when the server answers with an error or not in time.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the server may have done it or not.
+    pub async fn psql(&self, sql: &str) -> String {
+        self.ask(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// As [`Self::psql`]; the error is what `psql` says.
+    pub async fn ask(&self, sql: &str) -> Result<String, String> {
+        psql(&self.programs, &self.socket_url(), sql).await
+    }
+
+    /// A session of `psql`, as the user `postgres`, that lasts until it is dropped.
+    pub fn session(&self) -> Psql {
+        self.session_by(&self.socket_url())
+    }
+
+    /// As [`Self::session`], by this URL.
+    pub fn session_by(&self, url: &str) -> Psql {
+        Psql::start(&self.programs, url)
+    }
+
+    /// Ends the connections of all clients (`pg_terminate_backend`), and returns how many there were, when they are gone.
+    pub async fn terminate_backends(&self) -> usize {
+        const TERMINATE: &str = "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity \
+            WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        self.psql(TERMINATE).await.parse().expect("a number")
+    }
+
+    /// Stops all of its processes (SIGSTOP), and returns when they have stopped: connections to it are made, and nobody answers.
+    pub fn stop(&self) {
+        self.instance.process.stop().expect("a server that runs can be stopped");
+        // The one that starts them has stopped: there will be no others.
+        let children = self.children();
+        children.iter().for_each(|child| signal(child, Signal::STOP));
+        wait_until("its children stop", || {
+            children.iter().all(|child| state(child).is_none_or(|state| state == 'T'))
+        });
+    }
+
+    /// Lets all of its processes run on (SIGCONT).
+    pub fn resume(&self) {
+        self.children().iter().for_each(|child| signal(child, Signal::CONT));
+        self.instance.process.resume().expect("a server that is stopped can be resumed");
+    }
+
+    /// Kills all of its processes (SIGKILL), as if its machine had crashed with its disk in order, and returns when they
+    /// are dead: connections to it are refused. Killing it again does nothing.
+    pub fn kill(&mut self) {
+        if self.instance.process.is_dead() {
+            return;
+        }
+        // It may have ended by itself; then there are no children either.
+        let _ = self.instance.process.stop();
+        let children = self.children();
+        children.iter().for_each(|child| signal(child, Signal::KILL));
+        self.instance.process.kill().expect("a server can be killed");
+        wait_until("its children die", || children.iter().all(|child| state(child).is_none()));
+        if let Some(segment) = self.segment.take() {
+            // A server that ended by itself has removed it.
+            let _ = Command::new("ipcrm").args(["-m", &segment]).output();
+        }
+    }
+
+    /// Shuts it down at once (SIGQUIT), as for a machine that goes off: it ends connections with a word to the client, finishes
+    /// nothing, and recovers when it [starts again](Self::restart). Returns when it has ended.
+    ///
+    /// Panics when it does not end.
+    pub async fn shut_down(&mut self) {
+        let postmaster = Pid::from_raw(self.instance.process.id().cast_signed());
+        kill_process(postmaster.expect("it has a number"), Signal::QUIT)
+            .expect("a server that runs can be told");
+        let ended = async { while self.instance.process.line().await.is_some() {} };
+        tokio::time::timeout(PATIENCE, ended).await.expect("the server ends when it is told to");
+        self.kill();
+    }
+
+    /// Kills it, unless it is dead, and starts it again on the same port, with the data that it had confirmed.
+    pub async fn restart(&mut self) {
+        self.kill();
+        self.instance.start_again().await;
+        self.segment = segment(&self.files.data);
+    }
+
+    /// A server that follows this one, on a port of its own, with the same options but for the data's folder. Returns when it has
+    /// caught up. This one confirms what it has written itself, whether or not the standby has it.
+    ///
+    /// To let a standby fall behind, kill it and start it again when this one is dead: what is under way to one that is
+    /// stopped would reach it still.
+    pub async fn standby(&self) -> Self {
+        let files = Files::new(None);
+        let mut copy = unprivileged(&self.program("pg_basebackup"));
+        copy.args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", &self.socket_url(), "-D"]);
+        run(copy.arg(&files.data));
+        let standby = self.options.clone().serve(self.programs.clone(), files).await;
+        // Whoever is told of a commit from now on finds it there.
+        let written = self.psql("SELECT pg_current_wal_flush_lsn()").await;
+        let has_it = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        until("the standby has caught up", async || (standby.psql(&has_it).await == "t").then_some(())).await;
+        standby
+    }
+
+    /// As [`Self::standby`], and this server confirms nothing from now on that the standby has not on its disk.
+    pub async fn synchronous_standby(&self) -> Self {
+        let standby = self.standby().await;
+        self.psql("ALTER SYSTEM SET synchronous_standby_names = '*'").await;
+        self.psql("SELECT pg_reload_conf()").await;
+        until("the standby is synchronous", async || {
+            let state = self.psql("SELECT sync_state FROM pg_stat_replication").await;
+            (state == "sync").then_some(())
+        })
+        .await;
+        standby
+    }
+
+    /// Makes a standby a server in its own right, and returns when it accepts writes.
+    pub async fn promote(&self) {
+        assert_eq!(self.psql("SELECT pg_promote()").await, "t", "a standby is promoted");
+    }
+
+    /// The numbers of the processes that the first one has started.
+    fn children(&self) -> Vec<String> {
+        let first = self.instance.process.id();
+        let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap_or_default();
+        children.split_whitespace().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A session of `psql` by a connection of its own, which ends when it is dropped.
+#[derive(Debug)]
+pub struct Psql(Process);
+
+impl Psql {
+    /// What it prints after an answer.
+    const END: &str = "-- that was all --";
+
+    fn start(programs: &Path, url: &str) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"exec "$0" "$@" 2>&1"#]).arg(programs.join("psql"));
+        command.args(["-X", "-q", "-A", "-t", "-d", url]);
+        Self(Process::start(command).expect("psql starts"))
+    }
+
+    /// Has the server do something, and returns what `psql` prints, errors included, as in `ERROR:  deadlock detected`.
+    ///
+    /// Panics when there is no answer in time.
+    pub async fn ask(&mut self, sql: &str) -> String {
+        self.send(sql);
+        self.answer().await
+    }
+
+    /// Has the server do something, and does not wait for it: [`Self::answer`] does. SQL is ended by `;` where it has to be.
+    ///
+    /// Panics when the session has ended.
+    pub fn send(&mut self, sql: &str) {
+        // What goes to stderr is printed at once.
+        self.0.send(&format!("{sql};\n\\warn '{}'", Self::END)).expect("psql reads what it is told");
+    }
+
+    /// What `psql` prints for the first of what was [sent](Self::send) that was not answered yet.
+    ///
+    /// Panics when there is no answer in time.
+    pub async fn answer(&mut self) -> String {
+        let mut lines = Vec::new();
+        let read = async {
+            loop {
+                match self.0.line().await {
+                    Some(line) if line == Self::END => return true,
+                    Some(line) => lines.push(line),
+                    None => return false,
+                }
+            }
+        };
+        let has_answered = tokio::time::timeout(PATIENCE, read).await;
+        let answer = lines.join("\n");
+        match has_answered {
+            Ok(true) => answer,
+            Ok(false) => panic!("psql ended; it said:\n{answer}"),
+            Err(elapsed) => panic!("{elapsed}: psql did not answer within {PATIENCE:?}; it said:\n{answer}"),
+        }
+    }
+}
+
+/// Where a server's files are.
+#[derive(Debug)]
+struct Files {
+    data: PathBuf,
+    /// With the socket, and the data if it is nowhere else.
+    folder: TempDir,
+}
+
+impl Files {
+    fn new(data: Option<PathBuf>) -> Self {
+        let folder = folder_of_the_server();
+        Self { data: data.unwrap_or_else(|| folder.path().join("data")), folder }
+    }
+}
+
+/// A temporary folder that belongs to the user that the server runs as.
+fn folder_of_the_server() -> TempDir {
+    let folder = TempDir::new().expect("a temporary directory");
+    give_away(folder.path());
+    folder
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Makes it the property of the user that the server runs as.
+fn give_away(path: &Path) {
+    if is_root() {
+        run(Command::new("chown").arg(format!("{USER}:{USER}")).arg(path));
+    }
+}
+
+/// The program, to be run as the user that the server runs as.
+pub(crate) fn unprivileged(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--reuid={USER}")).arg(format!("--regid={USER}")).arg("--clear-groups").arg(program);
+    command
+}
+
+/// The programs of the newest version that Debian has here.
+fn debian() -> Option<PathBuf> {
+    let versions = fs::read_dir(DEBIAN).ok()?.filter_map(|entry| {
+        let version: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let programs = Path::new(DEBIAN).join(version.to_string()).join("bin");
+        programs.join("postgres").is_file().then_some((version, programs))
+    });
+    versions.max().map(|(_, programs)| programs)
+}
+
+/// The data of a server that has never run, to be copied: made once for each version, because it takes longer than everything
+/// else that a server does to start.
+fn template(programs: &Path) -> PathBuf {
+    let version = Command::new(programs.join("postgres")).arg("--version").output().expect("postgres starts");
+    let version = String::from_utf8_lossy(&version.stdout);
+    let version = version.split(' ').nth(2).expect("postgres says its version").trim();
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("the workspace")
+        .join("target/postgres");
+    // Only its owner may read it.
+    let template = templates.join(format!("{version}-of-{}", rustix::process::geteuid().as_raw()));
+    if !template.exists() {
+        let folder = folder_of_the_server();
+        let made = folder.path().join("data");
+        let mut initdb = unprivileged(&programs.join("initdb"));
+        initdb.args(["-U", USER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "-D"]);
+        run(initdb.arg(&made));
+        fs::create_dir_all(&templates).expect("the target folder can be written to");
+        // Nobody sees half of one. If somebody else was quicker, theirs is as good.
+        let copy = TempDir::new_in(&templates).expect("the target folder can be written to");
+        run(Command::new("cp").arg("-a").arg(made).arg(copy.path()));
+        let _ = fs::rename(copy.path().join("data"), &template);
+    }
+    template
+}
+
+/// What the server has written of its piece of shared memory.
+fn segment(data: &Path) -> Option<String> {
+    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    text.lines().nth(6)?.split_whitespace().nth(1).map(str::to_owned)
+}
+
+/// What `psql` prints, or says on stderr.
+pub(crate) async fn psql(programs: &Path, url: &str, sql: &str) -> Result<String, String> {
+    let mut command = tokio::process::Command::new(programs.join("psql"));
+    command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", sql]);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(PATIENCE, command.output())
+        .await
+        .map_err(|_| format!("no answer within {PATIENCE:?}"))?
+        .expect("psql starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// Signals a process of a server, which may be gone.
+fn signal(process: &str, signal: Signal) {
+    let pid = process.parse().ok().and_then(Pid::from_raw).expect("the kernel writes numbers");
+    let _ = kill_process(pid, signal);
+}
+
+/// Waits for what happens to processes that are not our children: the kernel does not tell us.
+///
+/// Panics after [`PATIENCE`].
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    const PAUSE: Duration = Duration::from_millis(1);
+    for _ in 0..PATIENCE.as_millis() {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    panic!("waited {PATIENCE:?} in vain until {what}");
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_answers_on_its_port_and_its_socket() {
+        let Some(server) = Postgres::start().await else { return };
+        assert_eq!(server.url(), format!("postgres://postgres@127.0.0.1:{}/postgres", server.port()));
+        for url in [server.url(), server.socket_url()] {
+            let answer = psql(&server.programs, &url, "SELECT current_user, 6 * 7").await;
+            assert_eq!(answer.as_deref(), Ok("postgres|42"), "{url}");
+        }
+    }
+}
