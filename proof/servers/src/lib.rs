@@ -9,14 +9,19 @@
 //!   [`python`] and [`node`] run other people's clients of them, as [`go_etcd_lock`] and [`curator`] do of etcd and ZooKeeper.
 //! - [`EtcdCluster`] is one of etcd, of one member or several, of the version of Debian or of [a later one](etcd_3_5).
 //! - [`Ensemble`] is one ZooKeeper server of a test's own, or several.
+//! - [`Postgres`] is a PostgreSQL server of a test's own, of the version of Debian or of [a later one](postgres_18), with standbys
+//!   that are promoted; [`Pgbouncer`] is a pool of connections before it.
+//! - [`Disk`] is a file system whose power is cut.
 //! - [`Proxy`] is the network between a client and a server, with its faults.
 //! - [`Taker`] is a process that takes a lock and can be stopped or killed in any state.
 
 mod cluster;
+mod disk;
 mod etcd;
 mod interconnect;
 mod links;
 mod peers;
+mod pgbouncer;
 mod port;
 mod postgres;
 mod process;
@@ -31,8 +36,10 @@ mod wall_clock;
 mod zookeeper;
 
 pub use cluster::RedisCluster;
+pub use disk::Disk;
 pub use etcd::{EtcdCluster, EtcdOptions};
 pub use peers::{curator, etcd_3_5, go_etcd_lock, node, postgres_18, python, valkey};
+pub use pgbouncer::Pgbouncer;
 pub use postgres::{Postgres, PostgresOptions, Psql};
 pub use process::Process;
 pub use proxy::Proxy;

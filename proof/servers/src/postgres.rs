@@ -1,7 +1,6 @@
 use std::ffi::OsString;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::port::Port;
-use crate::process::{Process, state};
+use crate::process::{Process, run, state};
 use crate::redis::{Instance, until};
 use crate::require::{require, skip};
 use crate::tls::Certificates;
@@ -21,7 +20,7 @@ use crate::wall_clock::WallClock;
 const DEBIAN: &str = "/usr/lib/postgresql";
 
 /// The user that the server runs as where we are root: PostgreSQL refuses to be root.
-const USER: &str = "postgres";
+pub(crate) const USER: &str = "postgres";
 
 /// What the server says when it serves, a standby included.
 const READY: &str = "database system is ready to accept";
@@ -176,8 +175,6 @@ impl PostgresOptions {
             {
                 let file = folder.join(source.file_name().expect("it is a file"));
                 fs::copy(source, &file).expect("a temporary file can be copied");
-                // The server would not have a key that others may read.
-                fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is ours");
                 give_away(&file);
                 settings.push((setting.to_owned(), file.to_string_lossy().into_owned()));
             }
@@ -265,6 +262,11 @@ impl Postgres {
     /// The program of this name of the server's version, as in `program("pgbench")`.
     pub fn program(&self, name: &str) -> PathBuf {
         self.programs.join(name)
+    }
+
+    /// What its user `postgres` is asked for.
+    pub(crate) fn password(&self) -> Option<&str> {
+        self.options.password.as_deref()
     }
 
     /// Has the server do something by `psql`, as the user `postgres` and by the Unix socket, and returns what that prints: rows
@@ -436,7 +438,8 @@ impl Psql {
         self.0.send(&format!("{sql};\n\\warn '{}'", Self::END)).expect("psql reads what it is told");
     }
 
-    /// What `psql` prints for the first of what was [sent](Self::send) that was not answered yet.
+    /// What `psql` prints for the first of what was [sent](Self::send) that was not answered yet. Where the connection is lost,
+    /// `psql` says so and ends.
     ///
     /// Panics when there is no answer in time.
     pub async fn answer(&mut self) -> String {
@@ -453,8 +456,8 @@ impl Psql {
         let has_answered = tokio::time::timeout(PATIENCE, read).await;
         let answer = lines.join("\n");
         match has_answered {
-            Ok(true) => answer,
-            Ok(false) => panic!("psql ended; it said:\n{answer}"),
+            Ok(false) if answer.is_empty() => panic!("psql has ended"),
+            Ok(_) => answer,
             Err(elapsed) => panic!("{elapsed}: psql did not answer within {PATIENCE:?}; it said:\n{answer}"),
         }
     }
@@ -476,7 +479,7 @@ impl Files {
 }
 
 /// A temporary folder that belongs to the user that the server runs as.
-fn folder_of_the_server() -> TempDir {
+pub(crate) fn folder_of_the_server() -> TempDir {
     let folder = TempDir::new().expect("a temporary directory");
     give_away(folder.path());
     folder
@@ -487,7 +490,7 @@ fn is_root() -> bool {
 }
 
 /// Makes it the property of the user that the server runs as.
-fn give_away(path: &Path) {
+pub(crate) fn give_away(path: &Path) {
     if is_root() {
         run(Command::new("chown").arg(format!("{USER}:{USER}")).arg(path));
     }
@@ -584,22 +587,250 @@ fn succeeds(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
+
     use super::*;
+    use crate::disk::Disk;
+    use crate::peers::postgres_18;
+    use crate::process::orphans::{ends_with_its_test, is_to_be_stopped, wait_to_be_killed};
+
+    async fn is_dead(server: &Postgres, children: &[String]) -> bool {
+        let is_refused = TcpStream::connect(("127.0.0.1", server.port())).await.is_err();
+        is_refused && children.iter().all(|child| state(child).is_none())
+    }
+
+    /// Whether the machine has this piece of shared memory.
+    fn is_left(segment: &str) -> bool {
+        succeeds(Command::new("sh").args(["-c", r#"ipcs -m | grep -q "^[^ ]* $0 ""#, segment]))
+    }
 
     #[tokio::test]
-    async fn a_server_answers_on_its_port_and_its_socket() {
+    async fn a_server_answers_on_its_port_and_its_socket_and_is_alone() {
         let Some(server) = Postgres::start().await else { return };
+        let Some(other) = Postgres::start().await else { return };
         assert_eq!(server.url(), format!("postgres://postgres@127.0.0.1:{}/postgres", server.port()));
         for url in [server.url(), server.socket_url()] {
             let answer = psql(&server.programs, &url, "SELECT current_user, 6 * 7").await;
             assert_eq!(answer.as_deref(), Ok("postgres|42"), "{url}");
         }
+        server.psql("CREATE TABLE mine (a int)").await;
+        let error = other.ask("SELECT * FROM mine").await.unwrap_err();
+        assert!(error.contains(r#"relation "mine" does not exist"#), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_server_comes_back_with_what_it_confirmed() {
+        let Some(mut server) = Postgres::start().await else { return };
+        let port = server.port();
+        server.psql("CREATE TABLE numbers AS SELECT 1").await;
+        for number in 2..4 {
+            let children = server.children();
+            let segment = server.segment.clone().expect("it has a piece of shared memory");
+            assert!(children.len() > 3 && is_left(&segment), "{children:?} {segment}");
+            if number == 2 {
+                server.kill();
+                server.kill();
+            } else {
+                server.shut_down().await;
+            }
+            assert!(is_dead(&server, &children).await, "after {number}");
+            assert!(!is_left(&segment), "shared memory is left");
+            server.restart().await;
+            server.psql(&format!("INSERT INTO numbers VALUES ({number})")).await;
+        }
+        let numbers = server.psql("SELECT * FROM numbers").await;
+        assert_eq!((server.port(), &*numbers), (port, "1\n2\n3"));
+    }
+
+    #[tokio::test]
+    async fn a_stopped_server_is_silent() {
+        let Some(mut server) = Postgres::start().await else { return };
+        let mut session = server.session();
+        let backend = session.ask("SELECT pg_backend_pid()").await;
+        server.stop();
+        assert_eq!(state(&backend), Some('T'));
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port())).await.unwrap();
+        session.send("SELECT 42");
+        let read = tokio::time::timeout(Duration::from_millis(100), session.0.line());
+        assert!(read.await.is_err(), "a stopped server answers");
+        server.resume();
+        assert_eq!(session.answer().await, "42");
+        server.stop();
+        server.kill();
+        assert!(is_dead(&server, &[backend]).await);
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or_default(), 0, "it has nothing to say any more");
+    }
+
+    #[tokio::test]
+    async fn a_session_holds_what_it_has_until_it_is_terminated() {
+        let Some(server) = Postgres::start().await else { return };
+        let (mut one, mut two) = (server.session(), server.session());
+        assert_eq!(one.ask("SELECT pg_advisory_lock(1)").await, "");
+        assert_eq!(two.ask("SELECT pg_try_advisory_lock(1)").await, "f");
+        two.send("SELECT pg_advisory_lock(1), 42");
+        until("the other waits", async || {
+            (server.psql("SELECT count(*) FROM pg_locks WHERE NOT granted").await == "1").then_some(())
+        })
+        .await;
+        drop(one);
+        assert_eq!(two.answer().await, "|42");
+        assert_eq!(server.terminate_backends().await, 1);
+        assert_eq!(server.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").await, "0");
+        let said = two.ask("SELECT 42").await;
+        assert!(said.contains("terminating connection due to administrator command"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn settings_and_password_are_the_servers() {
+        let options = PostgresOptions::new().set("idle_session_timeout", "60s").set("fsync", "off");
+        let Some(server) = options.password("it's").start().await else { return };
+        assert_eq!(server.url(), format!("postgres://postgres:it's@127.0.0.1:{}/postgres", server.port()));
+        let settings = "SELECT current_setting('idle_session_timeout'), current_setting('fsync')";
+        assert_eq!(psql(&server.programs, &server.url(), settings).await.as_deref(), Ok("1min|off"));
+        server.psql("CREATE ROLE other LOGIN PASSWORD 'mine'").await;
+        for (login, is_right) in [("other:mine", true), ("other:its", false), ("postgres:its", false)] {
+            let answer = psql(&server.programs, &server.url_of(login), "SELECT 42").await;
+            assert_eq!(answer.is_ok(), is_right, "{login}: {answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_with_tls_speaks_nothing_else_and_is_vouched_for() {
+        let ask = async |server: &Postgres, url: &str| {
+            psql(&server.programs, url, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await
+        };
+        for options in [PostgresOptions::new().tls(), PostgresOptions::new().client_certificates()] {
+            let Some(server) = options.start().await else { return };
+            assert_eq!(ask(&server, &server.url()).await.as_deref(), Ok("t"));
+            let [authority, ..] = server.certificates().unwrap();
+            let address = format!("postgres://postgres@127.0.0.1:{}/postgres", server.port());
+            let unencrypted = ask(&server, &format!("{address}?sslmode=disable")).await.unwrap_err();
+            assert!(unencrypted.contains("no encryption"), "{unencrypted}");
+            let strangers = Certificates::make(Ipv4Addr::LOCALHOST);
+            let stranger =
+                format!("{address}?sslmode=verify-full&sslrootcert={}", strangers.authority.display());
+            let unknown = ask(&server, &stranger).await.unwrap_err();
+            assert!(unknown.contains("SSL error"), "{unknown}");
+            let nameless = format!("{address}?sslmode=verify-full&sslrootcert={}", authority.display());
+            let nameless = ask(&server, &nameless).await;
+            assert_eq!(nameless.is_err(), server.options.asks_for_certificate, "{nameless:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_tells_the_time_by_its_clock() {
+        let Some(clock) = WallClock::new() else { return };
+        let Some(server) = PostgresOptions::new().clock(&clock).start().await else { return };
+        let mut session = server.session();
+        let mut seconds = async || -> f64 {
+            session.ask("SELECT extract(epoch FROM clock_timestamp())").await.parse().expect("seconds")
+        };
+        let before = seconds().await;
+        clock.step(3600);
+        let after = seconds().await;
+        assert!((3600.0..3610.0).contains(&(after - before)), "{before} {after}");
+    }
+
+    #[tokio::test]
+    async fn a_standby_follows_and_is_promoted() {
+        let Some(mut server) = Postgres::start().await else { return };
+        server.psql("CREATE TABLE numbers AS SELECT 1").await;
+        let mut standby = server.standby().await;
+        assert_eq!(standby.psql("SELECT pg_is_in_recovery(), count(*) FROM numbers").await, "t|1");
+        // What it does not get is lost.
+        standby.kill();
+        server.psql("INSERT INTO numbers VALUES (2)").await;
+        server.kill();
+        standby.restart().await;
+        standby.promote().await;
+        standby.psql("INSERT INTO numbers VALUES (3)").await;
+        assert_eq!(standby.psql("SELECT * FROM numbers").await, "1\n3");
+        let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
+        until("there is a new timeline", async || (standby.psql(timeline).await == "2").then_some(())).await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_confirmed_that_a_synchronous_standby_has_not() {
+        let Some(mut server) = Postgres::start().await else { return };
+        let mut standby = server.synchronous_standby().await;
+        server.psql("CREATE TABLE numbers AS SELECT 1").await;
+        standby.kill();
+        let mut session = server.session();
+        session.send("INSERT INTO numbers VALUES (2)");
+        until("the write waits for the standby", async || {
+            let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            (server.psql(waits).await == "1").then_some(())
+        })
+        .await;
+        standby.restart().await;
+        assert_eq!(session.answer().await, "");
+        server.kill();
+        standby.promote().await;
+        assert_eq!(standby.psql("SELECT * FROM numbers").await, "1\n2");
+    }
+
+    #[tokio::test]
+    async fn a_power_cut_leaves_what_was_confirmed() {
+        let Some(disk) = Disk::new(512) else { return };
+        for (fsync, is_kept) in [("on", true), ("off", false)] {
+            disk.mount();
+            let data = disk.path().join(fsync);
+            // Unlike the writer of the log, nobody else takes what was confirmed to the disk in this time.
+            let options =
+                PostgresOptions::new().data(data).set("fsync", fsync).set("checkpoint_timeout", "1d");
+            let Some(mut server) = options.start().await else { return };
+            server.psql("CREATE TABLE numbers AS SELECT 42").await;
+            disk.cut_power();
+            server.kill();
+            disk.unmount();
+            disk.mount();
+            server.restart().await;
+            let kept = server.ask("SELECT * FROM numbers").await;
+            assert_eq!(kept.as_deref() == Ok("42"), is_kept, "fsync {fsync}: {kept:?}");
+            server.kill();
+            disk.unmount();
+        }
+    }
+
+    #[tokio::test]
+    async fn version_18_is_started_as_well() {
+        let Some(programs) = postgres_18() else { return };
+        let Some(server) = PostgresOptions::new().programs(programs).start().await else { return };
+        assert!(server.psql("SHOW server_version").await.starts_with("18."), "another version");
+        let standby = server.standby().await;
+        standby.promote().await;
+        assert_eq!(standby.psql("SELECT pg_is_in_recovery()").await, "f");
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "no_such_setting")]
+    async fn a_server_that_does_not_start_says_why() {
+        let options = PostgresOptions::new().set("no_such_setting", "1");
+        assert!(options.start().await.is_some(), "no_such_setting: there is nothing to start here");
+    }
+
+    /// Starts a server in a process of its own and is killed: it drops nothing.
+    #[test]
+    #[ignore = "run by the test below, in a process of its own"]
+    fn child_starts_a_server_and_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let server = runtime.block_on(Postgres::start()).expect("the parent has looked");
+        if is_to_be_stopped() {
+            server.stop();
+        }
+        let mut processes = server.children();
+        processes.push(server.instance.process.id().to_string());
+        wait_to_be_killed(&processes);
+    }
+
+    #[tokio::test]
+    async fn a_server_ends_with_a_test_that_is_killed() {
+        if PostgresOptions::new().found().is_none() {
+            return;
+        }
+        ends_with_its_test("postgres::tests::child_starts_a_server_and_waits").await;
     }
 }

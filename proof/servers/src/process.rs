@@ -48,7 +48,8 @@ impl Process {
     /// Writes a line to its stdin. Errors when it has ended or its stdin is closed.
     pub fn send(&mut self, line: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?;
-        writeln!(stdin, "{line}")
+        // In one piece: it may end when it has read the line, and before it could read another piece.
+        stdin.write_all(format!("{line}\n").as_bytes())
     }
 
     /// Closes its stdin: it reads an end of file.
@@ -110,11 +111,70 @@ impl Drop for Process {
     }
 }
 
+/// Runs a command to its end.
+///
+/// Panics, with what it said, when it fails.
+pub(crate) fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// The third field of `/proc/PID/stat`, as `T` for one that is stopped; `None` when there is no such process, or only its
 /// corpse.
 pub(crate) fn state(id: &str) -> Option<char> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(id).join("stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// What becomes of a server whose test is killed.
+#[cfg(test)]
+pub(crate) mod orphans {
+    use ringfence_testkit::PATIENCE;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::redis::until;
+
+    /// Tells the child that its server is to be stopped when the child is killed.
+    const STOPPED: &str = "RINGFENCE_STOPPED";
+
+    /// Runs a test in a process of its own until it [waits](wait_to_be_killed), kills it, and waits until its server is gone,
+    /// whether that runs or is stopped.
+    pub(crate) async fn ends_with_its_test(test: &str) {
+        for is_stopped in [false, true] {
+            let folder = TempDir::new().unwrap();
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.env("TMPDIR", folder.path()).args(["--exact", test, "--ignored", "--nocapture"]);
+            if is_stopped {
+                command.env(STOPPED, "1");
+            }
+            let mut child = Process::start(command).unwrap();
+            let processes = loop {
+                let line = tokio::time::timeout(PATIENCE, child.line()).await.expect("it starts in time");
+                let line = line.expect("the child says what it has started");
+                if let Some(processes) = line.strip_prefix("started ") {
+                    break processes.split(' ').map(str::to_owned).collect::<Vec<_>>();
+                }
+            };
+            assert!(processes.iter().all(|process| state(process).is_some()), "{processes:?} are there");
+            child.kill().unwrap();
+            until("nobody is left to own the server", async || {
+                processes.iter().all(|process| state(process).is_none()).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// In such a process: whether the server is to be stopped.
+    pub(crate) fn is_to_be_stopped() -> bool {
+        std::env::var_os(STOPPED).is_some()
+    }
+
+    /// In such a process, which then drops nothing: says which processes the server has.
+    pub(crate) fn wait_to_be_killed(processes: &[String]) {
+        println!("\nstarted {}", processes.join(" "));
+        std::thread::park();
+    }
 }
 
 #[cfg(test)]

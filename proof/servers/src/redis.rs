@@ -371,6 +371,7 @@ mod tests {
 
     use super::*;
     use crate::peers::valkey;
+    use crate::process::orphans::{ends_with_its_test, is_to_be_stopped, wait_to_be_killed};
 
     #[tokio::test]
     async fn a_server_answers_on_its_port_and_its_socket() {
@@ -494,11 +495,10 @@ mod tests {
     fn child_starts_a_server_and_waits() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let server = runtime.block_on(RedisServer::start()).expect("the parent has looked");
-        if std::env::var_os("RINGFENCE_STOPPED").is_some() {
+        if is_to_be_stopped() {
             server.stop();
         }
-        println!("\nport {}", server.port());
-        std::thread::park();
+        wait_to_be_killed(&[server.id().to_string()]);
     }
 
     #[tokio::test]
@@ -506,35 +506,6 @@ mod tests {
         if require("redis-server").is_none() || require("redis-cli").is_none() {
             return;
         }
-        for is_stopped in [false, true] {
-            let folder = TempDir::new().unwrap();
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            command.env("TMPDIR", folder.path());
-            command.args([
-                "--exact",
-                "redis::tests::child_starts_a_server_and_waits",
-                "--ignored",
-                "--nocapture",
-            ]);
-            if is_stopped {
-                command.env("RINGFENCE_STOPPED", "1");
-            }
-            let mut child = Process::start(command).unwrap();
-            let port: u16 = loop {
-                let line = tokio::time::timeout(PATIENCE, child.line()).await.expect("it starts in time");
-                let line = line.expect("the child says its port");
-                if let Some(port) = line.strip_prefix("port ") {
-                    break port.parse().unwrap();
-                }
-            };
-            TcpStream::connect(("127.0.0.1", port)).await.expect("the child's server is there");
-            child.kill().unwrap();
-            let gone = async {
-                while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::time::timeout(PATIENCE, gone).await.expect("nobody is left to own the server");
-        }
+        ends_with_its_test("redis::tests::child_starts_a_server_and_waits").await;
     }
 }

@@ -1,4 +1,6 @@
+use std::fs::{self, Permissions};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,13 +34,16 @@ impl Certificates {
         let folder = TempDir::new().expect("a temporary directory");
         let write = |name: &str, text: String| {
             let file = folder.path().join(name);
-            std::fs::write(&file, text).expect("a temporary file can be written");
+            fs::write(&file, text).expect("a temporary file can be written");
             file
         };
+        let key = write("server.key", key.serialize_pem());
+        // PostgreSQL and its clients would not have one that others may read.
+        fs::set_permissions(&key, Permissions::from_mode(0o600)).expect("a temporary file is ours");
         Self {
             authority: write("authority.pem", authority.pem()),
             certificate: write("server.pem", certificate),
-            key: write("server.key", key.serialize_pem()),
+            key,
             _folder: Arc::new(folder),
         }
     }
