@@ -67,7 +67,7 @@ impl PostgresOptions {
     }
 
     /// A server that asks everybody on its port for a password (SCRAM), and this as that of the user `postgres`, which is
-    /// part of [`Postgres::url`]. On its Unix socket it believes everybody still.
+    /// part of [`Postgres::url`] as it is written here. On its Unix socket it believes everybody still.
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
@@ -185,11 +185,13 @@ impl PostgresOptions {
             }
         }
         settings.extend(self.settings.iter().cloned());
-        let mut text = fs::read_to_string(data.join("postgresql.conf")).expect("the data has settings");
-        for (setting, value) in settings {
-            // The last one counts.
-            text += &format!("{setting} = '{}'\n", value.replace('\'', "''"));
-        }
+        let mut lines =
+            vec![fs::read_to_string(data.join("postgresql.conf")).expect("the data has settings")];
+        // The last one counts.
+        lines.extend(
+            settings.iter().map(|(setting, value)| format!("{setting} = '{}'", value.replace('\'', "''"))),
+        );
+        let text = lines.join("\n");
         let access = format!(
             "local all,replication all trust\n{kind} all,replication all 127.0.0.1/32 {method} {shown}\n"
         );
@@ -236,14 +238,13 @@ impl Postgres {
 
     /// As [`Self::url`], for another login, written as `user` or `user:password`.
     pub fn url_of(&self, login: &str) -> String {
-        let mut url = format!("postgres://{login}@127.0.0.1:{}/postgres", self.port());
-        if let Some(files) = &self.options.certificates {
-            url += &format!("?sslmode=verify-full&sslrootcert={}", files.authority.display());
-            if self.options.asks_for_certificate {
-                url += &format!("&sslcert={}&sslkey={}", files.certificate.display(), files.key.display());
-            }
+        let url = format!("postgres://{login}@127.0.0.1:{}/postgres", self.port());
+        let Some(files) = &self.options.certificates else { return url };
+        let url = format!("{url}?sslmode=verify-full&sslrootcert={}", files.authority.display());
+        if !self.options.asks_for_certificate {
+            return url;
         }
-        url
+        format!("{url}&sslcert={}&sslkey={}", files.certificate.display(), files.key.display())
     }
 
     /// Its URL by its Unix socket.
@@ -307,7 +308,7 @@ impl Postgres {
         self.instance.process.stop().expect("a server that runs can be stopped");
         // The one that starts them has stopped: there will be no others.
         let children = self.children();
-        children.iter().for_each(|child| signal(child, Signal::STOP));
+        signal(&children, Signal::STOP);
         wait_until("its children stop", || {
             children.iter().all(|child| state(child).is_none_or(|state| state == 'T'))
         });
@@ -315,7 +316,7 @@ impl Postgres {
 
     /// Lets all of its processes run on (SIGCONT).
     pub fn resume(&self) {
-        self.children().iter().for_each(|child| signal(child, Signal::CONT));
+        signal(&self.children(), Signal::CONT);
         self.instance.process.resume().expect("a server that is stopped can be resumed");
     }
 
@@ -328,7 +329,7 @@ impl Postgres {
         // It may have ended by itself; then there are no children either.
         let _ = self.instance.process.stop();
         let children = self.children();
-        children.iter().for_each(|child| signal(child, Signal::KILL));
+        signal(&children, Signal::KILL);
         self.instance.process.kill().expect("a server can be killed");
         wait_until("its children die", || children.iter().all(|child| state(child).is_none()));
         if let Some(segment) = self.segment.take() {
@@ -563,10 +564,12 @@ pub(crate) async fn psql(programs: &Path, url: &str, sql: &str) -> Result<String
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-/// Signals a process of a server, which may be gone.
-fn signal(process: &str, signal: Signal) {
-    let pid = process.parse().ok().and_then(Pid::from_raw).expect("the kernel writes numbers");
-    let _ = kill_process(pid, signal);
+/// Signals processes of a server, which may be gone.
+fn signal(processes: &[String], signal: Signal) {
+    for process in processes {
+        let pid = process.parse().ok().and_then(Pid::from_raw).expect("the kernel writes numbers");
+        let _ = kill_process(pid, signal);
+    }
 }
 
 /// Waits for what happens to processes that are not our children: the kernel does not tell us.
