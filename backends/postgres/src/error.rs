@@ -1,0 +1,227 @@
+//! What the server and the driver say, as errors of ours.
+
+use std::error::Error as _;
+use std::io;
+
+use ringfence_core::{Error, ErrorKind};
+use tokio_postgres::error::{DbError, SqlState};
+
+pub(crate) type Theirs = tokio_postgres::Error;
+
+/// What is wrong with a standby.
+const STANDBY: &str =
+    "it is a standby: locks are taken on the primary; name all hosts in the URL, and the primary is found";
+
+const UNREACHABLE: &str = "it cannot be reached: see whether it runs, and whether the URL names it";
+
+/// The error of a statement that was on its way when this was said.
+pub(crate) fn of_call(error: &Theirs) -> Error {
+    let unknown = !is_answer(error);
+    let error = explain(error);
+    if unknown { error.with_unknown_effect() } else { error }
+}
+
+/// The error of a step on the way to a connection that is ready, which leaves nothing behind.
+pub(crate) fn of_connecting(error: &Theirs) -> Error {
+    if let Some(cause) = error.source().and_then(|source| source.downcast_ref::<io::Error>())
+        && matches!(cause.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+    {
+        let advice = "it hangs up on us: it may be starting or stopping, or the port is not that of a PostgreSQL server";
+        return Error::new(ErrorKind::Unavailable, advice).because(because(error));
+    }
+    explain(error)
+}
+
+/// The error of making the schema, or bringing it to another version.
+pub(crate) fn of_setup(error: &Theirs) -> Error {
+    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        let advice = "its schema is not there, or not of this version, and our role may not make it: have the database's owner \
+                      run `ringfence setup URL --grant-to ROLE`";
+        return Error::new(ErrorKind::Refused, advice).because(because(error));
+    }
+    of_connecting(error)
+}
+
+/// Of a host that no connection was opened to.
+pub(crate) fn unreachable(why: io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, UNREACHABLE).because(why)
+}
+
+/// Of a host that takes too long.
+pub(crate) fn no_answer() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "it does not answer in time: it is overloaded or cut off, or something else listens there",
+    )
+}
+
+/// Of a server that only repeats what another one does.
+pub(crate) fn standby() -> Error {
+    Error::new(ErrorKind::Unavailable, STANDBY)
+}
+
+/// Whether the server itself said so, in a session that goes on: it did not do what was asked, and undid what it had begun.
+pub(crate) fn is_answer(error: &Theirs) -> bool {
+    error.as_db_error().is_some_and(|said| !is_fatal(said))
+}
+
+/// Whether the session it was said in is over, or of no use.
+pub(crate) fn ends_session(error: &Theirs) -> bool {
+    let Some(said) = error.as_db_error() else { return true };
+    let code = said.code();
+    is_fatal(said)
+        // What was made for another session, or for another version of the schema.
+        || [
+            &SqlState::READ_ONLY_SQL_TRANSACTION,
+            &SqlState::INVALID_SQL_STATEMENT_NAME,
+            &SqlState::DUPLICATE_PSTATEMENT,
+            &SqlState::FEATURE_NOT_SUPPORTED,
+        ]
+        .contains(&code)
+        || is_of_schema(code)
+}
+
+fn is_fatal(said: &DbError) -> bool {
+    use tokio_postgres::error::Severity;
+    match said.parsed_severity() {
+        Some(severity) => !matches!(severity, Severity::Error),
+        // Some poolers leave the untranslated severity out.
+        None => said.severity() != "ERROR",
+    }
+}
+
+/// Something of ours is not there.
+fn is_of_schema(code: &SqlState) -> bool {
+    [
+        &SqlState::INVALID_SCHEMA_NAME,
+        &SqlState::UNDEFINED_TABLE,
+        &SqlState::UNDEFINED_COLUMN,
+        &SqlState::UNDEFINED_FUNCTION,
+        &SqlState::UNDEFINED_OBJECT,
+    ]
+    .contains(&code)
+}
+
+fn explain(error: &Theirs) -> Error {
+    let Some(said) = error.as_db_error() else {
+        let (kind, advice) = of_driver(error);
+        return Error::new(kind, advice).because(because(error));
+    };
+    if let Some(error) = of_ours(said) {
+        return error;
+    }
+    let (kind, advice) = of_server(said);
+    Error::new(kind, advice).because(because(error))
+}
+
+/// What the functions of our schema refuse, in words of their own.
+fn of_ours(said: &DbError) -> Option<Error> {
+    let kind = match said.code().code() {
+        "RF001" | "RF006" => ErrorKind::Stale,
+        "RF002" => ErrorKind::TokenCollision,
+        "RF003" => ErrorKind::NotOpened,
+        "RF004" => ErrorKind::Full,
+        "RF005" => ErrorKind::InvalidRequest,
+        _ => return None,
+    };
+    let hint = said.hint().map(|hint| format!(": {hint}")).unwrap_or_default();
+    Some(Error::new(kind, format!("{}{hint}", said.message())))
+}
+
+fn of_server(said: &DbError) -> (ErrorKind, &'static str) {
+    let code = said.code();
+    match code.code() {
+        "28P01" => (ErrorKind::Refused, "it refuses our user or password: check the URL"),
+        "28000" => (
+            ErrorKind::Refused,
+            "it does not let us in from here, as this user, to this database, or without TLS: see its pg_hba.conf, and \
+             sslmode= of the URL",
+        ),
+        "3D000" => (ErrorKind::InvalidUrl, "it has no such database: check the path of the URL"),
+        "42501" => (
+            ErrorKind::Refused,
+            "our role lacks a right: have the schema's owner run `ringfence setup URL --grant-to ROLE`, which is GRANT USAGE ON \
+             SCHEMA and GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA",
+        ),
+        "53100" => (ErrorKind::Full, "its disk is full: make room"),
+        "53200" => (
+            ErrorKind::Full,
+            "it is out of memory, or its table of locks is full: raise max_locks_per_transaction, or see who takes so many",
+        ),
+        "53300" => (
+            ErrorKind::Unavailable,
+            "it has no connection left for us: raise max_connections, or the limit of the role or database, or put a pooler \
+             before it",
+        ),
+        "57014" => (
+            ErrorKind::Unavailable,
+            "it did not get to it in time and gave up: it is overloaded, or somebody has locked our tables (VACUUM FULL, a \
+             long ALTER, a transaction left open)",
+        ),
+        "57P01" | "57P02" => (ErrorKind::Unavailable, "it, or somebody there, ended our connection"),
+        "57P03" => {
+            (ErrorKind::Unavailable, "it is starting or stopping, or recovers from a crash: try again soon")
+        }
+        "57P05" => (
+            ErrorKind::Unavailable,
+            "it ended our connection, which was idle for longer than its idle_session_timeout",
+        ),
+        "25006" => (ErrorKind::Unavailable, STANDBY),
+        "40001" | "40P01" | "55P03" => {
+            (ErrorKind::Unavailable, "somebody else was at the same rows: try again")
+        }
+        "26000" | "42P05" => (
+            ErrorKind::Unavailable,
+            "a pooler seems to stand between that was not there when we connected: try again",
+        ),
+        "22021" | "22P05" => {
+            (ErrorKind::InvalidRequest, "its encoding does not know a character that we sent")
+        }
+        "0A000" => (ErrorKind::Unsupported, "it cannot do that: see that it is PostgreSQL 14 or later"),
+        _ if is_of_schema(code) => (
+            ErrorKind::Corrupt,
+            "something of our schema is gone: somebody has dropped or changed it, and with it may have gone the count of the \
+             fencing tokens; see who, then run `ringfence setup URL`",
+        ),
+        state if state.starts_with("08") => (ErrorKind::Unavailable, "the connection to it is broken"),
+        state if state.starts_with("28") => (ErrorKind::Refused, "it refuses our user: check the URL"),
+        state if state.starts_with("53") => (ErrorKind::Full, "it has run out of something"),
+        state if state.starts_with("58") || state.starts_with("XX") => {
+            (ErrorKind::Unavailable, "it has trouble of its own: see its log")
+        }
+        _ => (ErrorKind::Unavailable, "it does not do what we ask"),
+    }
+}
+
+fn of_driver(error: &Theirs) -> (ErrorKind, &'static str) {
+    let cause = error.source().map(ToString::to_string).unwrap_or_default();
+    if cause.contains("password missing") {
+        return (
+            ErrorKind::Refused,
+            "it wants a password, and the URL has none: write postgres://user:password@host/database",
+        );
+    }
+    match error.source().and_then(|cause| cause.downcast_ref::<io::Error>()) {
+        _ if error.is_closed() => (ErrorKind::Unavailable, "its connection broke"),
+        Some(cause) if cause.kind() == io::ErrorKind::InvalidInput => {
+            (ErrorKind::Corrupt, "its answer makes no sense: is this a PostgreSQL server?")
+        }
+        Some(_) => (ErrorKind::Unavailable, UNREACHABLE),
+        // What it is that we send is for us to know.
+        None if error.to_string().contains("parameter") => {
+            (ErrorKind::Bug, "a statement of ours has the wrong parameters")
+        }
+        None => {
+            (ErrorKind::Unavailable, "it does not speak with us as we expect: is this a PostgreSQL server?")
+        }
+    }
+}
+
+/// What was said, in one line. The driver's own text says little of it.
+fn because(error: &Theirs) -> String {
+    let Some(said) = error.as_db_error() else {
+        return error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+    };
+    let hint = said.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+    format!("{} {}{hint}", said.code().code(), said.message()).replace('\n', ", ")
+}

@@ -1,0 +1,680 @@
+//! A connection of this process to the primary: opened when it is needed, dropped when it is in doubt.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use ringfence_core::{Error, ErrorKind, Result};
+use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Row, Statement};
+
+use crate::error;
+use crate::options::{Host, Options};
+
+/// How long an answer may take. After that the connection counts as broken, because nobody can tell a server that is slow
+/// from one that is gone.
+pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a statement may take on the server, which then says that it did nothing. Below the patience with its answer,
+/// so that what stands in line behind a locked table fails without effect, and not with an unknown one.
+const STATEMENT_TIMEOUT: Duration = Duration::from_millis(2500);
+
+/// How long making the schema may take, and waiting for somebody who is making it.
+const SETUP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// When a peer counts as gone that says nothing at all, on a connection that carries nothing: it is asked after the first,
+/// then each time after the second, and is gone after so many questions without an answer. On one that carries something,
+/// after the last. All of it is 6 s, on both sides.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEPALIVE_COUNT: u32 = 3;
+const GONE_AFTER: Duration = Duration::from_secs(6);
+
+/// The oldest server that knows what we use.
+const VERSION_MIN: i32 = 14;
+
+/// A statement, with the types of its parameters, so that it can be sent where nothing can be prepared.
+#[derive(Clone, Debug)]
+pub(crate) struct Sql {
+    text: Arc<str>,
+    types: Vec<Type>,
+}
+
+impl Sql {
+    pub(crate) fn new(text: &str, types: &[Type]) -> Self {
+        Self { text: text.into(), types: types.to_vec() }
+    }
+}
+
+/// What comes unasked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    Notification {
+        channel: String,
+        payload: String,
+    },
+    /// The connection of this serial number is over. Told once for each that was open.
+    Ended {
+        serial: u64,
+    },
+}
+
+/// The connection that is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Session {
+    /// The server's process at its other end; behind a pooler that of the moment in which it was opened.
+    pub(crate) pid: i32,
+    /// Tells apart the connections of this process.
+    pub(crate) serial: u64,
+    /// A pooler stands between. It may give each statement to another session of the server: nothing that belongs to a
+    /// session can be counted on, be it a lock, a setting, a channel or a prepared statement.
+    pub(crate) is_pooled: bool,
+}
+
+type Hears = dyn Fn(Heard) + Send + Sync;
+
+/// A setting of a session, and its value.
+pub(crate) type Setting = (&'static str, String);
+
+/// The way to the primary.
+pub(crate) struct Link {
+    options: Arc<Options>,
+    runtime: Handle,
+    settings: Vec<Setting>,
+    hears: Arc<Hears>,
+    open: Arc<Mutex<Open>>,
+    /// Held while a connection is opened, so that one is.
+    opening: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Open {
+    live: Option<Arc<Live>>,
+    /// Counts the tries that led to none, with what came of the last one.
+    failures: u64,
+    failure: Option<Error>,
+}
+
+impl Link {
+    /// A way to the primary, on which nothing is opened yet. `hears` is told what comes unasked, and must not block.
+    pub(crate) fn new(
+        options: Arc<Options>,
+        runtime: Handle,
+        hears: impl Fn(Heard) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Self::with_settings(options, runtime, Vec::new(), hears)
+    }
+
+    /// The same, each of whose sessions has these settings, beside or in place of the usual ones. They are set where no
+    /// pooler stands between.
+    pub(crate) fn with_settings(
+        options: Arc<Options>,
+        runtime: Handle,
+        settings: Vec<Setting>,
+        hears: impl Fn(Heard) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let settings = with_usual(settings);
+        let (open, opening) = (Arc::default(), tokio::sync::Mutex::default());
+        Arc::new(Self { options, runtime, settings, hears: Arc::new(hears), open, opening })
+    }
+
+    /// The server, for people.
+    pub(crate) fn shown(&self) -> &str {
+        &self.options.shown
+    }
+
+    /// Opens the connection if there is none, and makes the schema if there is none: 3 round trips beside those of TCP, TLS and
+    /// the password. Errors without effect: `Unavailable`, `Refused`, `Unsupported`, `InvalidUrl`.
+    ///
+    /// # Cancel safety
+    /// Dropped, it opens nothing.
+    pub(crate) async fn connect(&self) -> Result<()> {
+        self.live().await.map(drop)
+    }
+
+    /// The connection that is open, if one is.
+    pub(crate) fn session(&self) -> Option<Session> {
+        self.lock().live.as_ref().map(|live| live.session)
+    }
+
+    /// Sends a statement and waits for its rows, for [`ANSWER_PATIENCE`]: 1 round trip, and the first time on a connection 1 to
+    /// prepare it. It is a transaction of its own. Errors say whether it may have taken effect.
+    ///
+    /// # Cancel safety
+    /// Dropped, it may still be carried out; nobody else gets its answer.
+    pub(crate) async fn query(&self, sql: &Sql, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.query_within(ANSWER_PATIENCE, sql, params).await
+    }
+
+    /// The same with another patience, for what waits on the server. The session's `statement_timeout` has to allow it.
+    ///
+    /// # Cancel safety
+    /// As [`Self::query`].
+    pub(crate) async fn query_within(
+        &self,
+        patience: Duration,
+        sql: &Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
+        let live = self.live().await?;
+        let answer = match tokio::time::timeout(patience, live.ask(sql, params)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Unanswered { error: error::no_answer().with_unknown_effect(), ends_session: true }),
+        };
+        answer.map_err(|Unanswered { error, ends_session }| {
+            if ends_session {
+                self.discard(&live);
+            }
+            error.about(self.shown())
+        })
+    }
+
+    /// Has the server cancel what it does on this connection, by a connection of its own and best effort. Whatever comes next
+    /// on this one may be what it hits.
+    pub(crate) fn cancel(&self) {
+        let Some(live) = self.lock().live.clone() else { return };
+        let options = Arc::clone(&self.options);
+        self.runtime.spawn(async move {
+            let cancelled = async {
+                let stream = open_stream(&options.hosts[live.host]).await.map_err(|why| why.to_string())?;
+                let token = live.client.cancel_token();
+                token.cancel_query_raw(stream, NoTls).await.map_err(|why| why.to_string())
+            };
+            match tokio::time::timeout(options.connect_patience, cancelled).await {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => tracing::debug!(why, "a statement could not be cancelled"),
+                Err(_) => tracing::debug!("a statement could not be cancelled in time"),
+            }
+        });
+    }
+
+    /// Ends the connection, and with it all that belongs to the session. The next call opens another one.
+    pub(crate) fn hang_up(&self) {
+        let live = self.lock().live.clone();
+        if let Some(live) = live {
+            self.discard(&live);
+        }
+    }
+
+    async fn live(&self) -> Result<Arc<Live>> {
+        match self.current() {
+            Some(live) => Ok(live),
+            None => Box::pin(self.open()).await,
+        }
+    }
+
+    fn current(&self) -> Option<Arc<Live>> {
+        self.lock().live.clone()
+    }
+
+    async fn open(&self) -> Result<Arc<Live>> {
+        let failures = self.lock().failures;
+        let _one_at_a_time = self.opening.lock().await;
+        if let Some(live) = self.current() {
+            return Ok(live);
+        }
+        // Whoever waited for a try that failed has its answer: one try after the other, for each of them, would take long.
+        if let Open { failures: now, failure: Some(failure), .. } = &*self.lock()
+            && *now > failures
+        {
+            return Err(failure.clone());
+        }
+        let opened = self.open_one().await;
+        let mut open = self.lock();
+        match opened {
+            Ok(live) => {
+                open.live = Some(Arc::clone(&live));
+                drop(open);
+                if live.state.announce() {
+                    return Ok(live);
+                }
+                self.discard(&live);
+                Err(self.broken(&live))
+            }
+            Err(failure) => {
+                open.failures += 1;
+                open.failure = Some(failure.clone());
+                Err(failure)
+            }
+        }
+    }
+
+    /// What a connection broke of as soon as it was open.
+    fn broken(&self, live: &Live) -> Error {
+        live.broken().without_effect().about(self.shown())
+    }
+
+    /// A connection to the first host that is a primary. Where there is none, what is wrong with the first that lets us hope
+    /// for less than the others do.
+    async fn open_one(&self) -> Result<Arc<Live>> {
+        let mut failure: Option<Error> = None;
+        for (place, host) in self.options.hosts.iter().enumerate() {
+            let greeted = tokio::time::timeout(self.options.connect_patience, self.greet(place, host)).await;
+            let opened = match greeted.unwrap_or_else(|_| Err(error::no_answer())) {
+                Ok(greeted) => self.make_ready(greeted).await,
+                Err(why) => Err(why),
+            };
+            match opened {
+                Ok(live) => return Ok(live),
+                Err(why) => {
+                    let is_worse = failure.as_ref().is_none_or(|before| {
+                        before.kind() == ErrorKind::Unavailable && why.kind() != ErrorKind::Unavailable
+                    });
+                    if is_worse {
+                        failure = Some(why.without_effect().about(host));
+                    }
+                }
+            }
+        }
+        Err(failure.expect("a URL names a host"))
+    }
+
+    /// Opens a connection to a host, and asks what is at its other end.
+    async fn greet(&self, place: usize, host: &Host) -> Result<Greeted> {
+        let stream = open_stream(host).await.map_err(error::unreachable)?;
+        let connected = self.options.login.connect_raw(stream, NoTls).await;
+        let (client, connection) = connected.map_err(|why| error::of_connecting(&why))?;
+        let serial = next_serial();
+        let state = Arc::<State>::default();
+        let driver = Driver {
+            connection,
+            ending: Ending {
+                serial,
+                state: Arc::clone(&state),
+                open: Arc::clone(&self.open),
+                hears: Arc::clone(&self.hears),
+            },
+        };
+        let task = AbortOnDrop(self.runtime.spawn(driver.run()).abort_handle());
+        let schema = self.options.schema.name();
+        let row = client
+            .query_typed_one(LOOK, &[(&schema, Type::TEXT)])
+            .await
+            .map_err(|why| error::of_connecting(&why))?;
+        let version: i32 = row.get("version");
+        if version < VERSION_MIN * 10_000 {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("it is PostgreSQL {}, and we need {VERSION_MIN} or later", version / 10_000),
+            ));
+        }
+        if row.get("is_standby") {
+            return Err(error::standby());
+        }
+        let encoding: &str = row.get("encoding");
+        if encoding != "UTF8" {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "its database is encoded in {encoding}, in which not every lock has its name: use one in UTF8"
+                ),
+            ));
+        }
+        let pid = row.get("pid");
+        let is_pooled = pid != pid_at_start(&client).await;
+        let schema =
+            Found { is_there: row.get("is_there"), may_use: row.get("may_use"), may_ask: row.get("may_ask") };
+        let session = Session { pid, serial, is_pooled };
+        Ok(Greeted { client, session, host: place, state, task, schema, role: row.get("role") })
+    }
+
+    /// Makes the schema where it is not there, and sets what the session needs.
+    async fn make_ready(&self, mut greeted: Greeted) -> Result<Arc<Live>> {
+        let schema = &self.options.schema;
+        let role = &greeted.role;
+        let is_current = match greeted.schema {
+            Found { is_there: true, may_use: false, .. } => {
+                return Err(lacks(&format!("USAGE ON SCHEMA {schema}"), role));
+            }
+            Found { may_ask: Some(false), .. } => {
+                return Err(lacks(&format!("EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema}"), role));
+            }
+            Found { may_ask: None, .. } => false,
+            Found { may_ask: Some(true), .. } => {
+                let text = format!("SELECT {schema}.version()");
+                let row = greeted
+                    .client
+                    .query_typed_one(&text, &[])
+                    .await
+                    .map_err(|why| error::of_connecting(&why))?;
+                schema.is_current(row.get(0))?
+            }
+        };
+        if !is_current {
+            let install = schema.install(&mut greeted.client);
+            tokio::time::timeout(SETUP_PATIENCE, install)
+                .await
+                .unwrap_or_else(|_| Err(error::no_answer()))?;
+        }
+        if !greeted.session.is_pooled {
+            let (names, values): (Vec<&str>, Vec<&str>) =
+                self.settings.iter().map(|(name, value)| (*name, value.as_str())).unzip();
+            let params: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&names, Type::TEXT_ARRAY), (&values, Type::TEXT_ARRAY)];
+            greeted.client.query_typed(SET, &params).await.map_err(|why| error::of_connecting(&why))?;
+        }
+        let Greeted { client, session, host, state, task, .. } = greeted;
+        Ok(Arc::new(Live { session, client, host, state, task, statements: Mutex::default() }))
+    }
+
+    /// Drops a connection that is in doubt.
+    fn discard(&self, live: &Live) {
+        self.lock().forget(live.session.serial);
+        live.task.0.abort();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        lock(&self.open)
+    }
+}
+
+impl Open {
+    fn forget(&mut self, serial: u64) {
+        if self.live.as_ref().is_some_and(|live| live.session.serial == serial) {
+            self.live = None;
+        }
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().expect("nothing panics while it has the connection")
+}
+
+fn next_serial() -> u64 {
+    static SERIAL: AtomicU64 = AtomicU64::new(1);
+    SERIAL.fetch_add(1, Ordering::Relaxed)
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("server", &self.shown()).finish_non_exhaustive()
+    }
+}
+
+/// Who and what is at the other end, and what is there of our schema: everything that can be known before anything of it
+/// may be used.
+const LOOK: &str = "
+    SELECT pg_catalog.pg_backend_pid() AS pid,
+        pg_catalog.pg_is_in_recovery() AS is_standby,
+        pg_catalog.current_setting('server_version_num')::integer AS version,
+        pg_catalog.current_setting('server_encoding') AS encoding,
+        current_user::text AS role,
+        s.oid IS NOT NULL AS is_there,
+        coalesce(pg_catalog.has_schema_privilege(s.oid, 'USAGE'), false) AS may_use,
+        (SELECT pg_catalog.has_function_privilege(p.oid, 'EXECUTE') FROM pg_catalog.pg_proc p
+            WHERE p.pronamespace = s.oid AND p.proname = 'version') AS may_ask
+    FROM (SELECT pg_catalog.to_regnamespace($1)::oid) AS s(oid)";
+
+/// Gives settings to a session.
+const SET: &str = "
+    SELECT pg_catalog.set_config(s.name, s.value, false)
+    FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS s(name, value)";
+
+/// The settings of every session of ours, where these say nothing else: that the server sees when we are gone, gives up
+/// before we do, and that what an operator chose for other programs does not get in our way.
+fn with_usual(mut settings: Vec<Setting>) -> Vec<Setting> {
+    let usual = [
+        ("search_path", "pg_catalog".to_owned()),
+        ("default_transaction_isolation", "read committed".to_owned()),
+        ("default_transaction_read_only", "off".to_owned()),
+        ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
+        ("idle_session_timeout", "0".to_owned()),
+        ("tcp_keepalives_idle", KEEPALIVE_IDLE.as_secs().to_string()),
+        ("tcp_keepalives_interval", KEEPALIVE_INTERVAL.as_secs().to_string()),
+        ("tcp_keepalives_count", KEEPALIVE_COUNT.to_string()),
+        ("tcp_user_timeout", GONE_AFTER.as_millis().to_string()),
+        ("client_connection_check_interval", KEEPALIVE_INTERVAL.as_millis().to_string()),
+    ];
+    for (name, value) in usual {
+        if settings.iter().all(|(own, _)| *own != name) {
+            settings.push((name, value));
+        }
+    }
+    settings
+}
+
+/// The error of a role that was not given what it needs.
+fn lacks(right: &str, role: &str) -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        format!(
+            "our role lacks a right: GRANT {right} TO \"{role}\"; or have the schema's owner run `ringfence setup URL --grant-to {role}`"
+        ),
+    )
+}
+
+/// A connection of which we know what is at its other end.
+struct Greeted {
+    client: Client,
+    session: Session,
+    host: usize,
+    state: Arc<State>,
+    task: AbortOnDrop,
+    schema: Found,
+    role: String,
+}
+
+/// What there is of our schema.
+#[derive(Clone, Copy)]
+struct Found {
+    is_there: bool,
+    may_use: bool,
+    /// Whether we may ask for its version, where it has one.
+    may_ask: Option<bool>,
+}
+
+/// A connection that is ready.
+struct Live {
+    session: Session,
+    client: Client,
+    /// Its place among the hosts of the URL.
+    host: usize,
+    state: Arc<State>,
+    task: AbortOnDrop,
+    statements: Mutex<HashMap<Arc<str>, Statement>>,
+}
+
+/// Why a statement has no rows to show, and whether the session is of any more use.
+struct Unanswered {
+    error: Error,
+    ends_session: bool,
+}
+
+impl Live {
+    async fn ask(&self, sql: &Sql, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Unanswered> {
+        if self.session.is_pooled {
+            let params: Vec<_> = params.iter().copied().zip(sql.types.iter().cloned()).collect();
+            return self.client.query_typed(&sql.text, &params).await.map_err(|why| self.unanswered(&why));
+        }
+        let statement = self.statement(sql).await.map_err(|why| {
+            let Unanswered { error, ends_session } = self.unanswered(&why);
+            Unanswered { error: error.without_effect(), ends_session }
+        })?;
+        self.client.query(&statement, params).await.map_err(|why| self.unanswered(&why))
+    }
+
+    /// Prepares a statement the first time. Several that come first at a time do so each for itself.
+    async fn statement(&self, sql: &Sql) -> Result<Statement, error::Theirs> {
+        let known = lock(&self.statements).get(&sql.text).cloned();
+        if let Some(statement) = known {
+            return Ok(statement);
+        }
+        let statement = self.client.prepare_typed(&sql.text, &sql.types).await?;
+        lock(&self.statements).insert(Arc::clone(&sql.text), statement.clone());
+        Ok(statement)
+    }
+
+    fn unanswered(&self, why: &error::Theirs) -> Unanswered {
+        if why.is_closed() {
+            return Unanswered { error: self.broken(), ends_session: true };
+        }
+        Unanswered { ends_session: error::ends_session(why), error: error::of_call(why) }
+    }
+
+    /// Why the connection broke, which may have been said to nobody in particular.
+    fn broken(&self) -> Error {
+        let why = self.state.why.get().cloned();
+        why.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "its connection broke"))
+            .with_unknown_effect()
+    }
+}
+
+struct AbortOnDrop(AbortHandle);
+
+/// Nobody waits for the answers that were still to come: a statement that waits on the server must not outlive the interest in it.
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What becomes of a connection.
+#[derive(Default)]
+struct State {
+    stage: Mutex<Stage>,
+    why: OnceLock<Error>,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Opening,
+    Open,
+    Ended,
+}
+
+impl State {
+    /// The connection is in use from now on, and its end is told. `false` if it has ended before.
+    fn announce(&self) -> bool {
+        let mut stage = lock(&self.stage);
+        let is_there = *stage == Stage::Opening;
+        if is_there {
+            *stage = Stage::Open;
+        }
+        is_there
+    }
+}
+
+/// What carries a connection's messages, in a task of its own.
+struct Driver {
+    // Dropped before its end is told: whoever waits for an answer has none by then.
+    connection: Connection<Box<dyn Stream>, NoTlsStream>,
+    ending: Ending,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        while let Some(message) = poll_fn(|context| self.connection.poll_message(context)).await {
+            match message {
+                Ok(AsyncMessage::Notification(said)) => {
+                    let (channel, payload) = (said.channel().to_owned(), said.payload().to_owned());
+                    (self.ending.hears)(Heard::Notification { channel, payload });
+                }
+                Ok(AsyncMessage::Notice(said)) => {
+                    tracing::debug!(code = said.code().code(), "{}", said.message());
+                }
+                Ok(_) => {}
+                Err(why) => {
+                    let _ = self.ending.state.why.set(error::of_call(&why));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+struct Ending {
+    serial: u64,
+    state: Arc<State>,
+    open: Arc<Mutex<Open>>,
+    hears: Arc<Hears>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        lock(&self.open).forget(self.serial);
+        let stage = std::mem::replace(&mut *lock(&self.state.stage), Stage::Ended);
+        if stage == Stage::Open {
+            (self.hears)(Heard::Ended { serial: self.serial });
+        }
+    }
+}
+
+/// What bytes come and go by.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+async fn open_stream(host: &Host) -> io::Result<Box<dyn Stream>> {
+    match host {
+        Host::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        Host::Tcp(host, port) => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            sockopt::set_socket_keepalive(&stream, true)?;
+            sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
+            sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
+            sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_COUNT)?;
+            #[cfg(target_os = "linux")]
+            sockopt::set_tcp_user_timeout(
+                &stream,
+                u32::try_from(GONE_AFTER.as_millis()).unwrap_or(u32::MAX),
+            )?;
+            Ok(Box::new(stream))
+        }
+    }
+}
+
+/// The process that a server said it had for us when the connection began. A pooler says a number of its own.
+///
+/// The driver keeps it to itself, but writes it where it asks for a cancel: after a length and a code, of four bytes each.
+async fn pid_at_start(client: &Client) -> i32 {
+    let (ours, mut theirs) = tokio::io::duplex(64);
+    let (token, mut request) = (client.cancel_token(), [0; 12]);
+    let (written, read) = tokio::join!(token.cancel_query_raw(ours, NoTls), theirs.read_exact(&mut request));
+    written
+        .and(Ok(read))
+        .map_or(0, |_| i32::from_be_bytes([request[8], request[9], request[10], request[11]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use ringfence_core::BackendUrl;
+    use ringfence_servers::{Pgbouncer, Postgres};
+
+    use super::*;
+
+    fn link(url: &str) -> Arc<Link> {
+        let options = Options::parse(&BackendUrl::parse(url).unwrap()).unwrap();
+        Link::new(Arc::new(options), Handle::current(), |_| ())
+    }
+
+    fn number(rows: &[Row]) -> i64 {
+        rows[0].get(0)
+    }
+
+    #[tokio::test]
+    async fn a_link_opens_itself_by_port_and_socket_and_through_a_pooler() {
+        let Some(server) = Postgres::start().await else { return };
+        let Some(pooler) = Pgbouncer::start(&server, "transaction").await else { return };
+        for (url, is_pooled) in [(server.url(), false), (server.socket_url(), false), (pooler.url(), true)] {
+            let link = link(&url);
+            assert_eq!(link.session(), None);
+            let double = Sql::new("SELECT $1::bigint * 2", &[Type::INT8]);
+            for half in 1..4_i64 {
+                assert_eq!(number(&link.query(&double, &[&half]).await.unwrap()), 2 * half, "{url}");
+            }
+            assert_eq!(link.session().unwrap().is_pooled, is_pooled, "{url}");
+        }
+    }
+}
