@@ -38,6 +38,10 @@ const SCHEMES: &[Scheme] = &[
         params: &[],
         open: |url, clock| Box::pin(async move { open_memory(&url, clock) }),
     },
+    #[cfg(feature = "postgres")]
+    Scheme { name: "postgres", ..POSTGRES },
+    #[cfg(feature = "postgres")]
+    Scheme { name: "postgresql", ..POSTGRES },
     #[cfg(feature = "redis")]
     Scheme { name: "redis", ..REDIS },
     #[cfg(feature = "redis")]
@@ -79,6 +83,18 @@ const ETCD: Scheme = Scheme {
     params: ringfence_etcd::PARAMS,
     open: |url, clock| {
         Box::pin(async move { Ok(Arc::new(ringfence_etcd::EtcdBackend::connect(&url, clock).await?) as _) })
+    },
+};
+
+#[cfg(feature = "postgres")]
+const POSTGRES: Scheme = Scheme {
+    name: "",
+    guarantees: ringfence_postgres::guarantees,
+    params: ringfence_postgres::PARAMS,
+    open: |url, clock| {
+        Box::pin(async move {
+            Ok(Arc::new(ringfence_postgres::PostgresBackend::connect(&url, clock).await?) as _)
+        })
     },
 };
 

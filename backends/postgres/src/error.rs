@@ -225,3 +225,11 @@ fn because(error: &Theirs) -> String {
     let hint = said.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
     format!("{} {}{hint}", said.code().code(), said.message()).replace('\n', ", ")
 }
+
+/// Of an answer that our own functions do not give.
+pub(crate) fn odd_answer(server: &str) -> Error {
+    let why = format!(
+        "{server} answers what our functions do not: somebody has changed them; run `ringfence setup URL`"
+    );
+    Error::new(ErrorKind::Corrupt, why).with_unknown_effect()
+}

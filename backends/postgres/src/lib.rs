@@ -1,9 +1,14 @@
 //! PostgreSQL as a backend of Ringfence.
-#![cfg_attr(not(test), expect(dead_code, reason = "the recipes that use it are on their way"))]
 
+mod backend;
 mod error;
+mod holder;
+mod leases;
 mod link;
 mod options;
+mod records;
 mod schema;
+mod together;
 
+pub use backend::{PostgresBackend, guarantees};
 pub use options::PARAMS;

@@ -10,7 +10,8 @@ use crate::error;
 use crate::link::Sql;
 
 /// What takes the schema from each version to the next, beginning with none. A released step is never changed.
-const STEPS: &[&[&str]] = &[&[include_str!("sql/meta.sql")]];
+const STEPS: &[&[&str]] =
+    &[&[include_str!("sql/meta.sql"), include_str!("sql/leases.sql"), include_str!("sql/records.sql")]];
 
 /// Where the name of the schema goes.
 const PLACE: &str = "@schema@";

@@ -1,0 +1,275 @@
+//! The statements of the recipe, each for many locks at a time.
+
+use ringfence_core::{Contention, FencingToken, LeaseKey, LockName, Nonce, Result, Ttl};
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use crate::error;
+use crate::holder;
+use crate::link::{Link, Sql};
+use crate::schema::Schema;
+
+/// The statements, with the name of the schema in them.
+#[derive(Debug)]
+pub(super) struct Calls {
+    acquire: Sql,
+    look: Sql,
+    seen: Sql,
+    renew: Sql,
+    release: Sql,
+    withdraw: Sql,
+    downgrade: Sql,
+    evict: Sql,
+    show: Sql,
+    tidy: Sql,
+}
+
+/// How an attempt asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// Without waiting.
+    Try,
+    /// Joins the line, where somebody is in the way.
+    Queue,
+    /// Looks after its place in line, and joins no other.
+    Look,
+}
+
+/// What an attempt asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) verb: Verb,
+    pub(super) lease: LeaseKey,
+    pub(super) mode: i32,
+    /// For whom, as it is written.
+    pub(super) holder: String,
+    /// Of which process the lease is, and whether it ends with its beacon.
+    pub(super) session: Session,
+}
+
+/// What a process is called in the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Session {
+    pub(super) number: i64,
+    pub(super) beacon: bool,
+}
+
+/// What the server answered to an attempt.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Granted {
+        number: u64,
+        /// Whether nobody had used the name, as far as the server remembers.
+        is_new: bool,
+    },
+    /// It stands in line. No turn with this number or a lower one is its own any more.
+    Waits(u64, Contention),
+    /// It stands in line no more.
+    Gone,
+    Busy(Contention),
+    Withdrawn,
+    Full,
+}
+
+/// A row of somebody at a lock.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) name: String,
+    pub(super) holds: bool,
+    pub(super) nonce: i64,
+    pub(super) mode: i32,
+    pub(super) number: Option<i64>,
+    pub(super) age: i64,
+    pub(super) remaining: Option<i64>,
+    pub(super) holder: String,
+}
+
+impl AsRef<str> for Asked {
+    fn as_ref(&self) -> &str {
+        self.lease.name.as_str()
+    }
+}
+
+/// A nonce as the rows have it: the same bits.
+pub(super) fn bits(nonce: Nonce) -> i64 {
+    nonce.get().cast_signed()
+}
+
+pub(super) fn millis(ttl: Ttl) -> i32 {
+    ttl.as_millis().try_into().expect("a TTL is at most a day")
+}
+
+impl Calls {
+    pub(super) fn new(schema: &Schema) -> Self {
+        let (names, nonces, ttls) = (Type::TEXT_ARRAY, Type::INT8_ARRAY, Type::INT4_ARRAY);
+        let sql = |text: &str, types: &[Type]| schema.sql(text, types);
+        Self {
+            acquire: sql(
+                "SELECT verdict, number, waiters, others FROM @schema@.acquire($1, $2, $3, $4, $5, $6, $7, $8)",
+                &[
+                    Type::INT8,
+                    Type::BOOL,
+                    Type::CHAR_ARRAY,
+                    names.clone(),
+                    nonces.clone(),
+                    Type::INT4_ARRAY,
+                    ttls.clone(),
+                    Type::TEXT_ARRAY,
+                ],
+            ),
+            look: sql("SELECT @schema@.look($1, $2)", &[names.clone(), nonces.clone()]),
+            seen: sql("SELECT 1 FROM @schema@.seen($1)", &[Type::INT8]),
+            renew: sql("SELECT @schema@.renew($1, $2, $3)", &[names.clone(), nonces.clone(), ttls]),
+            release: sql("SELECT @schema@.release($1, $2)", &[names, nonces]),
+            withdraw: sql(
+                "SELECT 1 FROM @schema@.withdraw($1, $2, $3, $4)",
+                &[Type::INT8, Type::TEXT, Type::INT8, Type::INT4],
+            ),
+            downgrade: sql("SELECT @schema@.downgrade($1, $2, $3)", &[Type::TEXT, Type::INT8, Type::INT4]),
+            evict: sql("SELECT @schema@.evict($1, $2)", &[Type::TEXT, Type::INT8]),
+            show: sql(
+                "SELECT name, kind = 'h', nonce, mode, number, age, remaining, holder FROM @schema@.show($1, $2, $3, $4)",
+                &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT4],
+            ),
+            tidy: sql("SELECT @schema@.tidy()", &[]),
+        }
+    }
+
+    /// Asks for leases; those asked together are of one session. One round trip.
+    pub(super) async fn acquire(&self, link: &Link, asked: &[Asked]) -> Result<Vec<Answer>> {
+        let Some(first) = asked.first() else { return Ok(Vec::new()) };
+        let verb = |asked: &Asked| match asked.verb {
+            Verb::Try => b'a',
+            Verb::Queue => b'q',
+            Verb::Look => b'l',
+        };
+        let verbs: Vec<i8> = asked.iter().map(|asked| verb(asked).cast_signed()).collect();
+        let (names, nonces, ttls) = columns(asked.iter().map(|asked| &asked.lease));
+        let modes: Vec<i32> = asked.iter().map(|asked| asked.mode).collect();
+        let holders: Vec<&str> = asked.iter().map(|asked| &*asked.holder).collect();
+        let Session { number, beacon } = first.session;
+        let rows = link
+            .query(&self.acquire, &[&number, &beacon, &verbs, &names, &nonces, &modes, &ttls, &holders])
+            .await?;
+        rows.iter().zip(asked).map(|(row, asked)| answer(link, row, asked.lease.nonce)).collect()
+    }
+
+    /// A sign of life of a process that waits. One round trip.
+    pub(super) async fn seen(&self, link: &Link, session: i64) -> Result<()> {
+        link.query(&self.seen, &[&session]).await.map(drop)
+    }
+
+    /// Which of these stand in line no more. One round trip.
+    pub(super) async fn look(&self, link: &Link, standing: &[(LockName, Nonce)]) -> Result<Vec<Nonce>> {
+        let names: Vec<&str> = standing.iter().map(|(name, _)| name.as_str()).collect();
+        let nonces: Vec<i64> = standing.iter().map(|(_, nonce)| bits(*nonce)).collect();
+        let rows = link.query(&self.look, &[&names, &nonces]).await?;
+        let nonce = |row: &Row| Nonce::from_u64(row.try_get::<_, i64>(0).ok()?.cast_unsigned());
+        rows.iter().map(|row| nonce(row).ok_or_else(|| error::odd_answer(link.shown()))).collect()
+    }
+
+    /// For each, whether it lives. One round trip.
+    pub(super) async fn renew(&self, link: &Link, leases: &[LeaseKey]) -> Result<Vec<bool>> {
+        let (names, nonces, ttls) = columns(leases);
+        booleans(link, link.query(&self.renew, &[&names, &nonces, &ttls]).await?)
+    }
+
+    /// For each, whether it held. One round trip.
+    pub(super) async fn release(&self, link: &Link, leases: &[LeaseKey]) -> Result<Vec<bool>> {
+        let (names, nonces, _) = columns(leases);
+        booleans(link, link.query(&self.release, &[&names, &nonces]).await?)
+    }
+
+    /// Undoes an attempt that may be under way still. One round trip.
+    pub(super) async fn withdraw(&self, link: &Link, session: i64, lease: &LeaseKey) -> Result<()> {
+        let (name, nonce, ttl) = (lease.name.as_str(), bits(lease.nonce), millis(lease.ttl));
+        link.query(&self.withdraw, &[&session, &name, &nonce, &ttl]).await.map(drop)
+    }
+
+    /// Whether it lives, and is shared from now on. One round trip.
+    pub(super) async fn downgrade(&self, link: &Link, lease: &LeaseKey) -> Result<bool> {
+        let (name, nonce, ttl) = (lease.name.as_str(), bits(lease.nonce), millis(lease.ttl));
+        boolean(link, &link.query(&self.downgrade, &[&name, &nonce, &ttl]).await?)
+    }
+
+    /// Whether there was such a holder. One round trip.
+    pub(super) async fn evict(&self, link: &Link, name: &LockName, holder: Nonce) -> Result<bool> {
+        boolean(link, &link.query(&self.evict, &[&name.as_str(), &bits(holder)]).await?)
+    }
+
+    /// Everybody at the locks from a name on whose names begin so; those of at most so many locks. One round trip.
+    pub(super) async fn show(
+        &self,
+        link: &Link,
+        from: &str,
+        prefix: &str,
+        after: Option<&str>,
+        most: i32,
+    ) -> Result<Vec<Shown>> {
+        let rows = link.query(&self.show, &[&from, &prefix, &after, &most]).await?;
+        rows.iter().map(|row| shown(row).map_err(|_| error::odd_answer(link.shown()))).collect()
+    }
+
+    /// Forgets names that nobody has used for long. One round trip.
+    pub(super) async fn tidy(&self, link: &Link) -> Result<()> {
+        link.query(&self.tidy, &[]).await.map(drop)
+    }
+}
+
+type Columns<'a> = (Vec<&'a str>, Vec<i64>, Vec<i32>);
+
+fn columns<'a>(leases: impl IntoIterator<Item = &'a LeaseKey>) -> Columns<'a> {
+    let mut columns = Columns::default();
+    for lease in leases {
+        columns.0.push(lease.name.as_str());
+        columns.1.push(bits(lease.nonce));
+        columns.2.push(millis(lease.ttl));
+    }
+    columns
+}
+
+fn answer(link: &Link, row: &Row, nonce: Nonce) -> Result<Answer> {
+    let odd = || error::odd_answer(link.shown());
+    let parts = || -> Result<(i8, Option<i64>, i32, Option<Vec<String>>), tokio_postgres::Error> {
+        Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
+    };
+    let (verdict, number, waiters, others) = parts().map_err(|error| odd().because(error))?;
+    let number = number.and_then(|number| u64::try_from(number).ok());
+    let contention = || {
+        let holders = others.iter().flatten().filter_map(|text| holder::read(text)).collect();
+        Contention::new(holders, usize::try_from(waiters).unwrap_or(0))
+    };
+    Ok(match verdict.cast_unsigned() {
+        verdict @ (b'g' | b'c') => {
+            let number = number.filter(|number| FencingToken::of_grant(*number, nonce).is_ok());
+            Answer::Granted { number: number.ok_or_else(odd)?, is_new: verdict == b'c' }
+        }
+        b'w' => Answer::Waits(number.ok_or_else(odd)?, contention()),
+        b'b' => Answer::Busy(contention()),
+        b'n' => Answer::Gone,
+        b'x' => Answer::Withdrawn,
+        b'f' => Answer::Full,
+        _ => return Err(odd()),
+    })
+}
+
+fn shown(row: &Row) -> Result<Shown, tokio_postgres::Error> {
+    Ok(Shown {
+        name: row.try_get(0)?,
+        holds: row.try_get(1)?,
+        nonce: row.try_get(2)?,
+        mode: row.try_get(3)?,
+        number: row.try_get(4)?,
+        age: row.try_get(5)?,
+        remaining: row.try_get(6)?,
+        holder: row.try_get(7)?,
+    })
+}
+
+fn booleans(link: &Link, rows: Vec<Row>) -> Result<Vec<bool>> {
+    rows.iter().map(|row| row.try_get(0).map_err(|_| error::odd_answer(link.shown()))).collect()
+}
+
+fn boolean(link: &Link, rows: &[Row]) -> Result<bool> {
+    rows.first().and_then(|row| row.try_get(0).ok()).ok_or_else(|| error::odd_answer(link.shown()))
+}

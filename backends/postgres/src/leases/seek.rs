@@ -1,0 +1,197 @@
+//! An attempt, from its first question to its lease.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_core::{
+    AcquireRequest, Attempt, BootInstant, Contention, Effect, Error, ErrorKind, FencingToken, Lease,
+    LeaseKey, Result, Wait,
+};
+
+use super::Client;
+use super::calls::{Answer, Asked, Verb};
+use super::line::{Stand, Standing};
+use crate::holder;
+
+/// For how long a turn stands that was given to a waiter: `offer_ms()` in leases.sql.
+const OFFER: Duration = Duration::from_millis(750);
+
+/// With less than this left of its turn, a waiter asks first whether it still has it.
+const OFFER_LEFT_MIN: Duration = Duration::from_millis(250);
+
+/// An attempt under way; withdrawn in the background if its future is dropped.
+pub(super) struct Seek<'a> {
+    client: &'a Arc<Client>,
+    request: AcquireRequest,
+    standing: Standing,
+    /// Whether the server may know of it.
+    may_stand: bool,
+    settled: bool,
+}
+
+impl<'a> Seek<'a> {
+    pub(super) fn new(client: &'a Arc<Client>, request: AcquireRequest) -> Self {
+        let standing = client.line.enter(request.name.clone(), request.nonce);
+        Self { client, request, standing, may_stand: false, settled: false }
+    }
+
+    /// # Cancel safety
+    /// Dropped, it is withdrawn in the background.
+    pub(super) async fn run(mut self) -> Result<Attempt> {
+        let outcome = match self.seek().await {
+            Err(error) if self.may_stand => {
+                let is_undone = Box::pin(self.client.withdraw(&self.key())).await;
+                Err(if is_undone { error.without_effect() } else { error.with_unknown_effect() })
+            }
+            outcome => outcome,
+        };
+        self.settled = true;
+        outcome
+    }
+
+    /// Asks, and waits for its turn as long as the request does.
+    async fn seek(&mut self) -> Result<Attempt> {
+        let mut contention = Contention::default();
+        loop {
+            let asked = self.client.now();
+            let deadline = match self.request.wait {
+                Wait::Until(deadline) if asked < deadline => Some(deadline),
+                _ => None,
+            };
+            let place = self.standing.place();
+            let verb = match (deadline, place) {
+                (None, Some(_)) => return Box::pin(self.give_up(contention)).await,
+                (None, None) => Verb::Try,
+                (Some(_), None) => Verb::Queue,
+                // One that comes late, when this attempt is over, must not begin it again.
+                (Some(_), Some(_)) => Verb::Look,
+            };
+            match self.ask(verb).await {
+                Ok(Answer::Granted { number, is_new }) => {
+                    let lease = self.lease(number, asked)?;
+                    if lease.deadline() <= self.client.now() {
+                        return Err(Error::new(
+                            ErrorKind::Unavailable,
+                            "the answer came after its lease was over",
+                        ));
+                    }
+                    if is_new {
+                        self.client.met_a_new_name();
+                    }
+                    self.client.ears.open();
+                    return Ok(Attempt::Granted(lease));
+                }
+                Ok(Answer::Busy(contention)) => return Ok(Attempt::Busy(contention)),
+                Ok(Answer::Waits(last, others)) => {
+                    self.standing.stands(asked, last);
+                    self.client.ears.open();
+                    self.client.look_after_the_line();
+                    contention = others;
+                }
+                Ok(Answer::Gone) => {
+                    self.standing.left();
+                    continue;
+                }
+                Ok(Answer::Full) => {
+                    let name = self.request.name.as_str();
+                    let why = format!("too many wait for {name:?} already; try again later");
+                    return Err(Error::new(ErrorKind::Full, why));
+                }
+                Ok(Answer::Withdrawn) => {
+                    return Err(Error::new(
+                        ErrorKind::Unavailable,
+                        "the attempt was withdrawn, or took too long",
+                    ));
+                }
+                // The place stands for a while without us, so a server that is away for a moment costs nobody a place.
+                Err(error)
+                    if error.kind() == ErrorKind::Unavailable
+                        && place.is_some_and(|place| self.may_wait(place)) =>
+                {
+                    tracing::debug!(%error, "a waiter cannot look after its place");
+                }
+                Err(error) => return Err(error),
+            }
+            let Some(deadline) = deadline else { continue };
+            if let Some(lease) = self.wait_for_turn(deadline).await? {
+                return Ok(lease);
+            }
+        }
+    }
+
+    /// Waits until there is something to ask again, or the answer is known without.
+    async fn wait_for_turn(&mut self, deadline: BootInstant) -> Result<Option<Attempt>> {
+        // If nobody could look for so long, it asks by itself, and learns why.
+        let unseen = self
+            .standing
+            .place()
+            .map_or(deadline, |place| place.seen.saturating_add(self.request.ttl.as_duration()));
+        let nap = self.client.clock.nap(unseen.min(deadline)).unwrap_or_default();
+        tokio::select! {
+            biased;
+            () = &mut self.request.abandoned => return Box::pin(self.give_up(Contention::default())).await.map(Some),
+            () = self.standing.called() => {}
+            () = tokio::time::sleep(nap) => {}
+        }
+        let Some((number, Stand { seen, .. })) = self.standing.turn() else { return Ok(None) };
+        let lease = self.lease(number, seen)?.offered_for(OFFER);
+        let is_enough = lease.deadline().saturating_since(self.client.now()) >= OFFER_LEFT_MIN;
+        Ok(is_enough.then_some(Attempt::Granted(lease)))
+    }
+
+    /// Whether its place may stand still.
+    fn may_wait(&self, place: Stand) -> bool {
+        self.client.now().saturating_since(place.seen) < self.request.ttl.as_duration()
+    }
+
+    async fn ask(&mut self, verb: Verb) -> Result<Answer> {
+        let asked = Asked {
+            verb,
+            lease: self.key(),
+            mode: holder::write_mode(self.request.mode),
+            holder: holder::write(&self.request.holder),
+            session: self.client.session,
+        };
+        // From here on it may be sent, whatever becomes of this future.
+        let could_stand = std::mem::replace(&mut self.may_stand, true);
+        let answer = self.client.attempts.send(asked).await;
+        self.may_stand =
+            could_stand || answer.as_ref().map_or_else(|error| error.effect() == Effect::Unknown, |_| true);
+        answer
+    }
+
+    fn key(&self) -> LeaseKey {
+        let AcquireRequest { name, nonce, ttl, .. } = &self.request;
+        LeaseKey::new(name.clone(), *nonce, *ttl)
+    }
+
+    fn lease(&self, number: u64, counted_from: BootInstant) -> Result<Lease> {
+        Ok(Lease::new(self.key(), FencingToken::of_grant(number, self.request.nonce)?, counted_from))
+    }
+
+    /// Leaves the line; a turn that came in this moment is given back.
+    async fn give_up(&mut self, contention: Contention) -> Result<Attempt> {
+        match self.client.release(&[self.key()]).await {
+            Ok(_) => Ok(Attempt::Busy(contention)),
+            // The line is left in the background, where nobody waits for it.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                self.withdraw_in_background();
+                Ok(Attempt::Busy(contention))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn withdraw_in_background(&self) {
+        let (client, lease) = (Arc::clone(self.client), self.key());
+        self.client.runtime.spawn(async move { client.withdraw(&lease).await });
+    }
+}
+
+impl Drop for Seek<'_> {
+    fn drop(&mut self) {
+        if !self.settled && self.may_stand {
+            self.withdraw_in_background();
+        }
+    }
+}
