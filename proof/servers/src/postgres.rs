@@ -26,11 +26,12 @@ pub(crate) const USER: &str = "postgres";
 const READY: &str = "database system is ready to accept";
 
 /// As the leash of other servers, for one whose children lead sessions of their own: it shuts down at once, with all of
-/// them, and is not killed, because it would leave a piece of shared memory to the machine.
+/// them, and is not killed, because it would leave a piece of shared memory to the machine. It takes five seconds to kill those
+/// that are stopped.
 const LEASH: &str = r#"
     trap '' HUP
     exec 3<&0
-    { read -r _ <&3; kill -QUIT $$; kill -CONT $$ $(cat /proc/$$/task/$$/children); } >/dev/null 2>&1 &
+    { read -r _ <&3; kill -QUIT $$; } >/dev/null 2>&1 &
     exec "$0" "$@" 3<&- </dev/null 2>&1
 "#;
 
