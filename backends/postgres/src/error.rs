@@ -6,6 +6,8 @@ use std::io;
 use ringfence_core::{Error, ErrorKind};
 use tokio_postgres::error::{DbError, SqlState};
 
+use crate::tls;
+
 pub(crate) type Theirs = tokio_postgres::Error;
 
 /// What is wrong with a standby.
@@ -13,6 +15,8 @@ const STANDBY: &str =
     "it is a standby: locks are taken on the primary; name all hosts in the URL, and the primary is found";
 
 const UNREACHABLE: &str = "it cannot be reached: see whether it runs, and whether the URL names it";
+
+const ODD: &str = "its answer makes no sense: is this a PostgreSQL server?";
 
 /// The error of a statement that was on its way when this was said.
 pub(crate) fn of_call(error: &Theirs) -> Error {
@@ -23,13 +27,43 @@ pub(crate) fn of_call(error: &Theirs) -> Error {
 
 /// The error of a step on the way to a connection that is ready, which leaves nothing behind.
 pub(crate) fn of_connecting(error: &Theirs) -> Error {
-    if let Some(cause) = error.source().and_then(|source| source.downcast_ref::<io::Error>())
-        && matches!(cause.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
-    {
-        let advice = "it hangs up on us: it may be starting or stopping, or the port is not that of a PostgreSQL server";
-        return Error::new(ErrorKind::Unavailable, advice).because(because(error));
+    match error.source().and_then(|cause| cause.downcast_ref::<io::Error>()) {
+        Some(cause) => of_stream(cause),
+        None => explain(error),
     }
-    explain(error)
+}
+
+/// The error of a stream to a server that lets itself be reached.
+pub(crate) fn of_stream(why: &io::Error) -> Error {
+    let error = match (ringfence_tls::trouble(why), why.kind()) {
+        (Some(trouble), _) => {
+            let (kind, advice) = tls::PARAMS.explain(trouble);
+            Error::new(kind, advice)
+        }
+        (None, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+            Error::new(
+                ErrorKind::Unavailable,
+                "it hangs up on us: it may be starting or stopping, or the port is not that of a PostgreSQL server",
+            )
+        }
+        (None, io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => odd(),
+        (None, _) => Error::new(ErrorKind::Unavailable, UNREACHABLE),
+    };
+    error.because(why.to_string())
+}
+
+/// Whether the server might let us in if we came with TLS, or without.
+pub(crate) fn is_of_way(error: &Theirs) -> bool {
+    let is_of_tls = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<io::Error>())
+        .is_some_and(|cause| ringfence_tls::trouble(cause).is_some());
+    is_of_tls || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+}
+
+/// Of an answer that no version of PostgreSQL gives.
+pub(crate) fn odd() -> Error {
+    Error::new(ErrorKind::Corrupt, ODD)
 }
 
 /// The error of making the schema, or bringing it to another version.
@@ -134,8 +168,8 @@ fn of_server(said: &DbError) -> (ErrorKind, &'static str) {
         "28P01" => (ErrorKind::Refused, "it refuses our user or password: check the URL"),
         "28000" => (
             ErrorKind::Refused,
-            "it does not let us in from here, as this user, to this database, or without TLS: see its pg_hba.conf, and \
-             sslmode= of the URL",
+            "it does not let us in from here, as this user, to this database, without TLS, or without a certificate of ours \
+             (sslcert=, sslkey=): see its pg_hba.conf",
         ),
         "3D000" => (ErrorKind::InvalidUrl, "it has no such database: check the path of the URL"),
         "42501" => (
@@ -201,19 +235,19 @@ fn of_driver(error: &Theirs) -> (ErrorKind, &'static str) {
             "it wants a password, and the URL has none: write postgres://user:password@host/database",
         );
     }
+    if error.is_closed() {
+        return (ErrorKind::Unavailable, "its connection broke");
+    }
     match error.source().and_then(|cause| cause.downcast_ref::<io::Error>()) {
-        _ if error.is_closed() => (ErrorKind::Unavailable, "its connection broke"),
-        Some(cause) if cause.kind() == io::ErrorKind::InvalidInput => {
-            (ErrorKind::Corrupt, "its answer makes no sense: is this a PostgreSQL server?")
+        Some(cause) if matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
+            (ErrorKind::Corrupt, ODD)
         }
         Some(_) => (ErrorKind::Unavailable, UNREACHABLE),
         // What it is that we send is for us to know.
         None if error.to_string().contains("parameter") => {
             (ErrorKind::Bug, "a statement of ours has the wrong parameters")
         }
-        None => {
-            (ErrorKind::Unavailable, "it does not speak with us as we expect: is this a PostgreSQL server?")
-        }
+        None => (ErrorKind::Unavailable, ODD),
     }
 }
 

@@ -8,6 +8,8 @@ mod link;
 mod options;
 mod records;
 mod schema;
+mod stream;
+mod tls;
 mod together;
 
 pub use backend::{PostgresBackend, guarantees};

@@ -3,15 +3,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use ringfence_core::{Error, ErrorKind, Result};
-use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::AsyncReadExt;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio_postgres::tls::NoTlsStream;
@@ -20,6 +17,7 @@ use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Row, Statement};
 
 use crate::error;
 use crate::options::{Host, Options};
+use crate::stream::{self, GONE_AFTER, KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, Stream, Way};
 
 /// How long an answer may take. After that the connection counts as broken, because nobody can tell a server that is slow
 /// from one that is gone.
@@ -31,14 +29,6 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// How long making the schema may take, and waiting for somebody who is making it.
 const SETUP_PATIENCE: Duration = Duration::from_secs(30);
-
-/// When a peer counts as gone that says nothing at all, on a connection that carries nothing: it is asked after the first,
-/// then each time after the second, and is gone after so many questions without an answer. On one that carries something,
-/// after the last. All of it is 6 s, on both sides.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-const KEEPALIVE_COUNT: u32 = 3;
-const GONE_AFTER: Duration = Duration::from_secs(6);
 
 /// The oldest server that knows what we use.
 const VERSION_MIN: i32 = 14;
@@ -80,6 +70,9 @@ pub(crate) struct Session {
     /// session can be counted on, be it a lock, a setting, a channel or a prepared statement.
     pub(crate) is_pooled: bool,
 }
+
+/// What carries a connection's messages, TLS being spoken below it.
+type Carrier = Connection<Box<dyn Stream>, NoTlsStream>;
 
 type Hears = dyn Fn(Heard) + Send + Sync;
 
@@ -183,14 +176,14 @@ impl Link {
     /// on this one may be what it hits.
     pub(crate) fn cancel(&self) {
         let Some(live) = self.lock().live.clone() else { return };
-        let options = Arc::clone(&self.options);
+        let patience = self.options.connect_patience;
         self.runtime.spawn(async move {
             let cancelled = async {
-                let stream = open_stream(&options.hosts[live.host]).await.map_err(|why| why.to_string())?;
+                let stream = stream::open(&live.host, &live.way).await.map_err(|why| why.to_string())?;
                 let token = live.client.cancel_token();
                 token.cancel_query_raw(stream, NoTls).await.map_err(|why| why.to_string())
             };
-            match tokio::time::timeout(options.connect_patience, cancelled).await {
+            match tokio::time::timeout(patience, cancelled).await {
                 Ok(Ok(())) => {}
                 Ok(Err(why)) => tracing::debug!(why, "a statement could not be cancelled"),
                 Err(_) => tracing::debug!("a statement could not be cancelled in time"),
@@ -258,8 +251,8 @@ impl Link {
     /// for less than the others do.
     async fn open_one(&self) -> Result<Arc<Live>> {
         let mut failure: Option<Error> = None;
-        for (place, host) in self.options.hosts.iter().enumerate() {
-            let greeted = tokio::time::timeout(self.options.connect_patience, self.greet(place, host)).await;
+        for host in &self.options.hosts {
+            let greeted = tokio::time::timeout(self.options.connect_patience, self.greet(host)).await;
             let opened = match greeted.unwrap_or_else(|_| Err(error::no_answer())) {
                 Ok(greeted) => self.make_ready(greeted).await,
                 Err(why) => Err(why),
@@ -279,15 +272,31 @@ impl Link {
         Err(failure.expect("a URL names a host"))
     }
 
+    /// Opens a connection to a host in the first way that it likes.
+    async fn log_in(&self, host: &Host) -> Result<(Client, Carrier, Way)> {
+        let mut failure = None;
+        for way in self.options.tls.ways(host) {
+            let error = match stream::open(host, &way).await {
+                Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                Err(error) => error,
+                Ok(stream) => match self.options.login.connect_raw(stream, NoTls).await {
+                    Ok((client, carrier)) => return Ok((client, carrier, way)),
+                    Err(why) if !error::is_of_way(&why) => return Err(error::of_connecting(&why)),
+                    Err(why) => error::of_connecting(&why),
+                },
+            };
+            failure = failure.or(Some(error));
+        }
+        Err(failure.expect("there is a way"))
+    }
+
     /// Opens a connection to a host, and asks what is at its other end.
-    async fn greet(&self, place: usize, host: &Host) -> Result<Greeted> {
-        let stream = open_stream(host).await.map_err(error::unreachable)?;
-        let connected = self.options.login.connect_raw(stream, NoTls).await;
-        let (client, connection) = connected.map_err(|why| error::of_connecting(&why))?;
+    async fn greet(&self, host: &Host) -> Result<Greeted> {
+        let (client, carrier, way) = self.log_in(host).await?;
         let serial = next_serial();
         let state = Arc::<State>::default();
         let driver = Driver {
-            connection,
+            carrier,
             ending: Ending {
                 serial,
                 state: Arc::clone(&state),
@@ -325,7 +334,7 @@ impl Link {
         let schema =
             Found { is_there: row.get("is_there"), may_use: row.get("may_use"), may_ask: row.get("may_ask") };
         let session = Session { pid, serial, is_pooled };
-        Ok(Greeted { client, session, host: place, state, task, schema, role: row.get("role") })
+        Ok(Greeted { client, session, host: host.clone(), way, state, task, schema, role: row.get("role") })
     }
 
     /// Makes the schema where it is not there, and sets what the session needs.
@@ -363,8 +372,8 @@ impl Link {
                 [(&names, Type::TEXT_ARRAY), (&values, Type::TEXT_ARRAY)];
             greeted.client.query_typed(SET, &params).await.map_err(|why| error::of_connecting(&why))?;
         }
-        let Greeted { client, session, host, state, task, .. } = greeted;
-        Ok(Arc::new(Live { session, client, host, state, task, statements: Mutex::default() }))
+        let Greeted { client, session, host, way, state, task, .. } = greeted;
+        Ok(Arc::new(Live { session, client, host, way, state, task, statements: Mutex::default() }))
     }
 
     /// Drops a connection that is in doubt.
@@ -457,7 +466,8 @@ fn lacks(right: &str, role: &str) -> Error {
 struct Greeted {
     client: Client,
     session: Session,
-    host: usize,
+    host: Host,
+    way: Way,
     state: Arc<State>,
     task: AbortOnDrop,
     schema: Found,
@@ -477,8 +487,9 @@ struct Found {
 struct Live {
     session: Session,
     client: Client,
-    /// Its place among the hosts of the URL.
-    host: usize,
+    /// Where it leads, and how.
+    host: Host,
+    way: Way,
     state: Arc<State>,
     task: AbortOnDrop,
     statements: Mutex<HashMap<Arc<str>, Statement>>,
@@ -565,16 +576,16 @@ impl State {
     }
 }
 
-/// What carries a connection's messages, in a task of its own.
+/// Carries a connection's messages, in a task of its own.
 struct Driver {
     // Dropped before its end is told: whoever waits for an answer has none by then.
-    connection: Connection<Box<dyn Stream>, NoTlsStream>,
+    carrier: Carrier,
     ending: Ending,
 }
 
 impl Driver {
     async fn run(mut self) {
-        while let Some(message) = poll_fn(|context| self.connection.poll_message(context)).await {
+        while let Some(message) = poll_fn(|context| self.carrier.poll_message(context)).await {
             match message {
                 Ok(AsyncMessage::Notification(said)) => {
                     let (channel, payload) = (said.channel().to_owned(), said.payload().to_owned());
@@ -610,31 +621,6 @@ impl Drop for Ending {
     }
 }
 
-/// What bytes come and go by.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
-
-async fn open_stream(host: &Host) -> io::Result<Box<dyn Stream>> {
-    match host {
-        Host::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-        Host::Tcp(host, port) => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
-            sockopt::set_socket_keepalive(&stream, true)?;
-            sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
-            sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
-            sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_COUNT)?;
-            #[cfg(target_os = "linux")]
-            sockopt::set_tcp_user_timeout(
-                &stream,
-                u32::try_from(GONE_AFTER.as_millis()).unwrap_or(u32::MAX),
-            )?;
-            Ok(Box::new(stream))
-        }
-    }
-}
-
 /// The process that a server said it had for us when the connection began. A pooler says a number of its own.
 ///
 /// The driver keeps it to itself, but writes it where it asks for a cancel: after a length and a code, of four bytes each.
@@ -648,19 +634,22 @@ async fn pid_at_start(client: &Client) -> i32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use ringfence_core::BackendUrl;
     use ringfence_servers::{Pgbouncer, Postgres};
 
     use super::*;
 
-    fn link(url: &str) -> Arc<Link> {
-        let options = Options::parse(&BackendUrl::parse(url).unwrap()).unwrap();
-        Link::new(Arc::new(options), Handle::current(), |_| ())
+    /// A link to the server of a URL that hears nothing.
+    pub(crate) fn link(url: &str) -> Result<Arc<Link>> {
+        let options = Options::parse(&BackendUrl::parse(url)?)?;
+        Ok(Link::new(Arc::new(options), Handle::current(), |_| ()))
     }
 
-    fn number(rows: &[Row]) -> i64 {
-        rows[0].get(0)
+    /// Asks for one value, which is text.
+    pub(crate) async fn ask(link: &Link, sql: &str) -> Result<String> {
+        let rows = link.query(&Sql::new(sql, &[]), &[]).await?;
+        Ok(rows[0].get(0))
     }
 
     #[tokio::test]
@@ -668,11 +657,12 @@ mod tests {
         let Some(server) = Postgres::start().await else { return };
         let Some(pooler) = Pgbouncer::start(&server, "transaction").await else { return };
         for (url, is_pooled) in [(server.url(), false), (server.socket_url(), false), (pooler.url(), true)] {
-            let link = link(&url);
+            let link = link(&url).unwrap();
             assert_eq!(link.session(), None);
             let double = Sql::new("SELECT $1::bigint * 2", &[Type::INT8]);
             for half in 1..4_i64 {
-                assert_eq!(number(&link.query(&double, &[&half]).await.unwrap()), 2 * half, "{url}");
+                let rows = link.query(&double, &[&half]).await.unwrap();
+                assert_eq!(rows[0].get::<_, i64>(0), 2 * half, "{url}");
             }
             assert_eq!(link.session().unwrap().is_pooled, is_pooled, "{url}");
         }

@@ -10,6 +10,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
 use crate::schema::Schema;
+use crate::tls::Tls;
 
 /// The parameters of a PostgreSQL URL, beside those of the hall.
 pub const PARAMS: &[&str] = &[
@@ -22,6 +23,10 @@ pub const PARAMS: &[&str] = &[
     "application_name",
     "connect_timeout",
     "target_session_attrs",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
 ];
 
 /// The port of a server, where the URL names none.
@@ -43,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) hosts: Vec<Host>,
     /// As whom, to which database. Its hosts and its TLS are not used.
     pub(crate) login: Config,
+    pub(crate) tls: Tls,
     pub(crate) schema: Schema,
     pub(crate) connect_patience: Duration,
     /// The URL as it may be shown.
@@ -73,6 +79,7 @@ impl Options {
         Ok(Self {
             hosts: hosts(url)?,
             login: login(url)?,
+            tls: Tls::of(url)?,
             schema: Schema::new(url.param("schema").unwrap_or(Schema::DEFAULT))?,
             connect_patience: connect_patience(url)?,
             shown: url.to_string(),

@@ -1,0 +1,198 @@
+//! TLS as all backends that speak it have it: the PEM files that a URL names, and what is wrong where no trusted connection
+//! comes about. How TLS begins is a matter of each backend's protocol.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use ringfence_core::{BackendUrl, Error, ErrorKind, Result};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+
+/// The parameters of a URL that name PEM files.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a backend names its parameters")]
+pub struct Params {
+    /// The authorities whose word we take.
+    pub authorities: &'static str,
+    /// The certificate by which we are known.
+    pub certificate: &'static str,
+    /// Its key.
+    pub key: &'static str,
+}
+
+/// As most backends name them.
+pub const PARAMS: Params = Params { authorities: "ca", certificate: "cert", key: "key" };
+
+/// What is in a PEM file.
+#[expect(clippy::exhaustive_structs, reason = "a file's text, and what is in it")]
+pub struct Pem<T> {
+    /// All of the file.
+    pub text: Vec<u8>,
+    /// What of it is of use.
+    pub holds: T,
+}
+
+/// The certificate by which a client is known, with those that vouch for it, and its key.
+pub type Identity = (Pem<Vec<CertificateDer<'static>>>, Pem<PrivateKeyDer<'static>>);
+
+/// Without what it holds, which may be a key.
+impl<T> fmt::Debug for Pem<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pem").finish_non_exhaustive()
+    }
+}
+
+/// Which servers are trusted.
+#[derive(Debug)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third way")]
+pub enum Trust {
+    /// Those whose certificate is for the host that was called, and signed by one of these.
+    Roots(RootCertStore),
+    /// Those that pass this.
+    Verifier(Arc<dyn ServerCertVerifier>),
+}
+
+impl Params {
+    /// The first of them that a URL has.
+    pub fn first_of(&self, url: &BackendUrl) -> Option<&'static str> {
+        [self.authorities, self.certificate, self.key].into_iter().find(|param| url.param(param).is_some())
+    }
+
+    /// Reads the certificates of the authorities that a URL names, if it does. Errors with [`ErrorKind::InvalidUrl`].
+    pub fn authorities(&self, url: &BackendUrl) -> Result<Option<Pem<Vec<CertificateDer<'static>>>>> {
+        url.param(self.authorities).map(|path| certificates(self.authorities, path)).transpose()
+    }
+
+    /// Whom we believe: the authorities that a URL names, or else those that the system knows. Errors with
+    /// [`ErrorKind::InvalidUrl`].
+    pub fn roots(&self, url: &BackendUrl) -> Result<RootCertStore> {
+        let Some(Pem { holds, .. }) = self.authorities(url)? else { return Ok(roots_of_the_system()) };
+        let mut roots = RootCertStore::empty();
+        for certificate in holds {
+            let path = url.param(self.authorities).unwrap_or_default();
+            roots.add(certificate).map_err(|why| {
+                invalid(format!("{}={path} has a certificate that is none", self.authorities)).because(why)
+            })?;
+        }
+        Ok(roots)
+    }
+
+    /// Reads by which certificate we are known, if by one. Errors with [`ErrorKind::InvalidUrl`].
+    pub fn identity(&self, url: &BackendUrl) -> Result<Option<Identity>> {
+        let (cert, key) = match (url.param(self.certificate), url.param(self.key)) {
+            (None, None) => return Ok(None),
+            (Some(cert), Some(key)) => (cert, key),
+            (Some(_), None) => return Err(alone(self.certificate, self.key)),
+            (None, Some(_)) => return Err(alone(self.key, self.certificate)),
+        };
+        Ok(Some((certificates(self.certificate, cert)?, private_key(self.key, key)?)))
+    }
+
+    /// How we speak with servers that we trust in this way, and by which certificate we are known, if a URL names one. Errors with
+    /// [`ErrorKind::InvalidUrl`].
+    pub fn config(&self, url: &BackendUrl, trust: Trust) -> Result<ClientConfig> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|why| invalid("the cryptography of this program knows no TLS".into()).because(why))?;
+        let config = match trust {
+            Trust::Roots(roots) => config.with_root_certificates(roots),
+            Trust::Verifier(verifier) => config.dangerous().with_custom_certificate_verifier(verifier),
+        };
+        let Some((cert, key)) = self.identity(url)? else { return Ok(config.with_no_client_auth()) };
+        config.with_client_auth_cert(cert.holds, key.holds).map_err(|why| {
+            let [cert, key] = [self.certificate, self.key]
+                .map(|param| format!("{param}={}", url.param(param).unwrap_or_default()));
+            invalid(format!("{cert} and {key} do not belong together")).because(why)
+        })
+    }
+
+    /// What is wrong between us and a server by what TLS says of it, and what to do about it.
+    pub fn explain(&self, trouble: &rustls::Error) -> (ErrorKind, String) {
+        let Self { authorities, certificate, key } = self;
+        let advice = match trouble {
+            rustls::Error::InvalidCertificate(why) => match why {
+                // The signature is wrong where an authority of the same name is known, with another key.
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
+                    "its certificate is signed by an authority that we do not know: name the authority's PEM file with \
+                     ?{authorities}=/path.pem, or have the system know it"
+                ),
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                    "its certificate is for another host: write the URL with a host that the certificate names".to_owned()
+                }
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. } => {
+                    "its certificate is not valid today: renew it, or look at this machine's clock".to_owned()
+                }
+                _ => "its certificate cannot be trusted".to_owned(),
+            },
+            rustls::Error::AlertReceived(
+                AlertDescription::CertificateRequired
+                | AlertDescription::BadCertificate
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                // An authority of the same name is known there, with another key.
+                | AlertDescription::DecryptError
+                | AlertDescription::HandshakeFailure,
+            ) => format!(
+                "it does not accept who we are: name a certificate that it knows with \
+                 ?{certificate}=/path.pem&{key}=/path.pem"
+            ),
+            _ => "no trusted connection comes about".to_owned(),
+        };
+        (ErrorKind::Refused, advice)
+    }
+}
+
+/// What TLS says of a stream that failed, where it is that.
+pub fn trouble(why: &io::Error) -> Option<&rustls::Error> {
+    why.get_ref()?.downcast_ref()
+}
+
+/// The cryptography of this program: where it has chosen one, that is ours too.
+pub fn provider() -> Arc<CryptoProvider> {
+    CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()))
+}
+
+/// The authorities that the system knows.
+pub fn roots_of_the_system() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}
+
+fn certificates(param: &str, path: &str) -> Result<Pem<Vec<CertificateDer<'static>>>> {
+    let text = read(param, path)?;
+    match CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>() {
+        Ok(holds) if !holds.is_empty() => Ok(Pem { text, holds }),
+        Ok(_) => Err(invalid(format!("{param}={path} has no certificate in it, it should be a PEM file"))),
+        Err(why) => {
+            Err(invalid(format!("{param}={path} is no PEM file of certificates")).because(why.to_string()))
+        }
+    }
+}
+
+fn private_key(param: &str, path: &str) -> Result<Pem<PrivateKeyDer<'static>>> {
+    let text = read(param, path)?;
+    // What the file holds is not said: it may be a key after all.
+    let holds = PrivateKeyDer::from_pem_slice(&text)
+        .map_err(|_| invalid(format!("{param}={path} has no private key in it, it should be a PEM file")))?;
+    Ok(Pem { text, holds })
+}
+
+fn read(param: &str, path: &str) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|why| invalid(format!("{param}={path} cannot be read")).because(why))
+}
+
+fn alone(given: &str, missing: &str) -> Error {
+    invalid(format!("{given}= needs {missing}= beside it: a client is known by a certificate and its key"))
+}
+
+fn invalid(why: String) -> Error {
+    Error::new(ErrorKind::InvalidUrl, why)
+}
