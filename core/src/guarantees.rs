@@ -255,6 +255,15 @@ pub enum HolderDeath {
     Ttl,
     /// At once: the kernel tells.
     AtOnce,
+    /// With the end of a connection, which the server sees.
+    Connection,
+}
+
+impl HolderDeath {
+    /// Whether a killed holder is out of the way long before its TTL is over.
+    pub fn is_at_once(self) -> bool {
+        matches!(self, Self::AtOnce | Self::Connection)
+    }
 }
 
 impl fmt::Display for HolderDeath {
@@ -263,6 +272,10 @@ impl fmt::Display for HolderDeath {
             Self::Ttl => "its lease is free when its TTL is over",
             Self::AtOnce => {
                 "its lease is free at once, unless a child of it lives on that inherited the lease: then at its TTL"
+            }
+            Self::Connection => {
+                "its lease is free as soon as the server sees its connection end; so is the lease of a holder that lives, whose \
+                 connection breaks: only the fence stops its writes until it knows"
             }
         })
     }

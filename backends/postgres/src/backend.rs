@@ -4,23 +4,26 @@ use std::sync::Arc;
 
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Eviction, FencedStore, Finding,
-    Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page, Queue,
-    Records, Release, Renewal, Result, Scope, Tokens,
+    Guarantees, HolderDeath, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page,
+    Queue, Records, Release, Renewal, Result, Scope, Tokens,
 };
 
 use crate::leases::Leases;
-use crate::options::Options;
+use crate::options::{self, Options};
 use crate::records::Records as RecordStore;
 
 /// What a PostgreSQL server promises under a URL. Errors with [`ErrorKind::InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl) for
 /// a recipe that there is not.
-pub fn guarantees(_url: &BackendUrl) -> Result<Guarantees> {
+pub fn guarantees(url: &BackendUrl) -> Result<Guarantees> {
     let mut guarantees = Guarantees::of_one_process();
     guarantees.scope = Scope::Network;
     guarantees.tokens = Tokens::Durable;
     guarantees.queue = Queue::FirstComeFirstServed;
     guarantees.lease_clock = LeaseClock::ServerWallClock;
     guarantees.records = Records::Durable;
+    if options::reclaims(url)? {
+        guarantees.holder_death = HolderDeath::Connection;
+    }
     Ok(guarantees)
 }
 

@@ -15,6 +15,7 @@ use crate::tls::Tls;
 /// The parameters of a PostgreSQL URL, beside those of the hall.
 pub const PARAMS: &[&str] = &[
     "schema",
+    "reclaim",
     "host",
     "port",
     "user",
@@ -50,6 +51,8 @@ pub(crate) struct Options {
     pub(crate) login: Config,
     pub(crate) tls: Tls,
     pub(crate) schema: Schema,
+    /// Whether a lease ends with a connection of its process, and not with its TTL alone.
+    pub(crate) reclaim: bool,
     pub(crate) connect_patience: Duration,
     /// The URL as it may be shown.
     pub(crate) shown: String,
@@ -81,10 +84,16 @@ impl Options {
             login: login(url)?,
             tls: Tls::of(url)?,
             schema: Schema::new(url.param("schema").unwrap_or(Schema::DEFAULT))?,
+            reclaim: reclaims(url)?,
             connect_patience: connect_patience(url)?,
             shown: url.to_string(),
         })
     }
+}
+
+/// Whether leases end with a connection of their process.
+pub(crate) fn reclaims(url: &BackendUrl) -> Result<bool> {
+    url.choice("reclaim", ["ttl", "connection"])
 }
 
 /// The hosts of the URL or, as libpq has it, those of `host=`; each of them a name, an address or the directory of a socket.

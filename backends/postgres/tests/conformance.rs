@@ -7,7 +7,11 @@ use ringfence_postgres::PostgresBackend;
 use ringfence_servers::{Postgres, Proxy, Taker};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
 
-struct Leases(Postgres);
+struct Leases {
+    server: Postgres,
+    /// What is asked for beside.
+    parameters: &'static str,
+}
 
 async fn connect(url: &str) -> Result<Arc<dyn Backend>> {
     Ok(Arc::new(PostgresBackend::connect(&BackendUrl::parse(url)?, Arc::new(SystemClock::new())).await?))
@@ -19,9 +23,19 @@ fn row(lease: &Lease) -> String {
     format!("name = '{name}' AND nonce = {}", lease.key.nonce.get().cast_signed())
 }
 
+impl Leases {
+    async fn start(parameters: &'static str) -> Option<Self> {
+        Some(Self { server: Postgres::start().await?, parameters })
+    }
+
+    fn url(&self) -> String {
+        format!("{}{}", self.server.url(), self.parameters)
+    }
+}
+
 impl Harness for Leases {
     fn connect(&self) -> BoxFuture<'_, Result<Arc<dyn Backend>>> {
-        Box::pin(async { connect(&self.0.url()).await })
+        Box::pin(async { connect(&self.url()).await })
     }
 
     fn start_process<'a>(
@@ -30,7 +44,7 @@ impl Harness for Leases {
         ttl: Ttl,
     ) -> Option<BoxFuture<'a, Box<dyn OtherProcess>>> {
         Some(Box::pin(async move {
-            let mut taker = Taker::start(&self.0.url(), name.as_str(), &["--ttl", &ttl.to_string()]);
+            let mut taker = Taker::start(&self.url(), name.as_str(), &["--ttl", &ttl.to_string()]);
             taker.asks().await;
             Box::new(taker) as Box<dyn OtherProcess>
         }))
@@ -38,8 +52,8 @@ impl Harness for Leases {
 
     fn connect_by_cable(&self) -> Option<BoxFuture<'_, Box<dyn Cable>>> {
         Some(Box::pin(async {
-            let proxy = Proxy::start(self.0.port()).await;
-            let url = format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port());
+            let proxy = Proxy::start(self.server.port()).await;
+            let url = format!("postgres://postgres@127.0.0.1:{}/postgres{}", proxy.port(), self.parameters);
             let client = connect(&url).await.expect("a server");
             proxy.into_cable(client)
         }))
@@ -48,18 +62,28 @@ impl Harness for Leases {
     fn expire<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
         Some(Box::pin(async {
             let row = row(lease);
-            self.0.psql(&format!("UPDATE ringfence.locks SET ends = clock_timestamp() WHERE {row}")).await;
-            self.0.psql(&format!("UPDATE ringfence.places SET ends = clock_timestamp() WHERE {row}")).await;
+            self.server
+                .psql(&format!("UPDATE ringfence.locks SET ends = clock_timestamp() WHERE {row}"))
+                .await;
+            self.server
+                .psql(&format!("UPDATE ringfence.places SET ends = clock_timestamp() WHERE {row}"))
+                .await;
         }))
     }
 
     fn remove_behind_its_back<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
         Some(Box::pin(async {
             let row = row(lease);
-            self.0.psql(&format!("UPDATE ringfence.locks SET nonce = NULL WHERE {row}")).await;
-            self.0.psql(&format!("DELETE FROM ringfence.places WHERE {row}")).await;
+            self.server.psql(&format!("UPDATE ringfence.locks SET nonce = NULL WHERE {row}")).await;
+            self.server.psql(&format!("DELETE FROM ringfence.places WHERE {row}")).await;
         }))
     }
 }
 
-ringfence_testkit::conformance!(Postgres::start().await.map(Leases));
+ringfence_testkit::conformance!(Leases::start("").await);
+
+mod that_end_with_a_connection {
+    use super::Leases;
+
+    ringfence_testkit::conformance!(Leases::start("?reclaim=connection").await);
+}

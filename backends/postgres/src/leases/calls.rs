@@ -12,6 +12,8 @@ use crate::schema::Schema;
 /// The statements, with the name of the schema in them.
 #[derive(Debug)]
 pub(super) struct Calls {
+    /// Whether leases end with the beacon of their process.
+    beacon: bool,
     acquire: Sql,
     look: Sql,
     seen: Sql,
@@ -43,15 +45,8 @@ pub(super) struct Asked {
     pub(super) mode: i32,
     /// For whom, as it is written.
     pub(super) holder: String,
-    /// Of which process the lease is, and whether it ends with its beacon.
-    pub(super) session: Session,
-}
-
-/// What a process is called in the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Session {
-    pub(super) number: i64,
-    pub(super) beacon: bool,
+    /// What our process is called in the rows.
+    pub(super) session: i64,
 }
 
 /// What the server answered to an attempt.
@@ -100,14 +95,15 @@ pub(super) fn millis(ttl: Ttl) -> i32 {
 }
 
 impl Calls {
-    pub(super) fn new(schema: &Schema) -> Self {
+    pub(super) fn new(schema: &Schema, beacon: bool) -> Self {
         let (names, nonces, ttls) = (Type::TEXT_ARRAY, Type::INT8_ARRAY, Type::INT4_ARRAY);
         let sql = |text: &str, types: &[Type]| schema.sql(text, types);
         Self {
+            beacon,
             acquire: sql(
                 "SELECT verdict, number, waiters, others FROM @schema@.acquire($1, $2, $3, $4, $5, $6, $7, $8)",
                 &[
-                    Type::INT8,
+                    Type::INT8_ARRAY,
                     Type::BOOL,
                     Type::CHAR_ARRAY,
                     names.clone(),
@@ -135,9 +131,8 @@ impl Calls {
         }
     }
 
-    /// Asks for leases; those asked together are of one session. One round trip.
+    /// Asks for leases. One round trip.
     pub(super) async fn acquire(&self, link: &Link, asked: &[Asked]) -> Result<Vec<Answer>> {
-        let Some(first) = asked.first() else { return Ok(Vec::new()) };
         let verb = |asked: &Asked| match asked.verb {
             Verb::Try => b'a',
             Verb::Queue => b'q',
@@ -147,9 +142,12 @@ impl Calls {
         let (names, nonces, ttls) = columns(asked.iter().map(|asked| &asked.lease));
         let modes: Vec<i32> = asked.iter().map(|asked| asked.mode).collect();
         let holders: Vec<&str> = asked.iter().map(|asked| &*asked.holder).collect();
-        let Session { number, beacon } = first.session;
+        let sessions: Vec<i64> = asked.iter().map(|asked| asked.session).collect();
         let rows = link
-            .query(&self.acquire, &[&number, &beacon, &verbs, &names, &nonces, &modes, &ttls, &holders])
+            .query(
+                &self.acquire,
+                &[&sessions, &self.beacon, &verbs, &names, &nonces, &modes, &ttls, &holders],
+            )
             .await?;
         rows.iter().zip(asked).map(|(row, asked)| answer(link, row, asked.lease.nonce)).collect()
     }

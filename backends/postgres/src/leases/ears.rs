@@ -1,18 +1,23 @@
-//! Where a process hears of its turns, and looks after those of its own who wait.
+//! The connection on which a process hears of its turns, and whose end is the end of its leases where the URL says so; and how
+//! a process looks after those of its own who wait.
 
-use std::sync::{Arc, Weak};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use ringfence_core::Backoff;
+use foldhash::fast::RandomState;
+use ringfence_core::{Backoff, Error, ErrorKind, Lease, LeaseKey, Nonce, Result};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio_postgres::types::Type;
 
 use super::Client;
 use super::line::Line;
-use crate::link::{Heard, Link, Sql};
+use crate::link::{ANSWER_PATIENCE, Heard, Link, Sql};
 use crate::options::Options;
 
-/// How often a process looks after those who wait. It shows that it lives, and is the net under a message that was lost.
+/// How often a process looks after those who wait. It is the net under a message that was lost.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The longest pause after a connection that failed, doubled after each up to the second.
@@ -23,25 +28,118 @@ const LISTEN_PAUSE_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Ears {
     wanted: Arc<Notify>,
-    task: tokio::task::AbortHandle,
+    shared: Arc<Shared>,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Shared {
+    line: Arc<Line>,
+    /// What our process is called in the rows. Where leases end with the connection, each connection has a name of its own.
+    session: watch::Sender<Session>,
+    reclaims: bool,
+    /// Which leases end with which session, where they do.
+    held: Mutex<HashMap<Nonce, i64, RandomState>>,
+}
+
+#[derive(Debug)]
+struct Session {
+    number: i64,
+    /// Whether the connection stands that is called so.
+    is_heard: bool,
+    /// Why it does not, as far as that is known.
+    failure: Option<Error>,
 }
 
 impl Ears {
-    pub(super) fn new(options: &Arc<Options>, session: i64, line: Arc<Line>, runtime: Handle) -> Self {
-        let (wanted, ended) = (Arc::<Notify>::default(), Arc::<Notify>::default());
-        let telling = Arc::clone(&ended);
-        let link = Link::new(Arc::clone(options), runtime.clone(), move |heard| match heard {
-            Heard::Notification { payload, .. } => line.told(&payload),
-            Heard::Ended { .. } => telling.notify_one(),
+    pub(super) fn new(options: &Arc<Options>, line: Arc<Line>, runtime: Handle) -> Self {
+        let session = Session { number: new_number(), is_heard: false, failure: None };
+        let shared = Arc::new(Shared {
+            line,
+            session: watch::Sender::new(session),
+            reclaims: options.reclaim,
+            held: Mutex::default(),
         });
-        let listen = Sql::new(&format!("LISTEN ringfence_{session:x}"), &[]);
-        let task = runtime.spawn(listen_when_wanted(link, listen, Arc::clone(&wanted), ended));
-        Self { wanted, task: task.abort_handle() }
+        let (wanted, ended) = (Arc::<Notify>::default(), Arc::<Notify>::default());
+        let (hearing, telling) = (Arc::clone(&shared), Arc::clone(&ended));
+        let link = Link::new(Arc::clone(options), runtime.clone(), move |heard| match heard {
+            Heard::Notification { payload, .. } => hearing.line.told(&payload),
+            Heard::Ended { .. } => {
+                hearing.ended();
+                telling.notify_one();
+            }
+        });
+        let listening = listen_when_wanted(link, Arc::clone(&shared), Arc::clone(&wanted), ended);
+        Self { wanted, shared, task: runtime.spawn(listening).abort_handle() }
     }
 
     /// There is something to hear from now on.
     pub(super) fn open(&self) {
         self.wanted.notify_one();
+    }
+
+    /// What our process is called in the rows.
+    pub(super) fn session(&self) -> i64 {
+        self.shared.session.borrow().number
+    }
+
+    /// Refuses to go through a pooler where leases are to end with a connection: it would be the pooler's.
+    pub(super) fn refuse_poolers(&self, link: &Link) -> Result<()> {
+        if self.shared.reclaims && link.session().is_some_and(|session| session.is_pooled) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "reclaim=connection cannot work through a pooler, whose connections are not ours: connect to the server \
+                 itself, or leave it out",
+            )
+            .about(link.shown()));
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection stands with which leases end, where they do.
+    pub(super) async fn light_the_beacon(&self) -> Result<()> {
+        if !self.shared.reclaims || self.shared.session.borrow().is_heard {
+            return Ok(());
+        }
+        self.open();
+        let mut changes = self.shared.session.subscribe();
+        let lit = tokio::time::timeout(ANSWER_PATIENCE, changes.wait_for(|session| session.is_heard)).await;
+        if matches!(lit, Ok(Ok(_))) {
+            return Ok(());
+        }
+        let why = self.shared.session.borrow().failure.clone();
+        Err(why.unwrap_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "the connection with which our leases end could not be opened in time",
+            )
+        }))
+    }
+
+    /// A lease that was granted, which is told of from now on if it ends with the connection. Errors if that has ended already.
+    pub(super) fn keep(&self, lease: Lease, session: i64) -> Result<Lease> {
+        self.open();
+        if self.shared.reclaims {
+            // Under the lock, so that it ends either before this look or after it.
+            let mut held = self.shared.held();
+            let now = self.shared.session.borrow();
+            if !now.is_heard || now.number != session {
+                let why = "the connection broke with which the lease ended";
+                return Err(Error::new(ErrorKind::Unavailable, why).with_unknown_effect());
+            }
+            held.insert(lease.key.nonce, session);
+        }
+        Ok(lease)
+    }
+
+    /// These are given back.
+    pub(super) fn forget(&self, leases: &[LeaseKey]) {
+        if self.shared.reclaims {
+            let mut held = self.shared.held();
+            for lease in leases {
+                held.remove(&lease.nonce);
+            }
+        }
     }
 }
 
@@ -51,39 +149,72 @@ impl Drop for Ears {
     }
 }
 
-async fn listen_when_wanted(link: Arc<Link>, listen: Sql, wanted: Arc<Notify>, ended: Arc<Notify>) {
+impl Shared {
+    /// The connection is over, and so are the leases that end with it.
+    fn ended(&self) {
+        let mut held = self.held();
+        self.session.send_modify(|session| session.is_heard = false);
+        let lost: Vec<Nonce> = held.drain().map(|(nonce, _)| nonce).collect();
+        drop(held);
+        lost.into_iter().for_each(|nonce| self.line.lost(nonce));
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<Nonce, i64, RandomState>> {
+        self.held.lock().expect("nothing panics while it has the leases")
+    }
+}
+
+fn new_number() -> i64 {
+    Nonce::random().get().cast_signed()
+}
+
+async fn listen_when_wanted(link: Arc<Link>, shared: Arc<Shared>, wanted: Arc<Notify>, ended: Arc<Notify>) {
     wanted.notified().await;
     let mut pauses = Backoff::new(LISTEN_PAUSE, LISTEN_PAUSE_MAX);
     loop {
-        let listens = async {
-            link.connect().await?;
-            let is_pooled = link.session().is_some_and(|session| session.is_pooled);
-            // A channel that is listened to would stay with whoever has the pooler's connection next.
-            if !is_pooled {
-                link.query(&listen, &[]).await?;
-            }
-            Ok::<_, ringfence_core::Error>(is_pooled)
-        };
-        match listens.await {
+        let number = if shared.reclaims { new_number() } else { shared.session.borrow().number };
+        match listen(&link, number, shared.reclaims).await {
             Ok(true) => {
                 tracing::warn!(
                     server = link.shown(),
-                    "a pooler stands before the server, so that nobody can tell us of our turn: we ask every {LOOK_EVERY:?} while \
-                     we wait, and learn of a lost lease when it is renewed; connect to the server itself to be told"
+                    "a pooler stands before the server, so that nobody can tell us of our turn: we ask every {LOOK_EVERY:?} \
+                     while we wait, and learn of a lost lease when it is renewed; connect to the server itself to be told"
                 );
                 link.hang_up();
                 return;
             }
             Ok(false) => {
                 pauses = Backoff::new(LISTEN_PAUSE, LISTEN_PAUSE_MAX);
-                ended.notified().await;
+                let serial = link.session().map(|session| session.serial);
+                shared.session.send_replace(Session { number, is_heard: true, failure: None });
+                while serial.is_some() && link.session().map(|session| session.serial) == serial {
+                    ended.notified().await;
+                }
+                // It may have ended before anybody knew that it stood.
+                shared.ended();
             }
             Err(error) => {
                 tracing::debug!(%error, "nobody can tell us of our turn");
+                shared.session.send_modify(|session| session.failure = Some(error));
                 tokio::time::sleep(pauses.pause()).await;
             }
         }
     }
+}
+
+/// Listens to the channel of this process, and lights its beacon. Says whether a pooler is in the way.
+async fn listen(link: &Link, number: i64, lights: bool) -> Result<bool> {
+    link.connect().await?;
+    // A channel that is listened to would stay with whoever has the pooler's connection next.
+    if link.session().is_some_and(|session| session.is_pooled) {
+        return Ok(true);
+    }
+    link.query(&Sql::new(&format!("LISTEN ringfence_{number:x}"), &[]), &[]).await?;
+    if lights {
+        let sql = Sql::new("SELECT pg_catalog.pg_advisory_lock($1)", &[Type::INT8]);
+        link.query(&sql, &[&number]).await?;
+    }
+    Ok(false)
 }
 
 impl Client {
@@ -109,7 +240,7 @@ async fn look_after(client: Weak<Client>) {
         let asked = client.now();
         // Both go out at once.
         let (seen, gone) = tokio::join!(
-            client.calls.seen(&client.affairs, client.session.number),
+            client.calls.seen(&client.affairs, client.ears.session()),
             client.calls.look(&client.affairs, &standing)
         );
         match seen.and(gone) {

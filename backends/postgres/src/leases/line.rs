@@ -110,12 +110,15 @@ impl Line {
                     waiter.called.notify_one();
                 }
             }
-            (Some("lost"), Some(nonce), _) => {
-                if let Some(listener) = self.listener.get() {
-                    listener(nonce);
-                }
-            }
+            (Some("lost"), Some(nonce), _) => self.lost(nonce),
             _ => tracing::warn!("somebody else writes to our channel"),
+        }
+    }
+
+    /// A lease is gone.
+    pub(super) fn lost(&self, nonce: Nonce) {
+        if let Some(listener) = self.listener.get() {
+            listener(nonce);
         }
     }
 

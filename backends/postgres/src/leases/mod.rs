@@ -18,7 +18,7 @@ use ringfence_core::{
 };
 use tokio::runtime::Handle;
 
-use self::calls::{Answer, Asked, Calls, Session};
+use self::calls::{Answer, Asked, Calls};
 use self::ears::Ears;
 use self::line::Line;
 use self::seek::Seek;
@@ -48,7 +48,6 @@ struct Client {
     affairs: Arc<Link>,
     ears: Ears,
     line: Arc<Line>,
-    session: Session,
     new_names: AtomicU64,
     clock: Arc<dyn Clock>,
     runtime: Handle,
@@ -68,7 +67,7 @@ impl Leases {
     /// On a server that is connected to when it is first used. Must be called in a tokio runtime.
     pub(crate) fn new(options: &Arc<Options>, clock: Arc<dyn Clock>) -> Self {
         let runtime = Handle::current();
-        let calls = Arc::new(Calls::new(&options.schema));
+        let calls = Arc::new(Calls::new(&options.schema, options.reclaim));
         let line = Arc::<Line>::default();
         let link = || Link::new(Arc::clone(options), runtime.clone(), |_| {});
         let (attempts, affairs) = (link(), link());
@@ -87,8 +86,7 @@ impl Leases {
                 Box::pin(async move { calls.release(&link, &leases).await }) as _
             }
         };
-        let session = Session { number: Nonce::random().get().cast_signed(), beacon: false };
-        let ears = Ears::new(options, session.number, Arc::clone(&line), runtime.clone());
+        let ears = Ears::new(options, Arc::clone(&line), runtime.clone());
         Self(Arc::new(Client {
             attempts: Together::new(runtime.clone(), ask),
             releases: Together::new(runtime.clone(), give_back),
@@ -96,7 +94,6 @@ impl Leases {
             affairs,
             ears,
             line,
-            session,
             new_names: AtomicU64::new(0),
             clock,
             runtime,
@@ -105,7 +102,8 @@ impl Leases {
 
     /// Connects, so that what is wrong is said now.
     pub(crate) async fn connect(&self) -> Result<()> {
-        self.0.affairs.connect().await
+        self.0.affairs.connect().await?;
+        self.0.ears.refuse_poolers(&self.0.affairs)
     }
 
     /// The connection for everything but attempts.
@@ -172,6 +170,7 @@ impl Client {
     }
 
     async fn release(&self, leases: &[LeaseKey]) -> Result<Vec<Release>> {
+        self.ears.forget(leases);
         let freed = |freed| if freed { Release::Released } else { Release::NotHeld };
         if let [lease] = leases {
             return Ok(vec![freed(self.releases.send(ByName(lease.clone())).await?)]);
@@ -190,7 +189,7 @@ impl Client {
     async fn withdraw(&self, lease: &LeaseKey) -> bool {
         let ends = self.now().saturating_add(lease.ttl.as_duration());
         let mut pauses = Backoff::new(WITHDRAW_PAUSE, WITHDRAW_PAUSE_MAX);
-        while let Err(error) = self.calls.withdraw(&self.affairs, self.session.number, lease).await {
+        while let Err(error) = self.calls.withdraw(&self.affairs, self.ears.session(), lease).await {
             if error.retry() == Retry::Never {
                 tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
                 return false;

@@ -24,6 +24,8 @@ pub(super) struct Seek<'a> {
     client: &'a Arc<Client>,
     request: AcquireRequest,
     standing: Standing,
+    /// What our process is called in the rows of this attempt.
+    session: i64,
     /// Whether the server may know of it.
     may_stand: bool,
     settled: bool,
@@ -32,7 +34,7 @@ pub(super) struct Seek<'a> {
 impl<'a> Seek<'a> {
     pub(super) fn new(client: &'a Arc<Client>, request: AcquireRequest) -> Self {
         let standing = client.line.enter(request.name.clone(), request.nonce);
-        Self { client, request, standing, may_stand: false, settled: false }
+        Self { client, request, standing, session: client.ears.session(), may_stand: false, settled: false }
     }
 
     /// # Cancel safety
@@ -78,8 +80,7 @@ impl<'a> Seek<'a> {
                     if is_new {
                         self.client.met_a_new_name();
                     }
-                    self.client.ears.open();
-                    return Ok(Attempt::Granted(lease));
+                    return self.client.ears.keep(lease, self.session).map(Attempt::Granted);
                 }
                 Ok(Answer::Busy(contention)) => return Ok(Attempt::Busy(contention)),
                 Ok(Answer::Waits(last, others)) => {
@@ -136,7 +137,10 @@ impl<'a> Seek<'a> {
         let Some((number, Stand { seen, .. })) = self.standing.turn() else { return Ok(None) };
         let lease = self.lease(number, seen)?.offered_for(OFFER);
         let is_enough = lease.deadline().saturating_since(self.client.now()) >= OFFER_LEFT_MIN;
-        Ok(is_enough.then_some(Attempt::Granted(lease)))
+        if !is_enough {
+            return Ok(None);
+        }
+        self.client.ears.keep(lease, self.session).map(|lease| Some(Attempt::Granted(lease)))
     }
 
     /// Whether its place may stand still.
@@ -145,12 +149,17 @@ impl<'a> Seek<'a> {
     }
 
     async fn ask(&mut self, verb: Verb) -> Result<Answer> {
+        self.client.ears.light_the_beacon().await?;
+        // Who stands in line does so under the name that it came by.
+        if verb != Verb::Look {
+            self.session = self.client.ears.session();
+        }
         let asked = Asked {
             verb,
             lease: self.key(),
             mode: holder::write_mode(self.request.mode),
             holder: holder::write(&self.request.holder),
-            session: self.client.session,
+            session: self.session,
         };
         // From here on it may be sent, whatever becomes of this future.
         let could_stand = std::mem::replace(&mut self.may_stand, true);

@@ -11,7 +11,7 @@ CREATE TABLE @schema@.locks (
     ends timestamptz NOT NULL, -- until when that one has it; where nobody has it alone, when it was last used
     since timestamptz NOT NULL,
     session bigint, -- of which process that is
-    beacon boolean NOT NULL DEFAULT false, -- whether the lease ends with the beacon of that process
+    beacon boolean NOT NULL DEFAULT false, -- whether the lease ends with a connection of that process, its beacon
     holder text,
     crowd boolean NOT NULL DEFAULT false -- whether `places` knows more
 ) WITH (fillfactor = 50);
@@ -68,6 +68,10 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT pg_notify('ringfence_' || to_hex(session), what || ':' || to_hex(nonce) || ':' || number)
 $$;
 
+-- Whether the connection is gone whose end is the end of a process's leases: while it stands, it has this lock alone.
+CREATE FUNCTION @schema@.is_out(of_session bigint) RETURNS boolean
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS 'SELECT pg_try_advisory_xact_lock_shared(of_session)';
+
 -- The row of a lock, locked, without what has lapsed. Null where there is none.
 CREATE FUNCTION @schema@.settle(asked text) RETURNS @schema@.locks
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -75,11 +79,12 @@ DECLARE
     l @schema@.locks;
 BEGIN
     SELECT * INTO l FROM @schema@.locks WHERE name = asked FOR UPDATE;
-    IF l.nonce IS NOT NULL AND l.ends <= clock_timestamp() THEN
+    IF l.nonce IS NOT NULL AND (l.ends <= clock_timestamp() OR l.beacon AND @schema@.is_out(l.session)) THEN
         l.nonce := NULL;
     END IF;
     IF l.crowd THEN
-        DELETE FROM @schema@.places WHERE name = asked AND kind <> 'w' AND ends <= clock_timestamp();
+        DELETE FROM @schema@.places
+        WHERE name = asked AND (kind <> 'w' AND ends <= clock_timestamp() OR beacon AND @schema@.is_out(session));
     END IF;
     RETURN l;
 END $$;
@@ -203,7 +208,7 @@ END $$;
 --   verdict g: granted, with this number; c: and the name was new. w: waits; no turn with this number or a lower one is its own. b: busy.
 --   n: stands in line no more. x: was withdrawn, or comes too late. f: too many wait.
 CREATE FUNCTION @schema@.acquire(
-    session bigint, beacon boolean, verbs "char"[], names text[], nonces bigint[], modes integer[], ttls integer[],
+    sessions bigint[], beacon boolean, verbs "char"[], names text[], nonces bigint[], modes integer[], ttls integer[],
     holders text[]
 ) RETURNS TABLE (verdict "char", number bigint, waiters integer, others text[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -221,7 +226,7 @@ BEGIN
             UPDATE @schema@.locks l SET
                 number = greatest(l.number + 1, lowest), nonce = nonces[item],
                 ends = clock_timestamp() + ttls[item] * interval '1 ms', since = clock_timestamp(),
-                session = acquire.session, beacon = acquire.beacon, holder = holders[item]
+                session = sessions[item], beacon = acquire.beacon, holder = holders[item]
             WHERE l.name = names[item] AND NOT l.crowd AND (l.nonce IS NULL OR l.ends <= clock_timestamp())
             RETURNING l.number INTO acquire.number;
             IF FOUND THEN
@@ -230,7 +235,7 @@ BEGIN
             END IF;
         END IF;
         SELECT * INTO verdict, acquire.number, waiters, others FROM @schema@.attempt(
-            acquire.session, acquire.beacon, verbs[item], names[item], nonces[item], modes[item], ttls[item], holders[item]
+            sessions[item], beacon, verbs[item], names[item], nonces[item], modes[item], ttls[item], holders[item]
         );
         RETURN NEXT;
     END LOOP;
@@ -249,7 +254,7 @@ BEGIN
     IF verb = 'a' THEN
         -- One that does not wait writes nothing where somebody else has it alone.
         SELECT * INTO l FROM @schema@.locks k WHERE k.name = asked;
-        IF l.nonce <> of_nonce AND l.ends > clock_timestamp() THEN
+        IF l.nonce <> of_nonce AND l.ends > clock_timestamp() AND NOT (l.beacon AND @schema@.is_out(l.session)) THEN
             verdict := 'b';
             SELECT o.waiters, o.holders INTO waiters, others FROM @schema@.others(l) o;
             RETURN;
@@ -340,30 +345,13 @@ BEGIN
         ORDER BY 1
     LOOP
         PERFORM @schema@.durably();
-        PERFORM @schema@.keep(@schema@.serve(@schema@.without_beacon(@schema@.settle(asked))));
+        PERFORM @schema@.keep(@schema@.serve(@schema@.settle(asked)));
     END LOOP;
     RETURN QUERY
         SELECT a.nonce FROM unnest(names, nonces) AS a(name, nonce)
         WHERE NOT EXISTS (
             SELECT FROM @schema@.places p WHERE p.name = a.name AND p.nonce = a.nonce AND p.kind = 'w'
         );
-END $$;
-
--- Whether the connection is gone whose end is the end of a process's leases: while it stands, it has this lock alone.
-CREATE FUNCTION @schema@.is_out(of_session bigint) RETURNS boolean
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS 'SELECT pg_try_advisory_xact_lock_shared(of_session)';
-
--- Takes from a lock those whose beacon is out.
-CREATE FUNCTION @schema@.without_beacon(INOUT l @schema@.locks)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF l.nonce IS NOT NULL AND l.beacon AND @schema@.is_out(l.session) THEN
-        l.nonce := NULL;
-    END IF;
-    IF l.crowd THEN
-        DELETE FROM @schema@.places p
-        WHERE p.name = l.name AND p.kind = 'h' AND p.beacon AND @schema@.is_out(p.session);
-    END IF;
 END $$;
 
 -- For each lease, whether it lives; it does for its whole TTL from now on.
@@ -512,12 +500,14 @@ BEGIN
         RETURN QUERY
             SELECT l.name::text, 'h'::"char", l.nonce::bigint, 0, l.number::bigint, @schema@.millis(now - l.since),
                 @schema@.millis(l.ends - now), l.holder::text
-            WHERE l.nonce IS NOT NULL AND l.ends > now
+            WHERE l.nonce IS NOT NULL AND l.ends > now AND NOT (l.beacon AND @schema@.is_out(l.session))
             UNION ALL (
                 SELECT p.name, p.kind, p.nonce, p.mode, p.number, @schema@.millis(now - p.since),
                     @schema@.millis(p.ends - now), p.holder
                 FROM @schema@.places p
-                WHERE p.name = l.name AND (p.kind = 'h' AND p.ends > now OR p.kind = 'w') ORDER BY p.kind, p.place
+                WHERE p.name = l.name AND (p.kind = 'h' AND p.ends > now OR p.kind = 'w')
+                    AND NOT (p.beacon AND @schema@.is_out(p.session))
+                ORDER BY p.kind, p.place
             );
         IF FOUND THEN
             shown := shown + 1;

@@ -1,8 +1,6 @@
 use std::time::Duration;
 
-use ringfence_core::{
-    ErrorKind, HolderDeath, Lease, Mode, Queue, RecordGuard, RecordKey, Release, Renewal, Retry, Wait,
-};
+use ringfence_core::{ErrorKind, Lease, Mode, Queue, RecordGuard, RecordKey, Release, Renewal, Retry, Wait};
 
 use crate::client::{Client, LONG, clients, expect_refused, fresh, within};
 use crate::harness::{Harness, NotApplicable, Verdict};
@@ -27,7 +25,7 @@ async fn takes_over(client: &Client, key: &RecordKey, lease: &Lease) {
 /// A holder killed with SIGKILL is out of the way at once, not after its TTL. Where `Guarantees::holder_death` says so.
 pub async fn a_killed_holder_is_out_at_once(harness: &dyn Harness) -> Verdict {
     let [ann] = clients(harness).await;
-    if ann.guarantees().holder_death != HolderDeath::AtOnce {
+    if !ann.guarantees().holder_death.is_at_once() {
         return Err(NotApplicable("the lease of a killed holder ends at its TTL"));
     }
     let name = fresh("a_killed_holder_is_out_at_once");
@@ -58,7 +56,7 @@ pub async fn a_killed_holder_is_out_at_once(harness: &dyn Harness) -> Verdict {
 /// A waiter killed with SIGKILL leaves the line at once, and those behind it move up.
 pub async fn a_killed_waiter_is_out_at_once(harness: &dyn Harness) -> Verdict {
     let [ann, bob] = clients(harness).await;
-    if ann.guarantees().holder_death != HolderDeath::AtOnce {
+    if !ann.guarantees().holder_death.is_at_once() {
         return Err(NotApplicable("the place of a killed waiter ends at its TTL"));
     }
     let name = fresh("a_killed_waiter_is_out_at_once");
