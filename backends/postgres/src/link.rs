@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use ringfence_core::{Error, ErrorKind, Result};
@@ -300,7 +300,7 @@ impl Link {
             ending: Ending {
                 serial,
                 state: Arc::clone(&state),
-                open: Arc::clone(&self.open),
+                open: Arc::downgrade(&self.open),
                 hears: Arc::clone(&self.hears),
             },
         };
@@ -607,13 +607,16 @@ impl Driver {
 struct Ending {
     serial: u64,
     state: Arc<State>,
-    open: Arc<Mutex<Open>>,
+    /// Weak, because a connection ends when its link is gone.
+    open: Weak<Mutex<Open>>,
     hears: Arc<Hears>,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        lock(&self.open).forget(self.serial);
+        if let Some(open) = self.open.upgrade() {
+            lock(&open).forget(self.serial);
+        }
         let stage = std::mem::replace(&mut *lock(&self.state.stage), Stage::Ended);
         if stage == Stage::Open {
             (self.hears)(Heard::Ended { serial: self.serial });
@@ -635,21 +638,47 @@ async fn pid_at_start(client: &Client) -> i32 {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use ringfence_core::BackendUrl;
-    use ringfence_servers::{Pgbouncer, Postgres};
+    use ringfence_core::{BackendUrl, Effect};
+    use ringfence_servers::{Pgbouncer, Postgres, PostgresOptions};
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     use super::*;
 
     /// A link to the server of a URL that hears nothing.
     pub(crate) fn link(url: &str) -> Result<Arc<Link>> {
+        Ok(hearing_link(url)?.0)
+    }
+
+    /// A link to the server of a URL, and what it hears.
+    fn hearing_link(url: &str) -> Result<(Arc<Link>, UnboundedReceiver<Heard>)> {
         let options = Options::parse(&BackendUrl::parse(url)?)?;
-        Ok(Link::new(Arc::new(options), Handle::current(), |_| ()))
+        let (ear, heard) = unbounded_channel();
+        let link = Link::new(Arc::new(options), Handle::current(), move |what| drop(ear.send(what)));
+        Ok((link, heard))
+    }
+
+    fn plain(sql: &str) -> Sql {
+        Sql::new(sql, &[])
     }
 
     /// Asks for one value, which is text.
     pub(crate) async fn ask(link: &Link, sql: &str) -> Result<String> {
-        let rows = link.query(&Sql::new(sql, &[]), &[]).await?;
+        let rows = link.query(&plain(sql), &[]).await?;
         Ok(rows[0].get(0))
+    }
+
+    const WHO: &str = "SELECT pg_catalog.pg_backend_pid()::text";
+    const SLEEP: &str = "SELECT pg_catalog.pg_sleep(60)::text";
+
+    /// Waits until a statement of ours that sleeps has begun.
+    async fn it_sleeps(server: &Postgres) {
+        let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        while server.psql(asleep).await == "0" {}
+    }
+
+    fn assert_error(error: &Error, kind: ErrorKind, effect: Effect, said: &str) {
+        let is_so = error.kind() == kind && error.effect() == effect && error.to_string().contains(said);
+        assert!(is_so, "expected {kind:?} with effect {effect:?} and {said:?}: {error:?}");
     }
 
     #[tokio::test]
@@ -666,5 +695,204 @@ pub(crate) mod tests {
             }
             assert_eq!(link.session().unwrap().is_pooled, is_pooled, "{url}");
         }
+    }
+
+    #[tokio::test]
+    async fn all_callers_share_one_connection() {
+        let Some(server) = Postgres::start().await else { return };
+        let link = link(&server.url()).unwrap();
+        let calls: Vec<_> = (0..20)
+            .map(|_| {
+                let link = Arc::clone(&link);
+                tokio::spawn(async move { ask(&link, WHO).await.unwrap() })
+            })
+            .collect();
+        let pid = link.session().map(|session| session.pid);
+        assert_eq!(pid, None, "nothing is opened before it is needed");
+        for call in calls {
+            let pid = call.await.unwrap();
+            assert_eq!(pid, link.session().unwrap().pid.to_string());
+        }
+        let ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ringfence'";
+        assert_eq!(server.psql(ours).await, "1");
+    }
+
+    /// A pooler gives statements of one client to several sessions of the server, which know nothing of what the others prepared.
+    #[tokio::test]
+    async fn behind_a_pooler_a_statement_needs_no_session() {
+        let Some(server) = Postgres::start().await else { return };
+        let Some(pooler) = Pgbouncer::start(&server, "transaction").await else { return };
+        let link = link(&pooler.url()).unwrap();
+        link.connect().await.unwrap();
+        let text = "SELECT pg_catalog.pg_backend_pid()::text || $1::text";
+        let who = Sql::new(text, &[Type::TEXT]);
+        let mut pids = std::collections::BTreeSet::new();
+        // As long as somebody keeps a session for a transaction, it is not lent to us.
+        let mut others = Vec::new();
+        for _ in 0..3 {
+            let rows = link.query(&who, &[&"!"]).await.unwrap();
+            pids.insert(rows[0].get::<_, String>(0));
+            let mut other = server.session_by(&pooler.url());
+            other.ask("BEGIN").await;
+            others.push(other);
+        }
+        assert_eq!(pids.len(), 3, "{pids:?}");
+    }
+
+    #[tokio::test]
+    async fn what_the_server_refuses_had_no_effect_and_costs_no_connection() {
+        let Some(server) = Postgres::start().await else { return };
+        let link = link(&server.url()).unwrap();
+        let before = ask(&link, WHO).await.unwrap();
+        let error = ask(&link, "SELECT (1 / (pg_backend_pid() * 0))::text").await.unwrap_err();
+        assert_error(&error, ErrorKind::Unavailable, Effect::None, "22012");
+        // It is of a server that is slow, or of a table that is locked.
+        let error = ask(&link, SLEEP).await.unwrap_err();
+        assert_error(&error, ErrorKind::Unavailable, Effect::None, "locked our tables");
+        assert_eq!(ask(&link, WHO).await.unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_ended_is_told_and_replaced() {
+        let Some(server) = Postgres::start().await else { return };
+        let (link, mut heard) = hearing_link(&server.url()).unwrap();
+        link.connect().await.unwrap();
+        let first = link.session().unwrap();
+        // While nothing is under way, nobody fails on it.
+        assert_eq!(server.terminate_backends().await, 1);
+        assert_eq!(heard.recv().await, Some(Heard::Ended { serial: first.serial }));
+        ask(&link, WHO).await.unwrap();
+        let second = link.session().unwrap();
+        assert!(second.serial > first.serial && second.pid != first.pid, "{first:?} {second:?}");
+        // What was under way may have been done.
+        let (asked, ()) = tokio::join!(ask(&link, SLEEP), async {
+            it_sleeps(&server).await;
+            server.terminate_backends().await;
+        });
+        let said = "somebody there, ended our connection (57P01";
+        assert_error(&asked.unwrap_err(), ErrorKind::Unavailable, Effect::Unknown, said);
+        assert_eq!(heard.recv().await, Some(Heard::Ended { serial: second.serial }));
+        ask(&link, WHO).await.unwrap();
+        assert!(heard.try_recv().is_err(), "the end of a connection is told once");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_silent_is_given_up() {
+        let Some(server) = Postgres::start().await else { return };
+        let (link, mut heard) = hearing_link(&server.url()).unwrap();
+        link.connect().await.unwrap();
+        let serial = link.session().unwrap().serial;
+        server.stop();
+        let error = ask(&link, WHO).await.unwrap_err();
+        assert_error(&error, ErrorKind::Unavailable, Effect::Unknown, "does not answer in time");
+        assert_eq!(heard.recv().await, Some(Heard::Ended { serial }));
+        let error = link.connect().await.unwrap_err();
+        assert_error(&error, ErrorKind::Unavailable, Effect::None, "does not answer in time");
+        server.resume();
+        ask(&link, WHO).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_cancelled_and_what_is_dropped_is_nobodys() {
+        for options in [PostgresOptions::new(), PostgresOptions::new().tls()] {
+            let Some(server) = options.start().await else { return };
+            let options = Options::parse(&BackendUrl::parse(&server.url()).unwrap()).unwrap();
+            let patient = vec![("statement_timeout", "0".to_owned())];
+            let link = Link::with_settings(Arc::new(options), Handle::current(), patient, |_| ());
+            let sleep = plain(SLEEP);
+            let (asked, ()) = tokio::join!(link.query_within(Duration::MAX, &sleep, &[]), async {
+                it_sleeps(&server).await;
+                link.cancel();
+            });
+            assert_error(&asked.unwrap_err(), ErrorKind::Unavailable, Effect::None, "57014");
+            let session = link.session();
+            tokio::select! {
+                _ = ask(&link, SLEEP) => panic!("it sleeps for long"),
+                () = it_sleeps(&server) => {}
+            }
+            let (answer, ()) = tokio::join!(ask(&link, "SELECT 'mine'"), async { link.cancel() });
+            assert_eq!(answer.unwrap(), "mine");
+            assert_eq!(link.session(), session);
+            // A session that is hung up ends, whatever it waits for.
+            tokio::select! {
+                _ = ask(&link, SLEEP) => panic!("it sleeps for long"),
+                () = it_sleeps(&server) => link.hang_up(),
+            }
+            assert_eq!(link.session(), None);
+            let ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ringfence'";
+            while server.psql(ours).await != "0" {}
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_notified_is_heard() {
+        let Some(server) = Postgres::start().await else { return };
+        let (link, mut heard) = hearing_link(&server.url()).unwrap();
+        link.query(&plain("LISTEN news"), &[]).await.unwrap();
+        server.psql("NOTIFY news, 'it rains'").await;
+        let expected = Heard::Notification { channel: "news".to_owned(), payload: "it rains".to_owned() };
+        assert_eq!(heard.recv().await, Some(expected));
+    }
+
+    #[tokio::test]
+    async fn the_primary_is_found_among_the_hosts() {
+        let Some(mut server) = Postgres::start().await else { return };
+        let standby = server.standby().await;
+        let [one, other] = [&server, &standby].map(|server| format!("127.0.0.1:{}", server.port()));
+        let url = format!("postgres://postgres@{other},{one}/postgres?target_session_attrs=read-write");
+        let link = link(&url).unwrap();
+        let port = "SELECT pg_catalog.current_setting('port')";
+        assert_eq!(ask(&link, port).await.unwrap(), server.port().to_string());
+        let error = super::tests::link(&standby.url()).unwrap().connect().await.unwrap_err();
+        assert_error(&error, ErrorKind::Unavailable, Effect::None, "it is a standby");
+        server.kill();
+        let error = ask(&link, WHO).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        standby.promote().await;
+        assert_eq!(ask(&link, port).await.unwrap(), standby.port().to_string());
+    }
+
+    #[tokio::test]
+    async fn who_is_not_let_in_learns_why() {
+        let Some(server) = PostgresOptions::new().password("it's").start().await else { return };
+        server.psql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0").await;
+        let place = format!("127.0.0.1:{}", server.port());
+        let free = format!("postgres://postgres:it's@{place}");
+        for (url, kind, said) in [
+            (format!("postgres://postgres:its@{place}/postgres"), ErrorKind::Refused, "our user or password"),
+            (format!("postgres://nobody:its@{place}/postgres"), ErrorKind::Refused, "our user or password"),
+            (format!("postgres://postgres@{place}/postgres"), ErrorKind::Refused, "the URL has none"),
+            (format!("{free}/none"), ErrorKind::InvalidUrl, "no such database"),
+            (format!("{free}/latin"), ErrorKind::Unsupported, "encoded in LATIN1"),
+            ("postgres://ann@127.0.0.1:1/db".to_owned(), ErrorKind::Unavailable, "cannot be reached"),
+            ("postgres:///db?host=/no/such/folder".to_owned(), ErrorKind::Unavailable, "cannot be reached"),
+        ] {
+            let error = link(&url).unwrap().connect().await.unwrap_err();
+            assert_error(&error, kind, Effect::None, said);
+            assert!(!error.to_string().contains("it's"), "a secret is shown: {error}");
+        }
+        let passwords =
+            [format!("{free}/postgres"), format!("postgres://{place}?user=postgres&password=it's")];
+        for url in passwords {
+            link(&url).unwrap().connect().await.expect(&url);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_without_a_connection_left_says_so() {
+        let options = PostgresOptions::new().set("max_connections", "5");
+        let Some(server) = options.set("superuser_reserved_connections", "1").start().await else { return };
+        server.psql("CREATE ROLE ann LOGIN").await;
+        server.psql("GRANT CREATE ON DATABASE postgres TO ann").await;
+        let links: Vec<_> = (0..4).map(|_| link(&server.url_of("ann")).unwrap()).collect();
+        for link in &links {
+            link.connect().await.unwrap();
+        }
+        let late = link(&server.url_of("ann")).unwrap();
+        let error = late.connect().await.unwrap_err();
+        assert_error(&error, ErrorKind::Unavailable, Effect::None, "no connection left");
+        drop(links);
+        // Each takes its connection along, which the server notices when it looks.
+        while late.connect().await.is_err() {}
     }
 }
