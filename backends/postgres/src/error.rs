@@ -131,7 +131,6 @@ fn is_of_schema(code: &SqlState) -> bool {
         &SqlState::UNDEFINED_TABLE,
         &SqlState::UNDEFINED_COLUMN,
         &SqlState::UNDEFINED_FUNCTION,
-        &SqlState::UNDEFINED_OBJECT,
     ]
     .contains(&code)
 }
@@ -211,6 +210,7 @@ fn of_server(said: &DbError) -> (ErrorKind, &'static str) {
         "22021" | "22P05" => {
             (ErrorKind::InvalidRequest, "its encoding does not know a character that we sent")
         }
+        "42704" => (ErrorKind::InvalidRequest, "there is nobody of this name: CREATE ROLE first"),
         "0A000" => (ErrorKind::Unsupported, "it cannot do that: see that it is PostgreSQL 14 or later"),
         _ if is_of_schema(code) => (
             ErrorKind::Corrupt,

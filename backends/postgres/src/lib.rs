@@ -8,9 +8,11 @@ mod link;
 mod options;
 mod records;
 mod schema;
+mod setup;
 mod stream;
 mod tls;
 mod together;
 
 pub use backend::{PostgresBackend, guarantees};
 pub use options::PARAMS;
+pub use setup::{setup, setup_script};

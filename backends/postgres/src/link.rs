@@ -17,6 +17,7 @@ use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Row, Statement};
 
 use crate::error;
 use crate::options::{Host, Options};
+use crate::schema::Role;
 use crate::stream::{self, GONE_AFTER, KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, Stream, Way};
 
 /// How long an answer may take. After that the connection counts as broken, because nobody can tell a server that is slow
@@ -99,7 +100,8 @@ struct Open {
 }
 
 impl Link {
-    /// A way to the primary, on which nothing is opened yet. `hears` is told what comes unasked, and must not block.
+    /// A way to the primary, on which nothing is opened yet, and whose connection ends with it. `hears` is told what comes
+    /// unasked; it must not block, nor own what owns the link.
     pub(crate) fn new(
         options: Arc<Options>,
         runtime: Handle,
@@ -334,20 +336,25 @@ impl Link {
         let schema =
             Found { is_there: row.get("is_there"), may_use: row.get("may_use"), may_ask: row.get("may_ask") };
         let session = Session { pid, serial, is_pooled };
-        Ok(Greeted { client, session, host: host.clone(), way, state, task, schema, role: row.get("role") })
+        Ok(Greeted {
+            client,
+            session,
+            host: host.clone(),
+            way,
+            state,
+            task,
+            schema,
+            role: Role::new(row.get("role"))?,
+        })
     }
 
     /// Makes the schema where it is not there, and sets what the session needs.
     async fn make_ready(&self, mut greeted: Greeted) -> Result<Arc<Live>> {
         let schema = &self.options.schema;
-        let role = &greeted.role;
+        let [usage, execute] = schema.grants(&greeted.role);
         let is_current = match greeted.schema {
-            Found { is_there: true, may_use: false, .. } => {
-                return Err(lacks(&format!("USAGE ON SCHEMA {schema}"), role));
-            }
-            Found { may_ask: Some(false), .. } => {
-                return Err(lacks(&format!("EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema}"), role));
-            }
+            Found { is_there: true, may_use: false, .. } => return Err(lacks(&usage)),
+            Found { may_ask: Some(false), .. } => return Err(lacks(&execute)),
             Found { may_ask: None, .. } => false,
             Found { may_ask: Some(true), .. } => {
                 let text = format!("SELECT {schema}.version()");
@@ -453,13 +460,9 @@ fn with_usual(mut settings: Vec<Setting>) -> Vec<Setting> {
 }
 
 /// The error of a role that was not given what it needs.
-fn lacks(right: &str, role: &str) -> Error {
-    Error::new(
-        ErrorKind::Refused,
-        format!(
-            "our role lacks a right: GRANT {right} TO \"{role}\"; or have the schema's owner run `ringfence setup URL --grant-to {role}`"
-        ),
-    )
+fn lacks(grant: &str) -> Error {
+    let advice = "or have the schema's owner run `ringfence setup URL --grant-to ROLE`";
+    Error::new(ErrorKind::Refused, format!("our role lacks a right: {grant}; {advice}"))
 }
 
 /// A connection of which we know what is at its other end.
@@ -471,7 +474,7 @@ struct Greeted {
     state: Arc<State>,
     task: AbortOnDrop,
     schema: Found,
-    role: String,
+    role: Role,
 }
 
 /// What there is of our schema.

@@ -71,20 +71,37 @@ impl Schema {
     fn steps(&self, from: i32, is_there: bool) -> String {
         let mut script = String::new();
         if !is_there {
-            script += "CREATE SCHEMA @schema@;\n";
+            script += "CREATE SCHEMA @schema@;\n\n";
         }
         for step in STEPS.iter().skip(usize::try_from(from).unwrap_or(0)) {
             script.extend(step.iter().copied());
         }
-        // What is made is everybody's to call until somebody says otherwise.
-        script += "
-REVOKE ALL ON SCHEMA @schema@ FROM PUBLIC;
-REVOKE ALL ON ALL TABLES IN SCHEMA @schema@ FROM PUBLIC;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA @schema@ FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA @schema@ FROM PUBLIC;
-";
-        script += "INSERT INTO @schema@.meta (version) VALUES (@version@) ON CONFLICT (one) DO UPDATE SET version = @version@;\n";
+        script += include_str!("sql/end.sql");
         self.place(&script.replace("@version@", &Self::needed().to_string()))
+    }
+
+    /// All of it as a script for psql, with what a role needs to use it.
+    pub(crate) fn script(&self, grant_to: Option<&Role>) -> String {
+        let mut script = format!(
+            "-- The schema {self} of Ringfence, version {}, to be made by the owner of a database:\n\
+             -- psql -v ON_ERROR_STOP=1 -f this-file database\n\
+             BEGIN;\n\n{}",
+            Self::needed(),
+            self.steps(0, false)
+        );
+        if let Some(role) = grant_to {
+            script.extend(self.grants(role).map(|grant| format!("\n{grant};")));
+            script.push('\n');
+        }
+        script + "\nCOMMIT;\n"
+    }
+
+    /// What lets a role do everything that this program does with the schema, and nothing else.
+    pub(crate) fn grants(&self, role: &Role) -> [String; 2] {
+        [
+            format!("GRANT USAGE ON SCHEMA {self} TO {role}"),
+            format!("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {self} TO {role}"),
+        ]
     }
 
     /// Refuses a schema that a newer program has made.
@@ -148,9 +165,191 @@ const LOOK: &str = "
             AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.pronamespace = s.oid)
     FROM (SELECT pg_catalog.to_regnamespace($1)::oid) AS s(oid)";
 
+/// A role of the server.
+pub(crate) struct Role(String);
+
+impl Role {
+    /// The most bytes of a role's name. The server would cut off what is behind, and so mean another role.
+    const NAME_MAX: usize = 63;
+
+    /// Errors with [`ErrorKind::InvalidRequest`].
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        if name.is_empty() || name.len() > Self::NAME_MAX || name.contains(char::is_control) {
+            let why = format!(
+                "{name:?} is no role: it is 1 to {} bytes without control characters",
+                Self::NAME_MAX
+            );
+            return Err(Error::new(ErrorKind::InvalidRequest, why));
+        }
+        Ok(Self(name.to_owned()))
+    }
+}
+
+/// As it stands in SQL.
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0.replace('"', "\"\""))
+    }
+}
+
 /// As it stands in SQL. The name is such that the quotes do nothing but tell it from a keyword.
 impl fmt::Display for Schema {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringfence_core::BackendUrl;
+    use ringfence_servers::Postgres;
+
+    use super::*;
+    use crate::link::tests::{ask, link};
+    use crate::{setup, setup_script};
+
+    fn url(text: &str) -> BackendUrl {
+        BackendUrl::parse(text).unwrap()
+    }
+
+    async fn refusal(url: &str) -> Error {
+        link(url).unwrap().connect().await.expect_err(url)
+    }
+
+    fn assert_error(error: &Error, kind: ErrorKind, said: &str) {
+        let is_so = error.kind() == kind && error.to_string().contains(said);
+        assert!(is_so, "expected {kind:?} and {said:?}: {error:?}");
+    }
+
+    #[test]
+    fn a_schema_has_a_name_that_is_ours_alone() {
+        for name in ["ringfence", "_", "a1_b", &"x".repeat(41)] {
+            assert_eq!(Schema::new(name).unwrap().to_string(), format!("\"{name}\""));
+        }
+        for name in ["", "1a", "Ringfence", "a b", "a\"b", "a'b", "é", &"x".repeat(42)] {
+            assert_error(&Schema::new(name).unwrap_err(), ErrorKind::InvalidUrl, "lower-case letters");
+        }
+        for name in ["public", "pg_catalog", "information_schema"] {
+            assert_error(&Schema::new(name).unwrap_err(), ErrorKind::InvalidUrl, "not for us alone");
+        }
+    }
+
+    #[test]
+    fn a_role_is_quoted() {
+        assert_eq!(Role::new(r#"an"n"#).unwrap().to_string(), r#""an""n""#);
+        for name in ["", "a\0b", &"x".repeat(64)] {
+            assert_error(&Role::new(name).err().unwrap(), ErrorKind::InvalidRequest, "is no role");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_those_who_come_first_one_makes_it() {
+        let Some(server) = Postgres::start().await else { return };
+        let url = format!("{}?schema=mine", server.url());
+        let links: Vec<_> = (0..8)
+            .map(|_| {
+                let link = link(&url).unwrap();
+                tokio::spawn(async move { link.connect().await })
+            })
+            .collect();
+        for link in links {
+            link.await.unwrap().unwrap();
+        }
+        assert_eq!(server.psql("SELECT version FROM mine.meta").await, Schema::needed().to_string());
+    }
+
+    #[tokio::test]
+    async fn a_schema_of_another_program_is_left_alone() {
+        let Some(server) = Postgres::start().await else { return };
+        link(&server.url()).unwrap().connect().await.unwrap();
+        server.psql("UPDATE ringfence.meta SET version = version + 1").await;
+        assert_error(&refusal(&server.url()).await, ErrorKind::Unsupported, "use a newer program");
+        server.psql("CREATE SCHEMA theirs CREATE TABLE orders ()").await;
+        let theirs = format!("{}?schema=theirs", server.url());
+        assert_error(&refusal(&theirs).await, ErrorKind::Refused, "Ringfence has not made");
+        assert_eq!(server.psql("SELECT count(*) FROM theirs.orders").await, "0");
+        // An empty one is as good as none.
+        server.psql("CREATE SCHEMA empty").await;
+        link(&format!("{}?schema=empty", server.url())).unwrap().connect().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_role_needs_what_it_is_given_and_is_told_what_it_lacks() {
+        let Some(server) = Postgres::start().await else { return };
+        server.psql("CREATE ROLE \"an\"\"n\" LOGIN").await;
+        let ann = server.url_of("an%22n");
+        assert_error(&refusal(&ann).await, ErrorKind::Refused, "`ringfence setup URL --grant-to ROLE`");
+        assert_eq!(setup(&url(&server.url()), None).await.unwrap(), "ringfence");
+        let usage = r#"GRANT USAGE ON SCHEMA "ringfence" TO "an""n""#;
+        assert_error(&refusal(&ann).await, ErrorKind::Refused, usage);
+        server.psql(usage).await;
+        let execute = r#"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA "ringfence" TO "an""n""#;
+        assert_error(&refusal(&ann).await, ErrorKind::Refused, execute);
+        setup(&url(&server.url()), Some("an\"n")).await.unwrap();
+        let link = link(&ann).unwrap();
+        assert_eq!(ask(&link, "SELECT ringfence.version()::text").await.unwrap(), "1");
+        let error = ask(&link, "SELECT version::text FROM ringfence.meta").await.unwrap_err();
+        assert_error(&error, ErrorKind::Refused, "42501 permission denied for table meta");
+        // A right that is taken away while we are connected.
+        server.psql(r#"REVOKE EXECUTE ON FUNCTION ringfence.floor() FROM "an""n""#).await;
+        let error = ask(&link, "SELECT ringfence.floor()::text").await.unwrap_err();
+        assert_error(&error, ErrorKind::Refused, "GRANT EXECUTE ON ALL FUNCTIONS");
+        let error = setup(&url(&server.url()), Some("bob")).await.unwrap_err();
+        assert_error(&error, ErrorKind::InvalidRequest, r#"role "bob" does not exist"#);
+    }
+
+    #[tokio::test]
+    async fn the_script_makes_what_setup_makes() {
+        let Some(server) = Postgres::start().await else { return };
+        server.psql("CREATE ROLE ann LOGIN").await;
+        let script = setup_script(&url(&server.url()), Some("ann")).unwrap();
+        server.psql(&script).await;
+        link(&server.url_of("ann")).unwrap().connect().await.unwrap();
+        setup(&url(&format!("{}?schema=other", server.url())), Some("ann")).await.unwrap();
+        let made =
+            "SELECT p.proname, p.proacl FROM pg_proc p WHERE pronamespace = '@'::regnamespace ORDER BY 1";
+        let [ours, other] = ["ringfence", "other"].map(|schema| made.replace('@', schema));
+        assert_eq!(server.psql(&ours).await, server.psql(&other).await);
+    }
+
+    /// What holds of every function, whoever adds it: nobody but those who were let in can call it, and nobody can have it call
+    /// something else by a name of his own.
+    #[tokio::test]
+    async fn functions_are_closed_and_find_only_what_the_system_has() {
+        let Some(server) = Postgres::start().await else { return };
+        setup(&url(&server.url()), None).await.unwrap();
+        let open =
+            "SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'ringfence'::regnamespace AND (
+            NOT p.prosecdef
+            OR NOT 'search_path=pg_catalog, pg_temp' = ANY (coalesce(p.proconfig, '{}'))
+            OR EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = 0))";
+        assert_eq!(server.psql(open).await, "");
+        let readable = "SELECT c.oid::regclass FROM pg_class c, aclexplode(c.relacl)
+            WHERE c.relnamespace = 'ringfence'::regnamespace AND grantee = 0";
+        assert_eq!(server.psql(readable).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_schema_that_is_gone_is_missed_and_made_anew() {
+        let Some(server) = Postgres::start().await else { return };
+        let link = link(&server.url()).unwrap();
+        let version = "SELECT ringfence.version()::text";
+        assert_eq!(ask(&link, version).await.unwrap(), "1");
+        server.psql("DROP SCHEMA ringfence CASCADE").await;
+        let error = ask(&link, version).await.unwrap_err();
+        assert_error(&error, ErrorKind::Corrupt, "something of our schema is gone");
+        assert_eq!(ask(&link, version).await.unwrap(), "1");
+    }
+
+    #[tokio::test]
+    async fn the_floor_rises_with_every_promotion() {
+        let Some(mut server) = Postgres::start().await else { return };
+        setup(&url(&server.url()), None).await.unwrap();
+        let floor = "SELECT ringfence.floor()";
+        assert_eq!(server.psql(floor).await, (1_u64 << 40).to_string());
+        let standby = server.standby().await;
+        server.kill();
+        standby.promote().await;
+        assert_eq!(standby.psql(floor).await, (2_u64 << 40).to_string());
     }
 }
