@@ -140,29 +140,29 @@ fn explain(error: &Theirs) -> Error {
         let (kind, advice) = of_driver(error);
         return Error::new(kind, advice).because(because(error));
     };
-    if let Some(error) = of_ours(said) {
+    if let Some(error) = of_ours(said.code(), said.message(), said.hint()) {
         return error;
     }
-    let (kind, advice) = of_server(said);
+    let (kind, advice) = of_server(said.code());
     Error::new(kind, advice).because(because(error))
 }
 
 /// What the functions of our schema refuse, in words of their own.
-fn of_ours(said: &DbError) -> Option<Error> {
-    let kind = match said.code().code() {
-        "RF001" | "RF006" => ErrorKind::Stale,
+pub(crate) fn of_ours(code: &SqlState, message: &str, hint: Option<&str>) -> Option<Error> {
+    let kind = match code.code() {
+        "RF001" => ErrorKind::Stale,
         "RF002" => ErrorKind::TokenCollision,
-        "RF003" => ErrorKind::NotOpened,
+        "RF003" | "RF006" => ErrorKind::NotOpened,
         "RF004" => ErrorKind::Full,
         "RF005" => ErrorKind::InvalidRequest,
         _ => return None,
     };
-    let hint = said.hint().map(|hint| format!(": {hint}")).unwrap_or_default();
-    Some(Error::new(kind, format!("{}{hint}", said.message())))
+    let hint = hint.map(|hint| format!(": {hint}")).unwrap_or_default();
+    Some(Error::new(kind, format!("{message}{hint}")))
 }
 
-fn of_server(said: &DbError) -> (ErrorKind, &'static str) {
-    let code = said.code();
+/// What an error of the server is, and what to do about it.
+pub(crate) fn of_server(code: &SqlState) -> (ErrorKind, &'static str) {
     match code.code() {
         "28P01" => (ErrorKind::Refused, "it refuses our user or password: check the URL"),
         "28000" => (

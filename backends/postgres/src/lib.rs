@@ -12,7 +12,9 @@ mod setup;
 mod stream;
 mod tls;
 mod together;
+pub mod transaction;
 
 pub use backend::{PostgresBackend, guarantees};
 pub use options::PARAMS;
+pub use schema::Schema;
 pub use setup::{setup, setup_script};

@@ -11,7 +11,13 @@ use crate::link::Sql;
 
 /// What takes the schema from each version to the next, beginning with none. A released step is never changed.
 const STEPS: &[&[&str]] =
-    &[&[include_str!("sql/meta.sql"), include_str!("sql/leases.sql"), include_str!("sql/records.sql")]];
+    &[&[
+    include_str!("sql/meta.sql"),
+    include_str!("sql/leases.sql"),
+    include_str!("sql/records.sql"),
+    include_str!("sql/transactions.sql"),
+    include_str!("sql/fences.sql"),
+]];
 
 /// Where the name of the schema goes.
 const PLACE: &str = "@schema@";
@@ -19,15 +25,22 @@ const PLACE: &str = "@schema@";
 /// The most bytes of a name: what PostgreSQL takes, less what names made from it add.
 const NAME_MAX: usize = 41;
 
-/// The name of a schema that is ours alone.
+/// The name of a schema that is ours alone; `ringfence` where nothing is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Schema(String);
+pub struct Schema(String);
+
+impl Default for Schema {
+    fn default() -> Self {
+        Self(Self::DEFAULT.to_owned())
+    }
+}
 
 impl Schema {
     pub(crate) const DEFAULT: &str = "ringfence";
 
-    /// Errors with [`ErrorKind::InvalidUrl`].
-    pub(crate) fn new(name: &str) -> Result<Self> {
+    /// The schema of this name, which a URL gives as `?schema=`: 1 to 41 lower-case letters, digits and `_`, beginning with no
+    /// digit. Errors with [`ErrorKind::InvalidUrl`].
+    pub fn new(name: &str) -> Result<Self> {
         let is_plain = name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')
             && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
             && name.len() <= NAME_MAX;
@@ -58,7 +71,7 @@ impl Schema {
         Sql::new(&self.place(text), types)
     }
 
-    fn place(&self, text: &str) -> String {
+    pub(crate) fn place(&self, text: &str) -> String {
         text.replace(PLACE, &self.to_string())
     }
 
