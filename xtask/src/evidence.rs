@@ -6,11 +6,16 @@ const REDIS: &[&str] = &["redis", "redis+sentinel", "redis+unix", "rediss"];
 /// The ways to an etcd cluster.
 const ETCD: &[&str] = &["etcd", "etcds"];
 
+/// A PostgreSQL server, with leases in rows.
+const POSTGRES: &[&str] = &["postgres", "postgresql"];
+
 /// Where a killed holder's lease is free at its TTL.
 const AT_TTL: &[&str] = &[
     "etcd",
     "etcds",
     "memory",
+    "postgres",
+    "postgresql",
     "redis",
     "redis+cluster",
     "redis+sentinel",
@@ -26,6 +31,8 @@ const ALL: &[&str] = &[
     "etcds",
     "memory",
     "local",
+    "postgres",
+    "postgresql",
     "redis",
     "redis+cluster",
     "redis+sentinel",
@@ -148,6 +155,33 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
             "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
         ],
+    ),
+    (
+        "Order of waiters",
+        POSTGRES,
+        &[
+            "first_come_first_served",
+            "trying_does_not_overtake",
+            "a_waiting_writer_is_not_starved",
+            "readers_share_one_turn",
+            "a_stopped_waiter_does_not_hold_up_the_line",
+        ],
+    ),
+    ("Wake-up", POSTGRES, &["waits_for_release"]),
+    (
+        "A paused holder",
+        POSTGRES,
+        &[
+            "a_lease_lapses_after_its_ttl",
+            "renewal_tells_of_loss",
+            "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+        ],
+    ),
+    (
+        "A killed holder",
+        &["postgres:?reclaim=connection"],
+        &["a_killed_holder_is_out_at_once", "a_killed_waiter_is_out_at_once"],
     ),
     (
         "Fencing tokens",
