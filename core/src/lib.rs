@@ -21,6 +21,7 @@ mod lease;
 mod mode;
 mod name;
 mod request;
+mod server_clock;
 pub mod table;
 mod token;
 mod url;
@@ -43,5 +44,6 @@ pub use lease::{
 pub use mode::{Mode, PERMITS_MAX};
 pub use name::{LockName, NAME_MAX};
 pub use request::{Abandoned, Abandoner, AcquireRequest, Ttl, Wait, abandonment};
+pub use server_clock::ServerClock;
 pub use token::{FencingToken, HANDOVER_BITS, Nonce};
 pub use url::{BackendUrl, nearest, parse_duration, split_port};

@@ -8,6 +8,7 @@ use ringfence_core::{
     Queue, Records, Release, Renewal, Result, Scope, Tokens,
 };
 
+use crate::checks::Checks;
 use crate::leases::Leases;
 use crate::options::{self, Options};
 use crate::records::Records as RecordStore;
@@ -33,6 +34,8 @@ pub fn guarantees(url: &BackendUrl) -> Result<Guarantees> {
 pub struct PostgresBackend {
     leases: Leases,
     records: RecordStore,
+    checks: Checks,
+    clock: Arc<dyn Clock>,
     options: Arc<Options>,
     guarantees: Guarantees,
 }
@@ -47,10 +50,10 @@ impl PostgresBackend {
     /// [`Unsupported`](ringfence_core::ErrorKind::Unsupported) for a server that is too old, or a schema that is too new.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
         let options = Arc::new(Options::parse(url)?);
-        let leases = Leases::new(&options, clock);
+        let leases = Leases::new(&options, Arc::clone(&clock));
         leases.connect().await?;
         let records = RecordStore::new(Arc::clone(leases.affairs()), &options.schema, true);
-        Ok(Self { leases, records, guarantees: guarantees(url)?, options })
+        Ok(Self { leases, records, checks: Checks::default(), clock, guarantees: guarantees(url)?, options })
     }
 }
 
@@ -88,10 +91,7 @@ impl Backend for PostgresBackend {
     }
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
-        Box::pin(async {
-            self.leases.connect().await?;
-            Ok(vec![Finding::fine("server", "it is a primary, and has our schema")])
-        })
+        Box::pin(self.checks.examine(self.leases.affairs(), &*self.clock))
     }
 
     fn records(&self) -> &dyn FencedStore {

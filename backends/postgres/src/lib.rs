@@ -1,11 +1,13 @@
 //! PostgreSQL as a backend of Ringfence.
 
 mod backend;
+mod checks;
 mod error;
 mod holder;
 mod leases;
 mod link;
 mod options;
+mod place;
 mod records;
 mod schema;
 mod setup;

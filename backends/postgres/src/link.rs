@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
-use ringfence_core::{Error, ErrorKind, Result};
+use ringfence_core::{Error, ErrorKind, Finding, Result};
 use tokio::io::AsyncReadExt;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -17,7 +17,8 @@ use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Row, Statement};
 
 use crate::error;
 use crate::options::{Host, Options};
-use crate::schema::Role;
+use crate::place::Place;
+use crate::schema::{Role, Schema};
 use crate::stream::{self, GONE_AFTER, KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, Stream, Way};
 
 /// How long an answer may take. After that the connection counts as broken, because nobody can tell a server that is slow
@@ -97,6 +98,9 @@ struct Open {
     /// Counts the tries that led to none, with what came of the last one.
     failures: u64,
     failure: Option<Error>,
+    /// Where the last connection led, and what was wrong with coming there.
+    place: Option<Place>,
+    setback: Option<Finding>,
 }
 
 impl Link {
@@ -128,7 +132,12 @@ impl Link {
         &self.options.shown
     }
 
-    /// Opens the connection if there is none, and makes the schema if there is none: 3 round trips beside those of TCP, TLS and
+    /// Where everything of ours is.
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.options.schema
+    }
+
+    /// Opens the connection if there is none, and makes the schema if there is none: 4 round trips beside those of TCP, TLS and
     /// the password. Errors without effect: `Unavailable`, `Refused`, `Unsupported`, `InvalidUrl`.
     ///
     /// # Cancel safety
@@ -379,8 +388,37 @@ impl Link {
                 [(&names, Type::TEXT_ARRAY), (&values, Type::TEXT_ARRAY)];
             greeted.client.query_typed(SET, &params).await.map_err(|why| error::of_connecting(&why))?;
         }
+        let arrive = schema.sql("SELECT * FROM @schema@.arrive()", &[]);
+        let row = greeted
+            .client
+            .query_typed_one(&arrive.text, &[])
+            .await
+            .map_err(|why| error::of_connecting(&why))?;
+        self.arrive(Place::of(&row))?;
         let Greeted { client, session, host, way, state, task, .. } = greeted;
         Ok(Arc::new(Live { session, client, host, way, state, task, statements: Mutex::default() }))
+    }
+
+    /// Takes note of where a connection leads. Errors for a primary that was overtaken.
+    fn arrive(&self, place: Place) -> Result<()> {
+        let mut open = self.lock();
+        if let Some(before) = &open.place {
+            place.refuse_the_past(before)?;
+            if let Some(setback) = place.setback(before) {
+                tracing::error!(server = self.shown(), advice = setback.advice, "{}", setback.what);
+                open.setback = Some(setback);
+            }
+        }
+        open.place = Some(place);
+        Ok(())
+    }
+
+    /// What has become of the server, in the life of this process and before: 1 round trip.
+    pub(crate) async fn history(&self) -> Result<Vec<Finding>> {
+        let rows = self.query(&self.schema().sql("SELECT * FROM @schema@.arrive()", &[]), &[]).await?;
+        let place = Place::of(&rows[0]);
+        self.arrive(place.clone())?;
+        Ok(std::iter::once(place.examine()).chain(self.lock().setback.clone()).collect())
     }
 
     /// Drops a connection that is in doubt.

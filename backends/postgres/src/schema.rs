@@ -10,8 +10,7 @@ use crate::error;
 use crate::link::Sql;
 
 /// What takes the schema from each version to the next, beginning with none. A released step is never changed.
-const STEPS: &[&[&str]] =
-    &[&[
+const STEPS: &[&[&str]] = &[&[
     include_str!("sql/meta.sql"),
     include_str!("sql/leases.sql"),
     include_str!("sql/records.sql"),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{Cmd, Value, from_redis_value};
-use ringfence_core::{BootInstant, Finding, Result, Severity};
+use ringfence_core::{Finding, Result, ServerClock, Severity};
 
 use crate::access;
 use crate::backend::Client;
@@ -13,18 +13,8 @@ use crate::error;
 use crate::link::{Call, Link};
 use crate::scripts::number;
 
-/// For how long two clocks are watched to see whether they go alike, where nobody looked before.
-const CLOCK_WATCH: Duration = Duration::from_secs(1);
-
-/// By how much two clocks may drift apart in a second that are both in order: the kernel slews a clock by at most half of
-/// that.
-const DRIFT_PER_SECOND: Duration = Duration::from_millis(1);
-
-/// By how much two readings may differ beside that, for what a server does between reading its clock and answering.
-const CLOCK_SLACK: Duration = Duration::from_millis(10);
-
-/// What the clock is looked at as, by two checks.
-const CLOCK: &str = "clock";
+/// What follows where the clock is set back, because tokens are made of it.
+const TOKENS_GO_BACK: &str = ", and after a restart without data tokens may go back";
 
 const HOURS_OF_A_YEAR: u64 = 8766;
 
@@ -40,7 +30,7 @@ const MEMORY_MAX: u64 = 90;
 /// What was seen of each server's clock the last time.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
-    clocks: Mutex<HashMap<String, Reading>>,
+    clocks: Mutex<HashMap<String, ServerClock>>,
 }
 
 impl Checks {
@@ -49,7 +39,7 @@ impl Checks {
         let nodes = Node::all(client).await?;
         for node in &nodes {
             let seen = self.clocks().contains_key(node.link.server());
-            if !seen && let Some(reading) = Reading::take(node).await? {
+            if !seen && let Some(reading) = read_clock(node).await? {
                 self.clocks().insert(node.link.server().to_owned(), reading);
             }
         }
@@ -81,17 +71,17 @@ impl Checks {
         findings.push(access::examine(node).await?);
         let before = self.clocks().get(node.link.server()).copied();
         if let Some(before) = before {
-            let watched = node.client.now().saturating_since(before.at);
-            tokio::time::sleep(CLOCK_WATCH.saturating_sub(watched)).await;
-            if let Some(now) = Reading::take(node).await? {
+            let watched = node.client.now().saturating_since(before.at());
+            tokio::time::sleep(ServerClock::WATCH.saturating_sub(watched)).await;
+            if let Some(now) = read_clock(node).await? {
                 self.clocks().insert(node.link.server().to_owned(), now);
-                findings.push(date(&now).unwrap_or_else(|| of_clock(&before, &now)));
+                findings.push(date(&now).unwrap_or_else(|| now.compare(&before, TOKENS_GO_BACK)));
             }
         }
         Ok(findings)
     }
 
-    fn clocks(&self) -> MutexGuard<'_, HashMap<String, Reading>> {
+    fn clocks(&self) -> MutexGuard<'_, HashMap<String, ServerClock>> {
         self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -122,7 +112,7 @@ pub(crate) async fn log_what_is_wrong(client: &Client) {
         let Ok(Some(info)) = Info::ask(node).await else { continue };
         let mut findings = of_info(&info, client.servers.is_cluster());
         findings.extend(persistence(&info, &Settings::default()));
-        if let Ok(Some(now)) = Reading::take(node).await {
+        if let Ok(Some(now)) = read_clock(node).await {
             findings.extend(date(&now));
         }
         let server = node.link.server();
@@ -415,90 +405,33 @@ fn replicas(info: &Info, settings: &Settings, confirm: u64) -> Option<Finding> {
     })
 }
 
-/// The server's clock at one moment.
-#[derive(Clone, Copy, Debug)]
-struct Reading {
-    /// When it was read, by our clock: between the request and the answer, at most `slack` away.
-    at: BootInstant,
-    slack: Duration,
-    /// Since 1970.
-    theirs: Duration,
-}
-
-impl Reading {
-    /// Reads the clock; `None` where we may not.
-    async fn take(node: &Node<'_>) -> Result<Option<Self>> {
-        let sent = node.client.now();
-        let Some(reply) = ask(node, &redis::cmd("TIME")).await? else { return Ok(None) };
-        let slack = node.client.now().saturating_since(sent) / 2;
-        let theirs = match &reply {
-            Value::Array(parts) => match &parts[..] {
-                [seconds, micros] => number(seconds).zip(number(micros)),
-                _ => None,
-            },
+/// Reads the clock; `None` where we may not.
+async fn read_clock(node: &Node<'_>) -> Result<Option<ServerClock>> {
+    let sent = node.client.now();
+    let Some(reply) = ask(node, &redis::cmd("TIME")).await? else { return Ok(None) };
+    let answered = node.client.now();
+    let theirs = match &reply {
+        Value::Array(parts) => match &parts[..] {
+            [seconds, micros] => number(seconds).zip(number(micros)),
             _ => None,
-        };
-        let (seconds, micros) = theirs.ok_or_else(|| error::odd_reply(&reply, node.link.server()))?;
-        let theirs = Duration::from_secs(seconds).saturating_add(Duration::from_micros(micros));
-        Ok(Some(Self { at: sent.saturating_add(slack), slack, theirs }))
-    }
+        },
+        _ => None,
+    };
+    let (seconds, micros) = theirs.ok_or_else(|| error::odd_reply(&reply, node.link.server()))?;
+    let theirs = Duration::from_secs(seconds).saturating_add(Duration::from_micros(micros));
+    Ok(Some(ServerClock::new(sent, answered, theirs)))
 }
 
 /// Whether the server's clock was never set.
-fn date(now: &Reading) -> Option<Finding> {
-    let year = 1970 + now.theirs.as_secs() / 3600 / HOURS_OF_A_YEAR;
-    (!(EARLIEST..LATEST).contains(&now.theirs)).then(|| {
+fn date(now: &ServerClock) -> Option<Finding> {
+    let year = 1970 + now.theirs().as_secs() / 3600 / HOURS_OF_A_YEAR;
+    (!(EARLIEST..LATEST).contains(&now.theirs())).then(|| {
         Finding::problem(
-            CLOCK,
+            ServerClock::ABOUT,
             format!("the server's clock says that it is {year}; tokens are made of it"),
             "set the server's clock, and stop the users of its locks for as long as the longest TTL meanwhile",
         )
     })
-}
-
-/// Whether the server's clock goes as ours does. Their readings are never compared with each other, because neither of the
-/// two is right.
-fn of_clock(before: &Reading, now: &Reading) -> Finding {
-    let watched = now.at.saturating_since(before.at);
-    let allowed = before.slack + now.slack + CLOCK_SLACK + DRIFT_PER_SECOND.mul_f64(watched.as_secs_f64());
-    let went = now.theirs.saturating_sub(before.theirs);
-    let (ahead, behind) =
-        (went.saturating_sub(watched), (before.theirs + watched).saturating_sub(now.theirs));
-    let (what, advice) = if ahead > allowed {
-        (
-            format!(
-                "the server's clock was set forward by {} in the last {}, or its machine slept: leases ended early, and two \
-                 may hold one lock",
-                rounded(ahead),
-                rounded(watched)
-            ),
-            "have the clock slewed and not stepped (chrony: no makestep after the start); a fence refuses the stale writes",
-        )
-    } else if behind > allowed {
-        (
-            format!(
-                "the server's clock was set back by {} in the last {}: leases end late, and after a restart without data \
-                 tokens may go back",
-                rounded(behind),
-                rounded(watched)
-            ),
-            "have the clock slewed and not stepped (chrony: no makestep after the start)",
-        )
-    } else {
-        return Finding::fine(
-            CLOCK,
-            format!("went as ours did for {}, to within {}", rounded(watched), rounded(allowed)),
-        );
-    };
-    Finding::problem(CLOCK, what, advice)
-}
-
-/// To read: milliseconds below ten seconds, seconds from there on.
-fn rounded(duration: Duration) -> String {
-    match duration.as_millis() {
-        millis @ 0..10_000 => format!("{millis} ms"),
-        millis => format!("{} s", (millis + 500) / 1000),
-    }
 }
 
 #[cfg(test)]
