@@ -10,15 +10,18 @@ CREATE FUNCTION @schema@.version() RETURNS integer
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$ SELECT version FROM @schema@.meta $$;
 
--- The timeline of the server's log, which rises with every promotion.
+-- The timeline of the log, which rises with every promotion.
 CREATE FUNCTION @schema@.timeline() RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE
 AS $$ SELECT ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint $$;
 
 -- Below every number that is granted from now on, and above every one that was granted before the last promotion: a standby
 -- that was promoted may lack the last counters, its timeline is a new one all the same.
+--
+-- Every acquire calls it. So it and `timeline` have nothing that would keep the server from making one expression of them, and from
+-- keeping that: no path of their own, which their callers have pinned, and no rights, which nobody needs for this.
 CREATE FUNCTION @schema@.floor() RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     timeline CONSTANT bigint := @schema@.timeline();
