@@ -28,6 +28,7 @@
 //! - [`LockRequest::run`] runs a piece of work under a lock and cancels it before the lease can be lost.
 //! - [`Locks::all`] takes several locks at once; [`Locks::holder`] is for re-entry.
 //! - [`RecordHandle`] is a small value behind a fence.
+//! - The module `postgres`, with the feature of that name, puts locks and fences into transactions of your own.
 //! - [`Locks::examine`] looks for what would break these promises on the server at hand.
 //! - [`Guarantees`] is what a backend promises, under which faults; [`Stakes`] refuses a backend that promises too little.
 //!
@@ -106,6 +107,14 @@ pub use ringfence_core::{
     Retry, Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment,
     nearest, parse_duration,
 };
+
+/// PostgreSQL beyond locks: locks by name, row locks and fences in a transaction of your own, and tables that refuse whoever has
+/// no token. See [`transaction`](ringfence_postgres::transaction).
+#[cfg(all(feature = "postgres", not(loom)))]
+pub mod postgres {
+    pub use ringfence_postgres::Schema;
+    pub use ringfence_postgres::transaction::*;
+}
 
 /// The README's example is a test.
 #[cfg(doctest)]

@@ -1,0 +1,7 @@
+//! Locks and fences in transactions of the caller's own: by `tokio-postgres`, by `sqlx`, and by `psql`.
+
+mod fences;
+mod locks;
+mod rows;
+mod stage;
+mod tables;

@@ -1,0 +1,421 @@
+//! Tables of the caller's that refuse whoever has no token, from `psql` as from anywhere.
+
+use ringfence::ErrorKind;
+use ringfence::postgres::{Rows, fence_column, fence_in};
+use ringfence_servers::Psql;
+
+use crate::stage::{LEAST, Stage, expect_error, outcome, token};
+
+const REFUSED: &str = "without a token: the table is fenced";
+
+impl Stage {
+    /// The stage with its table fenced.
+    async fn fenced() -> Option<Self> {
+        let stage = Self::set().await?;
+        assert_eq!(stage.fence("public.orders", "id").await.as_deref(), Ok("public.orders/"));
+        Some(stage)
+    }
+
+    async fn fence(&self, table: &str, key: &str) -> Result<String, String> {
+        let quote = |text: &str| text.replace('\'', "''");
+        let call = format!("SELECT ringfence.fence_table('{}', '{}')", quote(table), quote(key));
+        self.server.ask(&call).await.map(|prefix| prefix.trim().to_owned())
+    }
+
+    async fn orders(&self) -> String {
+        self.server
+            .psql("SELECT string_agg(id || ' ' || state, ', ' ORDER BY id) FROM orders")
+            .await
+            .trim()
+            .to_owned()
+    }
+}
+
+/// Has psql do it, and checks that it is done.
+async fn does(psql: &mut Psql, sql: &str) {
+    let said = psql.ask(sql).await;
+    assert!(!said.contains("ERROR"), "{sql}: {said}");
+}
+
+/// Has psql try it, and checks that the fence refuses it in these words; the transaction around it, if any, is rolled back.
+async fn is_refused(psql: &mut Psql, sql: &str, words: &str) {
+    let said = psql.ask(sql).await;
+    assert!(said.contains("ERROR") && said.contains(words), "{sql}: {said:?} does not say {words:?}");
+    psql.ask("ROLLBACK").await;
+}
+
+const ADMIT_1: &str = "SELECT ringfence.admit('public.orders/1', 5, 'a')";
+const ADMIT_2: &str = "SELECT ringfence.admit('public.orders/2', 5, 'a')";
+
+#[tokio::test]
+async fn a_row_is_changed_with_its_token_and_not_without() {
+    let Some(stage) = Stage::fenced().await else { return };
+    let mut psql = stage.server.session();
+    for statement in [
+        "UPDATE orders SET state = 'x' WHERE id = 1",
+        "DELETE FROM orders WHERE id = 1",
+        "DELETE FROM orders",
+        "INSERT INTO orders VALUES (1, 'x') ON CONFLICT (id) DO UPDATE SET state = excluded.state",
+        "WITH gone AS (DELETE FROM orders WHERE id = 1 RETURNING *) SELECT count(*) FROM gone",
+        "MERGE INTO orders USING (VALUES (1)) AS v (id) ON orders.id = v.id WHEN MATCHED THEN UPDATE SET state = 'x'",
+    ] {
+        is_refused(&mut psql, statement, REFUSED).await;
+        is_refused(
+            &mut psql,
+            &format!("BEGIN; {ADMIT_2}; {statement}"),
+            &format!("public.orders/1 {REFUSED}"),
+        )
+        .await;
+    }
+    is_refused(&mut psql, "TRUNCATE orders", "TRUNCATE of public.orders: the table is fenced").await;
+    is_refused(&mut psql, &format!("BEGIN; {ADMIT_1}; TRUNCATE orders"), "TRUNCATE").await;
+    assert_eq!(stage.orders().await, "1 new, 2 new, 3 new, 4 new, 5 new");
+
+    does(&mut psql, &format!("BEGIN; {ADMIT_1}; UPDATE orders SET state = 'paid' WHERE id = 1; COMMIT"))
+        .await;
+    does(&mut psql, &format!("BEGIN; {ADMIT_2}; DELETE FROM orders WHERE id = 2; COMMIT")).await;
+    assert_eq!(stage.orders().await, "1 paid, 3 new, 4 new, 5 new");
+    let of_all = "UPDATE orders SET state = 'x' WHERE id IN (1, 3)";
+    is_refused(&mut psql, &format!("BEGIN; {ADMIT_1}; {of_all}"), "UPDATE of public.orders/3").await;
+    let both =
+        format!("BEGIN; {ADMIT_1}; SELECT ringfence.admit('public.orders/3', 9, 'c'); {of_all}; COMMIT");
+    does(&mut psql, &both).await;
+    assert_eq!(stage.orders().await, "1 x, 3 x, 4 new, 5 new");
+}
+
+#[tokio::test]
+async fn a_key_that_was_ever_fenced_is_not_come_to_without_its_token() {
+    let Some(stage) = Stage::fenced().await else { return };
+    let mut psql = stage.server.session();
+    does(&mut psql, "INSERT INTO orders VALUES (6, 'new'), (7, 'new')").await;
+    does(&mut psql, &format!("BEGIN; {ADMIT_1}; DELETE FROM orders WHERE id = 1; COMMIT")).await;
+    for back in [
+        "INSERT INTO orders VALUES (8, 'new'), (1, 'back')",
+        &format!("BEGIN; {ADMIT_2}; UPDATE orders SET id = 1 WHERE id = 2"),
+        &format!("BEGIN; {ADMIT_2}; UPDATE orders SET id = id - 1 WHERE id = 2"),
+        "COPY orders (id, state) FROM STDIN;\n1\tback\n\\.\n",
+    ] {
+        is_refused(&mut psql, back, &format!("public.orders/1 {REFUSED}")).await;
+    }
+    is_refused(&mut psql, "UPDATE orders SET id = 9 WHERE id = 2", "UPDATE of public.orders/2").await;
+    does(&mut psql, &format!("BEGIN; {ADMIT_2}; UPDATE orders SET id = 9 WHERE id = 2; COMMIT")).await;
+    does(&mut psql, &format!("BEGIN; {ADMIT_1}; INSERT INTO orders VALUES (1, 'back'); COMMIT")).await;
+    assert_eq!(stage.orders().await, "1 back, 3 new, 4 new, 5 new, 6 new, 7 new, 9 new");
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_what_its_admission_is_part_of() {
+    let Some(stage) = Stage::fenced().await else { return };
+    let mut psql = stage.server.session();
+    let update = "UPDATE orders SET state = 'x' WHERE id = 1";
+    for over in [
+        format!("BEGIN; {ADMIT_1}; COMMIT; {update}"),
+        format!("{ADMIT_1}; {update}"),
+        format!("BEGIN; {ADMIT_1}; COMMIT; BEGIN; {update}"),
+        format!("BEGIN; {ADMIT_1}; COMMIT AND CHAIN; {update}"),
+        format!("BEGIN; {ADMIT_1}; ROLLBACK AND CHAIN; {update}"),
+        format!("BEGIN; SAVEPOINT s; {ADMIT_1}; ROLLBACK TO s; {update}"),
+        format!("BEGIN; SAVEPOINT s; SAVEPOINT t; {ADMIT_1}; RELEASE t; ROLLBACK TO s; {update}"),
+    ] {
+        is_refused(&mut psql, &over, REFUSED).await;
+    }
+    for (within, state) in [
+        (
+            format!(
+                "BEGIN; SAVEPOINT s; {ADMIT_1}; RELEASE s; UPDATE orders SET state = 'a' WHERE id = 1; COMMIT"
+            ),
+            "a",
+        ),
+        (format!("BEGIN; {ADMIT_1}; SAVEPOINT s; UPDATE orders SET state = 'b' WHERE id = 1; COMMIT"), "b"),
+        (
+            format!(
+                "BEGIN; {ADMIT_1}; SAVEPOINT s; ROLLBACK TO s; UPDATE orders SET state = 'c' WHERE id = 1; COMMIT"
+            ),
+            "c",
+        ),
+        (format!("BEGIN; {ADMIT_1}; {ADMIT_1}; UPDATE orders SET state = 'd' WHERE id = 1; COMMIT"), "d"),
+        (
+            format!(
+                "BEGIN ISOLATION LEVEL SERIALIZABLE; {ADMIT_1}; UPDATE orders SET state = 'e' WHERE id = 1; COMMIT"
+            ),
+            "e",
+        ),
+    ] {
+        does(&mut psql, &within).await;
+        assert_eq!(stage.state(1).await, state, "{within}");
+    }
+}
+
+#[tokio::test]
+async fn a_paused_holder_is_refused_by_the_table_itself() {
+    let Some(stage) = Stage::fenced().await else { return };
+    let row = "public.orders/1";
+    let (mut old, mut new) = (stage.client().await, stage.client().await);
+    let mut tx = old.transaction().await.unwrap();
+    fence_in(&mut tx, row, token(5, "a")).await.unwrap();
+    tx.commit().await.unwrap();
+
+    // It forgets to fence in again, and waits for the row that its successor has.
+    let mut successor = new.transaction().await.unwrap();
+    fence_in(&mut successor, row, token(6, "b")).await.unwrap();
+    successor.execute("UPDATE orders SET state = 'new holder' WHERE id = 1", &[]).await.unwrap();
+    let late = tokio::spawn(async move {
+        let written = old.execute("UPDATE orders SET state = 'late' WHERE id = 1", &[]).await;
+        (old, written)
+    });
+    stage.waiting(1).await;
+    successor.commit().await.unwrap();
+    let (mut old, written) = outcome("an answer to the old holder", late).await;
+    let refused = written.expect_err("nobody has admitted it");
+    assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("RF006"), "{refused}");
+
+    let mut tx = old.transaction().await.unwrap();
+    let stale = fence_in(&mut tx, row, token(5, "a")).await;
+    expect_error("a token that was overtaken", stale, ErrorKind::Stale, &["6.b"]);
+    tx.rollback().await.unwrap();
+    assert_eq!(stage.state(1).await, "new holder");
+
+    let mut tx = old.transaction().await.unwrap();
+    let orders = Rows::new("public", "orders", "id").unwrap();
+    let unfenced = fence_column(&mut tx, &orders, 1, "fence_token", token(9, "a")).await;
+    expect_error("a write without a token", unfenced, ErrorKind::NotOpened, &[row, "admit("]);
+}
+
+#[tokio::test]
+async fn nobody_can_say_that_a_token_was_admitted() {
+    let Some(stage) = Stage::fenced().await else { return };
+    let mut psql = stage.server.session_by(&stage.server.url_of(LEAST));
+    does(&mut psql, &format!("BEGIN; {ADMIT_1}; UPDATE orders SET state = 'paid' WHERE id = 1; COMMIT"))
+        .await;
+    let update = "UPDATE orders SET state = 'x' WHERE id = 1";
+    is_refused(&mut psql, update, REFUSED).await;
+    is_refused(&mut psql, "ALTER TABLE orders DISABLE TRIGGER ringfence_fence", "must be owner").await;
+    is_refused(&mut psql, "DROP TRIGGER ringfence_fence ON orders", "must be owner").await;
+    is_refused(&mut psql, "SET session_replication_role = replica", "permission denied").await;
+    // Names that would stand in place of the server's own, if they were looked for where a session says.
+    does(
+        &mut psql,
+        "CREATE TEMP TABLE marks (resource text, admitted_in xid8, admitted_at timestamptz);
+         INSERT INTO marks VALUES ('public.orders/1', pg_current_xact_id(), now());
+         CREATE FUNCTION pg_temp.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT admitted_at FROM marks';
+         SET search_path = pg_temp, pg_catalog, public",
+    )
+    .await;
+    is_refused(&mut psql, update, REFUSED).await;
+    assert_eq!(stage.state(1).await, "paid");
+}
+
+#[tokio::test]
+async fn a_mark_of_another_server_opens_nothing_here() {
+    let Some(stage) = Stage::fenced().await else { return };
+    let (mut psql, update) = (stage.server.session(), "UPDATE orders SET state = 'x' WHERE id = 1");
+    stage.server.psql(ADMIT_1).await;
+    let number = psql.ask("BEGIN; SELECT pg_current_xact_id()").await;
+    // As from a dump: the number comes round again, and the time does not.
+    stage.server.psql(&format!("UPDATE ringfence.marks SET admitted_in = '{}'", number.trim())).await;
+    is_refused(&mut psql, update, REFUSED).await;
+}
+
+#[tokio::test]
+async fn whatever_leads_to_the_rows_is_refused() {
+    let Some(stage) = Stage::fenced().await else { return };
+    let mut psql = stage.server.session();
+    does(
+        &mut psql,
+        "CREATE TABLE parts (id int PRIMARY KEY, of bigint REFERENCES orders ON DELETE CASCADE ON UPDATE CASCADE);
+         INSERT INTO parts VALUES (1, 1);
+         SELECT ringfence.fence_table('public.parts', 'id');
+         CREATE VIEW open_orders AS SELECT * FROM orders WHERE state = 'new';
+         CREATE TABLE shops (id int PRIMARY KEY); INSERT INTO shops VALUES (1);
+         CREATE TABLE shelves (id int PRIMARY KEY, of int REFERENCES shops ON DELETE CASCADE);
+         INSERT INTO shelves VALUES (1, 1);
+         SELECT ringfence.fence_table('public.shelves', 'id')",
+    )
+    .await;
+    is_refused(&mut psql, "UPDATE open_orders SET state = 'x' WHERE id = 1", "UPDATE of public.orders/1")
+        .await;
+    is_refused(&mut psql, "DELETE FROM shops", "DELETE of public.shelves/1").await;
+    is_refused(&mut psql, "TRUNCATE shops CASCADE", "TRUNCATE of public.shelves").await;
+    is_refused(&mut psql, &format!("BEGIN; {ADMIT_1}; DELETE FROM orders WHERE id = 1"), "public.parts/1")
+        .await;
+    let both = format!(
+        "BEGIN; {ADMIT_1}; SELECT ringfence.admit('public.parts/1', 1, 'a'); DELETE FROM orders WHERE id = 1; COMMIT"
+    );
+    does(&mut psql, &both).await;
+    assert_eq!(stage.server.psql("SELECT count(*) FROM parts").await.trim(), "0");
+
+    // A trigger of the table's owner that has the last word on what is written.
+    does(
+        &mut psql,
+        "CREATE FUNCTION to_3() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.id = 3; RETURN NEW; END';
+         CREATE TRIGGER zzz BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION to_3();
+         BEGIN; SELECT ringfence.admit('public.orders/3', 1, 'a'); DELETE FROM orders WHERE id = 3; COMMIT",
+    )
+    .await;
+    is_refused(
+        &mut psql,
+        &format!("BEGIN; {ADMIT_2}; UPDATE orders SET state = 'x' WHERE id = 2"),
+        "public.orders/3",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn partitions_are_fenced_one_by_one() {
+    let Some(stage) = Stage::set().await else { return };
+    let mut psql = stage.server.session();
+    does(
+        &mut psql,
+        "CREATE TABLE events (id int NOT NULL, year int NOT NULL, PRIMARY KEY (id, year)) PARTITION BY LIST (year);
+         CREATE TABLE events_25 PARTITION OF events FOR VALUES IN (25);
+         CREATE TABLE events_26 PARTITION OF events FOR VALUES IN (26);
+         INSERT INTO events VALUES (1, 25), (2, 26);
+         CREATE TABLE parent (id int NOT NULL); CREATE TABLE child () INHERITS (parent)",
+    )
+    .await;
+    for (table, why) in [("public.events", "partition"), ("public.parent", "partition")] {
+        let refused = stage.fence(table, "id").await.unwrap_err();
+        assert!(
+            refused.contains("cannot be fenced as a whole") && refused.contains(why),
+            "{table}: {refused}"
+        );
+    }
+    for partition in ["public.events_25", "public.events_26"] {
+        stage.fence(partition, "id").await.unwrap();
+    }
+    stage.fence("public.child", "id").await.unwrap();
+    does(&mut psql, "INSERT INTO child VALUES (1)").await;
+    is_refused(&mut psql, "UPDATE parent SET id = 2", "UPDATE of public.child/1").await;
+    is_refused(&mut psql, "DELETE FROM events WHERE id = 1", "DELETE of public.events_25/1").await;
+    is_refused(&mut psql, "UPDATE events SET year = 26 WHERE id = 1", "public.events_25/1").await;
+    is_refused(&mut psql, "TRUNCATE events", "TRUNCATE of public.events_25").await;
+    does(&mut psql, "BEGIN; SELECT ringfence.admit('public.events_26/1', 1, 'a'); COMMIT").await;
+    let one = "BEGIN; SELECT ringfence.admit('public.events_25/1', 1, 'a')";
+    let moves = "UPDATE events SET year = 26 WHERE id = 1";
+    is_refused(&mut psql, &format!("{one}; {moves}"), "INSERT of public.events_26/1").await;
+    does(&mut psql, &format!("{one}; SELECT ringfence.admit('public.events_26/1', 1, 'a'); {moves}; COMMIT"))
+        .await;
+}
+
+#[tokio::test]
+async fn keys_and_names_of_every_kind_are_fenced() {
+    let Some(stage) = Stage::set().await else { return };
+    let mut psql = stage.server.session();
+    for (kind, key) in [
+        ("smallint", "-7"),
+        ("integer", "7"),
+        ("text", "it''s \"a\\b\" $1 %s %I/日本"),
+        ("varchar(30)", "'); DROP TABLE orders; --"),
+        ("uuid", "01234567-89ab-cdef-0123-456789abcdef"),
+    ] {
+        let key = key.replace("''", "'").replace('\'', "''");
+        does(
+            &mut psql,
+            &format!(
+                r#"CREATE SCHEMA "S '%s ""q\"; CREATE TABLE "S '%s ""q\"."T ""t\'$1" ("K ""k\'" {kind} PRIMARY KEY);
+                   INSERT INTO "S '%s ""q\"."T ""t\'$1" VALUES ('{key}')"#
+            ),
+        )
+        .await;
+        let prefix = stage.fence(r#""S '%s ""q\"."T ""t\'$1""#, r#""K ""k\'""#).await.unwrap();
+        assert_eq!(prefix, r#""S '%s ""q\"."T ""t\'$1"/"#, "as SQL writes it");
+        let delete = r#"DELETE FROM "S '%s ""q\"."T ""t\'$1""#;
+        is_refused(&mut psql, delete, REFUSED).await;
+        let resource = format!("{}{key}", prefix.replace('\'', "''"));
+        does(&mut psql, &format!("BEGIN; SELECT ringfence.admit('{resource}', 1, 'a'); {delete}; COMMIT"))
+            .await;
+        does(&mut psql, r#"DROP SCHEMA "S '%s ""q\" CASCADE; SET client_min_messages = error"#).await;
+    }
+    assert_eq!(stage.orders().await, "1 new, 2 new, 3 new, 4 new, 5 new");
+}
+
+#[tokio::test]
+async fn what_cannot_be_fenced_is_said() {
+    let Some(stage) = Stage::set().await else { return };
+    stage
+        .server
+        .psql(
+            "CREATE TABLE odd (id int PRIMARY KEY, d date NOT NULL, n numeric NOT NULL, maybe int, gone int);
+             ALTER TABLE odd DROP COLUMN gone; CREATE VIEW seen AS SELECT * FROM odd; CREATE SEQUENCE counted",
+        )
+        .await;
+    for (table, key, words) in [
+        ("public.nowhere", "id", &["no table public.nowhere", "schema.table"][..]),
+        ("nowhere.odd", "id", &["no table nowhere.odd"]),
+        ("odd", "id", &["no table odd", "schema.table"]),
+        ("public.Odd\"", "id", &["no table public.Odd\""]),
+        ("public.\"Odd\"", "id", &["no table public.\"Odd\"", "double quotes"]),
+        ("", "id", &["invalid name syntax"]),
+        ("a.b.public.odd", "id", &["improper"]),
+        ("public.odd; DROP TABLE orders", "id", &["invalid name syntax"]),
+        ("public.seen", "id", &["cannot be fenced as a whole", "ordinary tables"]),
+        ("public.counted", "id", &["cannot be fenced as a whole"]),
+        ("public.odd", "key", &["table public.odd has no column key"]),
+        ("public.odd", "\"ID\"", &["has no column"]),
+        ("public.odd", "gone", &["has no column"]),
+        ("public.odd", "ctid", &["has no column"]),
+        ("public.odd", "odd.id", &["has no column"]),
+        ("public.odd", "i\"d", &["not a valid identifier"]),
+        ("public.odd", "", &["not a valid identifier"]),
+        ("public.odd", "maybe", &["cannot name rows", "integer and may be NULL"]),
+        ("public.odd", "d", &["cannot name rows: it is date", "uuid"]),
+        ("public.odd", "n", &["cannot name rows: it is numeric"]),
+    ] {
+        let refused = stage.fence(table, key).await.expect_err(&format!("{table} by {key}"));
+        for word in words {
+            assert!(refused.contains(word), "{table} by {key}: {refused} does not say {word:?}");
+        }
+    }
+    let mut least = stage.server.session_by(&stage.server.url_of(LEAST));
+    let denied = "permission denied for table odd";
+    is_refused(&mut least, "SELECT ringfence.fence_table('public.odd', 'id')", denied).await;
+    assert_eq!(stage.server.psql("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").await.trim(), "0");
+}
+
+#[tokio::test]
+async fn a_table_that_is_fenced_stays_fenced_by_what_it_was() {
+    let Some(stage) = Stage::fenced().await else { return };
+    let mut psql = stage.server.session();
+    does(&mut psql, &format!("BEGIN; {ADMIT_1}; UPDATE orders SET state = 'paid' WHERE id = 1; COMMIT"))
+        .await;
+    assert_eq!(
+        stage.fence("public.orders", "id").await.as_deref(),
+        Ok("public.orders/"),
+        "again is no change"
+    );
+    let other = stage.fence("public.orders", "state").await.unwrap_err();
+    assert!(other.contains("fenced already, by another key"), "{other}");
+    does(&mut psql, "ALTER TABLE orders RENAME TO purchases").await;
+    assert_eq!(
+        stage.fence("public.purchases", "id").await.as_deref(),
+        Ok("public.orders/"),
+        "and so its marks stay"
+    );
+    is_refused(&mut psql, "UPDATE purchases SET state = 'x' WHERE id = 1", "UPDATE of public.orders/1").await;
+    let stale = "BEGIN; SELECT ringfence.admit('public.orders/1', 4, 'a')";
+    is_refused(&mut psql, stale, "token 4.a is stale: public.orders/1 has seen 5.a").await;
+    // A key that is not there any more leaves nothing open.
+    does(&mut psql, "ALTER TABLE purchases RENAME COLUMN id TO number").await;
+    is_refused(&mut psql, "UPDATE purchases SET state = 'x' WHERE number = 2", "column \"id\" not found")
+        .await;
+}
+
+#[tokio::test]
+async fn a_table_is_fenced_between_the_transactions_that_write_to_it() {
+    let Some(stage) = Stage::set().await else { return };
+    let mut client = stage.client().await;
+    let writer = client.transaction().await.unwrap();
+    writer.execute("UPDATE orders SET state = 'paid' WHERE id = 1", &[]).await.unwrap();
+    let mut fencing = [stage.server.session(), stage.server.session()];
+    for (waiting, psql) in (1..).zip(&mut fencing) {
+        psql.send("SELECT ringfence.fence_table('public.orders', 'id')");
+        stage.waiting(waiting).await;
+    }
+    writer.execute("UPDATE orders SET state = 'sent' WHERE id = 1", &[]).await.unwrap();
+    writer.commit().await.unwrap();
+    for psql in &mut fencing {
+        assert_eq!(psql.answer().await, "public.orders/", "two who fence it at once do it once");
+    }
+    is_refused(&mut fencing[0], "UPDATE orders SET state = 'x' WHERE id = 1", REFUSED).await;
+    assert_eq!(stage.state(1).await, "sent");
+}
