@@ -134,6 +134,17 @@ pub(crate) async fn open(url: BackendUrl, clock: Arc<dyn Clock>) -> Result<Arc<d
     (scheme.open)(url, clock).await
 }
 
+/// A URL of PostgreSQL, for what no other backend has.
+#[cfg(feature = "postgres")]
+pub(crate) fn of_postgres(url: &str) -> Result<BackendUrl> {
+    let url = BackendUrl::parse(url)?;
+    if !known(&url)?.name.starts_with("postgres") {
+        let why = format!("{}: is not PostgreSQL: write postgres://user@host/database", url.scheme());
+        return Err(Error::new(ErrorKind::InvalidUrl, why));
+    }
+    Ok(url)
+}
+
 /// The scheme of a URL, which has to be one of ours, with parameters of its own or of the hall.
 fn known(url: &BackendUrl) -> Result<&'static Scheme> {
     let scheme = find(url.scheme())?;

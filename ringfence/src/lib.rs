@@ -70,6 +70,8 @@ mod keeper;
 mod locks;
 #[cfg(not(loom))]
 mod meters;
+#[cfg(all(feature = "postgres", not(loom)))]
+pub mod postgres;
 #[cfg(not(loom))]
 mod quiet;
 #[cfg(not(loom))]
@@ -107,14 +109,6 @@ pub use ringfence_core::{
     Retry, Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment,
     nearest, parse_duration,
 };
-
-/// PostgreSQL beyond locks: locks by name, row locks and fences in a transaction of your own, and tables that refuse whoever has
-/// no token. See [`transaction`](ringfence_postgres::transaction).
-#[cfg(all(feature = "postgres", not(loom)))]
-pub mod postgres {
-    pub use ringfence_postgres::Schema;
-    pub use ringfence_postgres::transaction::*;
-}
 
 /// The README's example is a test.
 #[cfg(doctest)]

@@ -9,6 +9,7 @@ mod doctor;
 mod evict;
 mod exit_codes;
 mod failure;
+mod fence_table;
 mod guarantees;
 mod hold;
 mod job_control;
@@ -72,6 +73,7 @@ async fn dispatch(Cli { global, verb }: Cli) -> Result<u8, Failure> {
         Verb::Show(args) => show::run(args, &global).await,
         Verb::Evict(args) => evict::run(args, &global).await,
         Verb::Record(verb) => record::run(verb, &global).await,
+        Verb::FenceTable(args) => fence_table::run(args, global).await,
         Verb::Doctor(args) => doctor::run(args, global).await,
         Verb::Guarantees(args) => guarantees::run(&args, &global),
         Verb::Completions(args) => completions::run(&args),

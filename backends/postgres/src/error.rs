@@ -154,7 +154,8 @@ pub(crate) fn of_ours(code: &SqlState, message: &str, hint: Option<&str>) -> Opt
         "RF002" => ErrorKind::TokenCollision,
         "RF003" | "RF006" => ErrorKind::NotOpened,
         "RF004" => ErrorKind::Full,
-        "RF005" => ErrorKind::InvalidRequest,
+        "RF005" | "RF007" => ErrorKind::InvalidRequest,
+        "RF008" => ErrorKind::Refused,
         _ => return None,
     };
     let hint = hint.map(|hint| format!(": {hint}")).unwrap_or_default();

@@ -3,6 +3,7 @@
 mod backend;
 mod checks;
 mod error;
+mod fence_table;
 mod holder;
 mod leases;
 mod link;
@@ -17,6 +18,7 @@ mod together;
 pub mod transaction;
 
 pub use backend::{PostgresBackend, guarantees};
+pub use fence_table::fence_table;
 pub use options::PARAMS;
 pub use schema::Schema;
 pub use setup::{setup, setup_script};

@@ -17,6 +17,7 @@ fn every_verb_has_its_help() {
         &["record"],
         &["record", "get"],
         &["record", "put"],
+        &["fence-table"],
         &["doctor"],
         &["guarantees"],
         &["completions"],

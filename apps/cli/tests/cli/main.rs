@@ -4,6 +4,7 @@ mod child;
 mod death;
 mod doctor;
 mod exit_codes;
+mod fence_table;
 mod help;
 mod hold;
 mod input;

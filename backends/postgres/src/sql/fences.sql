@@ -13,7 +13,7 @@ CREATE TABLE @schema@.marks (
 -- Admits a token to a resource for the rest of this transaction: raises the resource's mark to it, or refuses.
 --
 -- The mark stays locked until the transaction ends. So no other token is admitted meanwhile, and mark and work are committed
--- together or not at all.
+-- together or not at all; on the disk, whatever synchronous_commit says.
 CREATE FUNCTION @schema@.admit(resource text, sequence bigint, nonce text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -21,6 +21,8 @@ DECLARE
     seen @schema@.marks;
 BEGIN
     PERFORM @schema@.check_name('resource', admit.resource);
+    -- A mark that a crash could take back would be none.
+    PERFORM @schema@.durably();
     IF admit.sequence IS NULL OR admit.sequence < 0 OR admit.nonce IS NULL OR admit.nonce !~ '^[1-9a-f][0-9a-f]{0,15}$' THEN
         RAISE invalid_parameter_value
             USING MESSAGE = format('(%s, %L) is no token', coalesce(admit.sequence::text, 'NULL'), left(admit.nonce, 100)),
@@ -41,7 +43,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'RF002',
             MESSAGE = format('token %s.%s has the sequence of %s.%s, which %s has seen', admit.sequence, admit.nonce,
                 seen.sequence, seen.nonce, admit.resource),
-            HINT = 'Two holders were given one number, so a lock service has lost its memory: stop both, and look at the service.';
+            HINT = 'Two holders were given one number, so a lock service has lost its memory: stop both, and look at it.';
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'RF001',
         MESSAGE = format('token %s.%s is stale: %s has seen %s.%s', admit.sequence, admit.nonce, admit.resource,
@@ -53,44 +55,61 @@ $$;
 -- Fences a table: from now on an UPDATE or DELETE of a row, whoever sends it, needs a token that was admitted in the same
 -- transaction to the row's resource. Returns what the names of the resources begin with; the row's key follows.
 --
--- Table and key are written as in SQL: folded to lower case unless quoted. It runs with the rights of its caller, who has to own the
--- table or to have TRIGGER on it. Waits for the transactions that write to the table now. What is fenced already stays as it is.
+-- Table and key are written as in SQL: folded to lower case unless quoted. It runs with the rights of its caller, who has to own
+-- the table or to have TRIGGER and UPDATE on it. It waits for the transactions that write to the table, and others wait behind it.
+-- What is fenced already stays as it is.
 CREATE FUNCTION @schema@.fence_table(target text, key text) RETURNS text
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    relation regclass := to_regclass(target);
-    key_parts text[] := parse_ident(key);
+    relation regclass;
+    key_parts text[];
     key_column pg_attribute;
     prefix text;
     fenced_by bytea;
 BEGIN
+    BEGIN
+        relation := to_regclass(target);
+        key_parts := parse_ident(key);
+    EXCEPTION WHEN invalid_name OR syntax_error OR invalid_parameter_value OR feature_not_supported THEN
+        RAISE EXCEPTION USING ERRCODE = 'RF007', MESSAGE = format('%s by %s: %s', target, key, SQLERRM),
+            HINT = 'Write schema.table and column as in SQL.';
+    END;
     IF relation IS NULL THEN
-        RAISE undefined_table USING MESSAGE = format('there is no table %s', target),
+        RAISE EXCEPTION USING ERRCODE = 'RF007', MESSAGE = format('there is no table %s', target),
             HINT = 'Write schema.table. As in SQL, a name is folded to lower case unless it stands in double quotes.';
     END IF;
-    IF (SELECT relkind FROM pg_class WHERE oid = relation) <> 'r' OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = relation) THEN
-        RAISE wrong_object_type USING MESSAGE = format('%s cannot be fenced as a whole', target),
-            HINT = 'Fence ordinary tables, and of a partitioned table each partition: one that is made later would not be fenced.';
+    IF (SELECT relkind FROM pg_class WHERE oid = relation) <> 'r'
+        OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = relation) THEN
+        RAISE EXCEPTION USING ERRCODE = 'RF007', MESSAGE = format('%s cannot be fenced as a whole', target),
+            HINT = 'Fence ordinary tables, and of a partitioned table each partition: a later one would not be fenced.';
+    END IF;
+    IF NOT has_table_privilege(relation, 'TRIGGER') OR NOT has_table_privilege(relation, 'UPDATE') THEN
+        RAISE EXCEPTION USING ERRCODE = 'RF008', MESSAGE = format('role %I may not fence %s', current_user, relation),
+            HINT = format('Have its owner fence it, or GRANT TRIGGER, UPDATE ON %s TO %I.', relation, current_user);
     END IF;
     -- Before anything else is looked at, so that two who fence it at once come one after the other.
     EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', relation);
     SELECT * INTO key_column FROM pg_attribute
         WHERE attrelid = relation AND attname = key_parts[1] AND attnum > 0 AND NOT attisdropped;
     IF NOT FOUND OR array_length(key_parts, 1) <> 1 THEN
-        RAISE undefined_column USING MESSAGE = format('table %s has no column %s', target, key),
+        RAISE EXCEPTION USING ERRCODE = 'RF007', MESSAGE = format('table %s has no column %s', target, key),
             HINT = 'Name the column that tells its rows apart, as in id.';
     END IF;
-    IF NOT key_column.attnotnull OR NOT key_column.atttypid = ANY ('{int2,int4,int8,text,varchar,uuid}'::regtype[]) THEN
-        RAISE datatype_mismatch USING MESSAGE = format('column %s of table %s cannot name rows: it is %s%s', key, target,
-            format_type(key_column.atttypid, key_column.atttypmod), CASE WHEN key_column.attnotnull THEN '' ELSE ' and may be NULL' END),
-            HINT = 'A key is NOT NULL and smallint, integer, bigint, text, varchar or uuid, which are written in one way only.';
+    IF NOT key_column.attnotnull OR key_column.atttypid <> ALL ('{int2,int4,int8,text,varchar,uuid}'::regtype[]) THEN
+        RAISE EXCEPTION USING ERRCODE = 'RF007',
+            MESSAGE = format('column %s of table %s cannot name rows: it is %s%s', key, target,
+                format_type(key_column.atttypid, key_column.atttypmod),
+                CASE WHEN key_column.attnotnull THEN '' ELSE ' and may be NULL' END),
+            -- Of other types, what is equal may be written in several ways, or as a setting of the session says.
+            HINT = 'A key is NOT NULL and smallint, integer, bigint, text, varchar or uuid.';
     END IF;
     SELECT tgargs INTO fenced_by FROM pg_trigger WHERE tgrelid = relation AND tgname = 'ringfence_fence';
     IF FOUND THEN
         -- The table may have been renamed since; its resources keep their names, and so their marks.
         prefix := convert_from(substr(fenced_by, 1, position('\x00' IN fenced_by) - 1), 'UTF8');
         IF fenced_by <> convert_to(prefix, 'UTF8') || '\x00' || convert_to(key_column.attname, 'UTF8') || '\x00' THEN
-            RAISE duplicate_object USING MESSAGE = format('table %s is fenced already, by another key', target),
+            RAISE EXCEPTION USING ERRCODE = 'RF007',
+                MESSAGE = format('table %s is fenced already, by another key', target),
                 HINT = 'Drop its triggers ringfence_fence and ringfence_truncate first.';
         END IF;
         RETURN prefix;
@@ -107,8 +126,8 @@ $$;
 
 -- The trigger of a fenced table's rows; its arguments are what the names of their resources begin with, and the key's column.
 --
--- To leave a key, by UPDATE or DELETE, takes a token. To come to one, by INSERT or by an UPDATE that changes the key, takes one if
--- any was ever admitted there: so a stale holder cannot put back what its successor has deleted.
+-- To leave a key, by UPDATE or DELETE, takes a token. To come to one, by INSERT or by an UPDATE that changes the key, takes one
+-- if any was ever admitted there: so a stale holder cannot put back what its successor has deleted.
 --
 -- It looks after the row is written, because what other triggers make of it is known only then; the error undoes the statement.
 CREATE FUNCTION @schema@.check_row() RETURNS trigger

@@ -8,7 +8,7 @@ use sqlx::Connection;
 use tokio::sync::Barrier;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
-use crate::stage::{LEAST, Stage, expect_conflict, expect_error, outcome, token, within};
+use crate::stage::{CLERK, Stage, expect_conflict, expect_error, outcome, token, within};
 
 const ORDER: &str = "order 1";
 
@@ -303,7 +303,7 @@ async fn what_is_no_token_is_refused_from_any_language() {
 #[tokio::test]
 async fn a_role_can_admit_and_do_nothing_else_to_marks() {
     let Some(stage) = Stage::set().await else { return };
-    let mut least = stage.client_of(LEAST).await;
+    let mut least = stage.client_of(CLERK).await;
     write(&mut least, token(5, "a"), "paid").await.unwrap().commit().await.unwrap();
     for forgery in [
         "UPDATE ringfence.marks SET sequence = 0",

@@ -7,7 +7,7 @@ use ringfence::postgres::{Conflict, Schema, Snapshot, fence_in, lock_timeout, tr
 use sqlx::Connection;
 use tokio_postgres::IsolationLevel;
 
-use crate::stage::{Stage, expect_conflict, expect_error, install, outcome, token};
+use crate::stage::{CLERK, Stage, expect_conflict, expect_error, install, outcome, token};
 
 /// Whether the lock could be had right now, as SQL says it.
 async fn is_free(stage: &Stage, name: &str) -> bool {
@@ -234,7 +234,7 @@ async fn what_is_no_name_is_refused_and_locks_nothing() {
 #[tokio::test]
 async fn a_schema_that_is_not_there_or_not_ours_to_use_is_said() {
     let Some(stage) = Stage::set().await else { return };
-    let (mut client, mut least) = (stage.client().await, stage.client_of("least").await);
+    let (mut client, mut least) = (stage.client().await, stage.client_of(CLERK).await);
     let mut tx = client.transaction().await.unwrap();
     let other = Schema::new("other").unwrap();
     let missing = other.xact_lock(&mut tx, "a").await;

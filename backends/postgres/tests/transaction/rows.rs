@@ -7,7 +7,7 @@ use ringfence::postgres::{Conflict, Key, RowLock, Rows, fence_column, lock_row, 
 use sqlx::Connection;
 use tokio_postgres::IsolationLevel;
 
-use crate::stage::{LEAST, Stage, expect_conflict, expect_error, outcome, token};
+use crate::stage::{CLERK, Stage, expect_conflict, expect_error, outcome, token};
 
 fn orders() -> Rows {
     Rows::new("public", "orders", "id").expect("names")
@@ -200,8 +200,8 @@ async fn names_are_taken_as_they_are() {
 #[tokio::test]
 async fn what_does_not_fit_is_said() {
     let Some(stage) = Stage::set().await else { return };
-    stage.server.psql("REVOKE ALL ON orders FROM PUBLIC; GRANT SELECT ON orders TO least").await;
-    let (mut client, mut least) = (stage.client().await, stage.client_of(LEAST).await);
+    stage.server.psql("REVOKE ALL ON orders FROM PUBLIC; GRANT SELECT ON orders TO clerk").await;
+    let (mut client, mut least) = (stage.client().await, stage.client_of(CLERK).await);
     let refused = ErrorKind::InvalidRequest;
     let cases = [
         (["nowhere", "orders", "id"], Key::from(1), "there is no such table"),

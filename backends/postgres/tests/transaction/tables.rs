@@ -1,10 +1,10 @@
 //! Tables of the caller's that refuse whoever has no token, from `psql` as from anywhere.
 
-use ringfence::ErrorKind;
-use ringfence::postgres::{Rows, fence_column, fence_in};
+use ringfence::postgres::{Rows, fence_column, fence_in, fence_table};
+use ringfence::{Effect, ErrorKind, Retry};
 use ringfence_servers::Psql;
 
-use crate::stage::{LEAST, Stage, expect_error, outcome, token};
+use crate::stage::{CLERK, Stage, expect_error, outcome, token};
 
 const REFUSED: &str = "without a token: the table is fenced";
 
@@ -184,7 +184,7 @@ async fn a_paused_holder_is_refused_by_the_table_itself() {
 #[tokio::test]
 async fn nobody_can_say_that_a_token_was_admitted() {
     let Some(stage) = Stage::fenced().await else { return };
-    let mut psql = stage.server.session_by(&stage.server.url_of(LEAST));
+    let mut psql = stage.server.session_by(&stage.server.url_of(CLERK));
     does(&mut psql, &format!("BEGIN; {ADMIT_1}; UPDATE orders SET state = 'paid' WHERE id = 1; COMMIT"))
         .await;
     let update = "UPDATE orders SET state = 'x' WHERE id = 1";
@@ -346,7 +346,7 @@ async fn what_cannot_be_fenced_is_said() {
         ("public.Odd\"", "id", &["no table public.Odd\""]),
         ("public.\"Odd\"", "id", &["no table public.\"Odd\"", "double quotes"]),
         ("", "id", &["invalid name syntax"]),
-        ("a.b.public.odd", "id", &["improper"]),
+        ("a.b.public.odd", "id", &["improper", "schema.table"]),
         ("public.odd; DROP TABLE orders", "id", &["invalid name syntax"]),
         ("public.seen", "id", &["cannot be fenced as a whole", "ordinary tables"]),
         ("public.counted", "id", &["cannot be fenced as a whole"]),
@@ -366,8 +366,8 @@ async fn what_cannot_be_fenced_is_said() {
             assert!(refused.contains(word), "{table} by {key}: {refused} does not say {word:?}");
         }
     }
-    let mut least = stage.server.session_by(&stage.server.url_of(LEAST));
-    let denied = "permission denied for table odd";
+    let mut least = stage.server.session_by(&stage.server.url_of(CLERK));
+    let denied = "role clerk may not fence public.odd";
     is_refused(&mut least, "SELECT ringfence.fence_table('public.odd', 'id')", denied).await;
     assert_eq!(stage.server.psql("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").await.trim(), "0");
 }
@@ -418,4 +418,60 @@ async fn a_table_is_fenced_between_the_transactions_that_write_to_it() {
     }
     is_refused(&mut fencing[0], "UPDATE orders SET state = 'x' WHERE id = 1", REFUSED).await;
     assert_eq!(stage.state(1).await, "sent");
+}
+
+#[tokio::test]
+async fn a_table_is_fenced_by_a_url() {
+    let Some(stage) = Stage::set().await else { return };
+    let url = stage.server.url();
+    assert_eq!(fence_table(&url, "public.orders", "id").await.unwrap(), "public.orders/");
+    assert_eq!(fence_table(&url, "public.orders", "id").await.unwrap(), "public.orders/");
+    let invalid = ErrorKind::InvalidRequest;
+    let missing = fence_table(&url, "public.nothing", "id").await;
+    expect_error("a table that is not there", missing, invalid, &["fencing public.nothing", "schema.table"]);
+    let keyless = fence_table(&url, "public.orders", "number").await;
+    expect_error("a table without the key", keyless, invalid, &["has no column number"]);
+    let other = fence_table(&url, "public.orders", "state").await;
+    expect_error("a table with another fence", other, invalid, &["another key", "ringfence_truncate"]);
+    let denied = fence_table(&stage.server.url_of(CLERK), "public.orders", "id").await;
+    expect_error(
+        "a role without rights",
+        denied,
+        ErrorKind::Refused,
+        &["GRANT TRIGGER, UPDATE ON public.orders TO clerk"],
+    );
+    let elsewhere = fence_table("memory:", "public.orders", "id").await;
+    expect_error("another backend", elsewhere, ErrorKind::InvalidUrl, &["memory", "postgres://"]);
+    let unknown = fence_table(&format!("{url}?shema=x"), "public.orders", "id").await;
+    expect_error("a parameter that is none", unknown, ErrorKind::InvalidUrl, &["schema"]);
+    for (table, key) in [("public.nul\0", "id"), ("public.orders", "nul\0")] {
+        let nul = fence_table(&url, table, key).await;
+        expect_error("NUL", nul, invalid, &[]);
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_others_write_to_is_not_waited_for_for_long() {
+    let Some(stage) = Stage::set().await else { return };
+    let mut client = stage.client().await;
+    let writer = client.transaction().await.unwrap();
+    writer.execute("UPDATE orders SET state = 'paid' WHERE id = 1", &[]).await.unwrap();
+    let fenced = fence_table(&stage.server.url(), "public.orders", "id").await;
+    let error = expect_error("a table in use", fenced, ErrorKind::Unavailable, &["lock timeout"]);
+    assert_eq!((error.retry(), error.effect()), (Retry::Later, Effect::None), "{error:?}");
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+    assert_eq!(stage.server.psql(waits).await.trim(), "0", "nobody waits behind it");
+    writer.commit().await.unwrap();
+    fence_table(&stage.server.url(), "public.orders", "id").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_mark_is_on_the_disk_whatever_the_session_says() {
+    let Some(stage) = Stage::set().await else { return };
+    let mut psql = stage.server.session();
+    does(&mut psql, "SET synchronous_commit = off").await;
+    let said = psql
+        .ask(&format!("BEGIN; {ADMIT_1}; SHOW synchronous_commit; COMMIT; SHOW synchronous_commit"))
+        .await;
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["on", "off"]);
 }
