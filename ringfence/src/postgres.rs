@@ -2,16 +2,7 @@
 //!
 //! The feature `postgres` has it for transactions of `tokio-postgres`, `postgres-sqlx` for those of `sqlx` as well.
 //!
-//! ```no_run
-//! # async fn charge(guard: &ringfence::Guard, client: &mut tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
-//! use ringfence::postgres::fence_in;
-//!
-//! let mut tx = client.transaction().await?;
-//! fence_in(&mut tx, "orders/42", guard.token()).await?;      // a guard of any backend; a stale one goes no further
-//! tx.execute("UPDATE orders SET state = 'charged' WHERE id = 42", &[]).await?;
-//! tx.commit().await?;                                        // the check and the work, or neither
-//! # Ok(()) }
-//! ```
+//! See [`ringfence_postgres::transaction`] for how they are used.
 
 pub use ringfence_postgres::Schema;
 pub use ringfence_postgres::transaction::*;

@@ -95,12 +95,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'RF007', MESSAGE = format('table %s has no column %s', target, key),
             HINT = 'Name the column that tells its rows apart, as in id.';
     END IF;
-    IF NOT key_column.attnotnull OR key_column.atttypid <> ALL ('{int2,int4,int8,text,varchar,uuid}'::regtype[]) THEN
+    IF NOT key_column.attnotnull OR key_column.atttypid <> ALL (@schema@.key_types()) THEN
         RAISE EXCEPTION USING ERRCODE = 'RF007',
             MESSAGE = format('column %s of table %s cannot name rows: it is %s%s', key, target,
                 format_type(key_column.atttypid, key_column.atttypmod),
                 CASE WHEN key_column.attnotnull THEN '' ELSE ' and may be NULL' END),
-            -- Of other types, what is equal may be written in several ways, or as a setting of the session says.
             HINT = 'A key is NOT NULL and smallint, integer, bigint, text, varchar or uuid.';
     END IF;
     SELECT tgargs INTO fenced_by FROM pg_trigger WHERE tgrelid = relation AND tgname = 'ringfence_fence';
@@ -124,6 +123,10 @@ BEGIN
 END;
 $$;
 
+-- The types of keys. What is equal in others may be written in several ways, or as a setting of the session says.
+CREATE FUNCTION @schema@.key_types() RETURNS regtype[]
+LANGUAGE sql IMMUTABLE AS $$ SELECT '{int2,int4,int8,text,varchar,uuid}'::pg_catalog.regtype[] $$;
+
 -- The trigger of a fenced table's rows; its arguments are what the names of their resources begin with, and the key's column.
 --
 -- To leave a key, by UPDATE or DELETE, takes a token. To come to one, by INSERT or by an UPDATE that changes the key, takes one
@@ -137,6 +140,16 @@ DECLARE
     new_key text;
     needs_token text;
 BEGIN
+    -- Anybody can put this trigger on a table of their own. A key of another type would have functions of theirs run with the
+    -- rights of our owner, and so would a key that is no column but the name of a function.
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute
+        WHERE attrelid = TG_RELID AND attname = TG_ARGV[1] AND NOT attisdropped AND atttypid = ANY (@schema@.key_types())
+    ) THEN
+        RAISE EXCEPTION USING ERRCODE = 'RF006',
+            MESSAGE = format('%I.%I is fenced by %s, which is no key of it any more', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[1]),
+            HINT = 'Drop its triggers ringfence_fence and ringfence_truncate, and fence it anew.';
+    END IF;
     EXECUTE format('SELECT ($1).%1$I::text, ($2).%1$I::text', TG_ARGV[1]) INTO left_key, new_key USING OLD, NEW;
     SELECT touched.resource INTO needs_token
     FROM (VALUES (TG_ARGV[0] || left_key, TG_OP <> 'INSERT'), (TG_ARGV[0] || new_key, false)) AS touched (resource, is_left)

@@ -8,6 +8,28 @@
 //! even where it is told to commit. Roll it back, or the savepoint around the call; [`Conflict`] says which errors are worth
 //! another try.
 //!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let Some(server) = ringfence_servers::Postgres::start().await else { return Ok(()) };
+//! # server.psql("CREATE TABLE orders (id bigint PRIMARY KEY, state text); INSERT INTO orders VALUES (42, 'new')").await;
+//! # let stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port())).await?;
+//! # let config: tokio_postgres::Config = server.url().parse()?;
+//! # let (mut client, connection) = config.connect_raw(stream, tokio_postgres::NoTls).await?;
+//! # tokio::spawn(connection);
+//! # let locks = ringfence::Locks::connect(&server.url()).await?;
+//! use ringfence::postgres::{RowLock, Rows, fence_in, lock_row};
+//!
+//! let guard = locks.lock("orders/42").acquire().await?;              // of any backend
+//! let mut tx = client.transaction().await?;
+//! fence_in(&mut tx, "orders/42", guard.token()).await?;              // fails for a token that was overtaken
+//! let orders = Rows::new("public", "orders", "id")?;
+//! assert!(lock_row(&mut tx, &orders, 42, RowLock::UPDATE).await?);   // against those who take no locks
+//! tx.execute("UPDATE orders SET state = 'charged' WHERE id = 42", &[]).await?;
+//! tx.commit().await?;                                                // the check and the work, or neither
+//! guard.release().await?;
+//! # Ok(()) }
+//! ```
+//!
 //! # Cancel safety
 //! A future that is dropped may have locked or raised what it was to. It is undone with the transaction.
 

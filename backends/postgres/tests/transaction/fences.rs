@@ -303,22 +303,22 @@ async fn what_is_no_token_is_refused_from_any_language() {
 #[tokio::test]
 async fn a_role_can_admit_and_do_nothing_else_to_marks() {
     let Some(stage) = Stage::set().await else { return };
-    let mut least = stage.client_of(CLERK).await;
-    write(&mut least, token(5, "a"), "paid").await.unwrap().commit().await.unwrap();
+    let mut clerk = stage.client_of(CLERK).await;
+    write(&mut clerk, token(5, "a"), "paid").await.unwrap().commit().await.unwrap();
     for forgery in [
         "UPDATE ringfence.marks SET sequence = 0",
         "DELETE FROM ringfence.marks",
         "SELECT * FROM ringfence.marks",
         "ALTER TABLE orders DISABLE TRIGGER ALL",
     ] {
-        let denied = least.batch_execute(forgery).await.expect_err(forgery);
+        let denied = clerk.batch_execute(forgery).await.expect_err(forgery);
         assert_eq!(
             denied.code().map(tokio_postgres::error::SqlState::code),
             Some("42501"),
             "{forgery}: {denied}"
         );
     }
-    let mut tx = least.build_transaction().read_only(true).start().await.unwrap();
+    let mut tx = clerk.build_transaction().read_only(true).start().await.unwrap();
     let refused = fence_in(&mut tx, ORDER, token(6, "a")).await;
     expect_error("a transaction that cannot write", refused, ErrorKind::InvalidRequest, &["READ ONLY"]);
 }

@@ -136,8 +136,11 @@ async fn whoever_waits_too_long_loses_the_savepoint_and_not_the_transaction() {
     savepoint.rollback().await.unwrap();
     let row = tx.query_one("SHOW lock_timeout", &[]).await.unwrap();
     assert_eq!(row.get::<_, String>(0), "0", "the limit ends with what it was set in");
+    lock_timeout(&mut tx, Duration::from_secs(60)).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(stage.state(2).await, "paid");
+    let row = second.query_one("SHOW lock_timeout", &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), "0", "the connection's next transaction knows nothing of it");
     for limit in [Duration::ZERO, Duration::from_hours(24 * 25)] {
         let mut tx = second.transaction().await.unwrap();
         let set = lock_timeout(&mut tx, limit).await;
@@ -234,7 +237,7 @@ async fn what_is_no_name_is_refused_and_locks_nothing() {
 #[tokio::test]
 async fn a_schema_that_is_not_there_or_not_ours_to_use_is_said() {
     let Some(stage) = Stage::set().await else { return };
-    let (mut client, mut least) = (stage.client().await, stage.client_of(CLERK).await);
+    let (mut client, mut clerk) = (stage.client().await, stage.client_of(CLERK).await);
     let mut tx = client.transaction().await.unwrap();
     let other = Schema::new("other").unwrap();
     let missing = other.xact_lock(&mut tx, "a").await;
@@ -248,11 +251,11 @@ async fn a_schema_that_is_not_there_or_not_ours_to_use_is_said() {
     other.fence_in(&mut tx, "a", token(1, "a")).await.unwrap();
     tx.commit().await.unwrap();
 
-    let mut tx = least.transaction().await.unwrap();
+    let mut tx = clerk.transaction().await.unwrap();
     let denied = other.xact_lock(&mut tx, "a").await;
     expect_error("a role without rights", denied, ErrorKind::Refused, &["GRANT USAGE", "42501"]);
     tx.rollback().await.unwrap();
-    let mut tx = least.transaction().await.unwrap();
+    let mut tx = clerk.transaction().await.unwrap();
     assert!(xact_lock(&mut tx, "a").await.is_ok(), "a role with the rights that are granted");
     assert!(fence_in(&mut tx, "b", token(1, "a")).await.is_ok(), "a role with the rights that are granted");
 }

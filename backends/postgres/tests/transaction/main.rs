@@ -2,6 +2,7 @@
 
 mod fences;
 mod locks;
+mod page;
 mod rows;
 mod stage;
 mod tables;

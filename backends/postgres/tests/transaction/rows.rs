@@ -201,7 +201,7 @@ async fn names_are_taken_as_they_are() {
 async fn what_does_not_fit_is_said() {
     let Some(stage) = Stage::set().await else { return };
     stage.server.psql("REVOKE ALL ON orders FROM PUBLIC; GRANT SELECT ON orders TO clerk").await;
-    let (mut client, mut least) = (stage.client().await, stage.client_of(CLERK).await);
+    let (mut client, mut clerk) = (stage.client().await, stage.client_of(CLERK).await);
     let refused = ErrorKind::InvalidRequest;
     let cases = [
         (["nowhere", "orders", "id"], Key::from(1), "there is no such table"),
@@ -225,7 +225,7 @@ async fn what_does_not_fit_is_said() {
         let result = fence_column(&mut tx, &orders(), 1, column, token(1, "a")).await;
         expect_error("a column for no tokens", result, refused, &["row public.orders/1", words]);
     }
-    let mut tx = least.transaction().await.unwrap();
+    let mut tx = clerk.transaction().await.unwrap();
     let denied = lock_row(&mut tx, &orders(), 1, RowLock::UPDATE).await;
     expect_error("a role that may only read", denied, ErrorKind::Refused, &["SELECT and UPDATE", "42501"]);
 }

@@ -206,6 +206,36 @@ async fn nobody_can_say_that_a_token_was_admitted() {
 }
 
 #[tokio::test]
+async fn nobody_has_functions_run_with_the_rights_of_our_owner() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.server.psql("CREATE SCHEMA clerks AUTHORIZATION clerk").await;
+    let mut psql = stage.server.session_by(&stage.server.url_of(CLERK));
+    does(
+        &mut psql,
+        "SET search_path = clerks;
+         CREATE TYPE key AS (k int);
+         CREATE FUNCTION as_text(key) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'ran as %', current_user; END $$;
+         CREATE CAST (key AS text) WITH FUNCTION as_text(key);
+         CREATE FUNCTION as_json(key) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RAISE 'ran as %', current_user; END $$;
+         CREATE CAST (key AS json) WITH FUNCTION as_json(key);
+         CREATE TABLE own (key key, id int); INSERT INTO own VALUES (ROW (1), 1)",
+    )
+    .await;
+    for key in ["key", "to_jsonb", "nothing"] {
+        does(
+            &mut psql,
+            &format!(
+                "CREATE OR REPLACE TRIGGER fence AFTER UPDATE ON own
+                 FOR EACH ROW EXECUTE FUNCTION ringfence.check_row('a/', '{key}')"
+            ),
+        )
+        .await;
+        let words = format!("clerks.own is fenced by {key}, which is no key of it any more");
+        is_refused(&mut psql, "UPDATE own SET id = 2", &words).await;
+    }
+}
+
+#[tokio::test]
 async fn a_mark_of_another_server_opens_nothing_here() {
     let Some(stage) = Stage::fenced().await else { return };
     let (mut psql, update) = (stage.server.session(), "UPDATE orders SET state = 'x' WHERE id = 1");
@@ -366,9 +396,9 @@ async fn what_cannot_be_fenced_is_said() {
             assert!(refused.contains(word), "{table} by {key}: {refused} does not say {word:?}");
         }
     }
-    let mut least = stage.server.session_by(&stage.server.url_of(CLERK));
+    let mut clerk = stage.server.session_by(&stage.server.url_of(CLERK));
     let denied = "role clerk may not fence public.odd";
-    is_refused(&mut least, "SELECT ringfence.fence_table('public.odd', 'id')", denied).await;
+    is_refused(&mut clerk, "SELECT ringfence.fence_table('public.odd', 'id')", denied).await;
     assert_eq!(stage.server.psql("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").await.trim(), "0");
 }
 
@@ -396,8 +426,12 @@ async fn a_table_that_is_fenced_stays_fenced_by_what_it_was() {
     is_refused(&mut psql, stale, "token 4.a is stale: public.orders/1 has seen 5.a").await;
     // A key that is not there any more leaves nothing open.
     does(&mut psql, "ALTER TABLE purchases RENAME COLUMN id TO number").await;
-    is_refused(&mut psql, "UPDATE purchases SET state = 'x' WHERE number = 2", "column \"id\" not found")
-        .await;
+    is_refused(
+        &mut psql,
+        "UPDATE purchases SET state = 'x' WHERE number = 2",
+        "fenced by id, which is no key of it any more",
+    )
+    .await;
 }
 
 #[tokio::test]
