@@ -1,16 +1,27 @@
-//! A PostgreSQL server keeps the contract: with clients in one process, in processes of their own, and at the end of a cable.
+//! A PostgreSQL server keeps the contract, of the oldest version that we test and of the newest, and behind a pooler that lends
+//! its connections for a transaction: with clients in one process, in processes of their own, and at the end of a cable.
 
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
 use ringfence_postgres::PostgresBackend;
-use ringfence_servers::{Postgres, Proxy, Taker};
+use ringfence_servers::{Pgbouncer, Postgres, PostgresOptions, Proxy, Taker, postgres_18};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
 
 struct Leases {
     server: Postgres,
-    /// What is asked for beside.
+    /// Where the clients connect to.
+    url: String,
+    port: u16,
+    /// What the URL asks for beside.
     parameters: &'static str,
+    _pooler: Option<Pgbouncer>,
+}
+
+impl Leases {
+    fn new(server: Postgres) -> Self {
+        Self { url: server.url(), port: server.port(), server, parameters: "", _pooler: None }
+    }
 }
 
 async fn connect(url: &str) -> Result<Arc<dyn Backend>> {
@@ -23,19 +34,9 @@ fn row(lease: &Lease) -> String {
     format!("name = '{name}' AND nonce = {}", lease.key.nonce.get().cast_signed())
 }
 
-impl Leases {
-    async fn start(parameters: &'static str) -> Option<Self> {
-        Some(Self { server: Postgres::start().await?, parameters })
-    }
-
-    fn url(&self) -> String {
-        format!("{}{}", self.server.url(), self.parameters)
-    }
-}
-
 impl Harness for Leases {
     fn connect(&self) -> BoxFuture<'_, Result<Arc<dyn Backend>>> {
-        Box::pin(async { connect(&self.url()).await })
+        Box::pin(async { connect(&self.url).await })
     }
 
     fn start_process<'a>(
@@ -44,7 +45,7 @@ impl Harness for Leases {
         ttl: Ttl,
     ) -> Option<BoxFuture<'a, Box<dyn OtherProcess>>> {
         Some(Box::pin(async move {
-            let mut taker = Taker::start(&self.url(), name.as_str(), &["--ttl", &ttl.to_string()]);
+            let mut taker = Taker::start(&self.url, name.as_str(), &["--ttl", &ttl.to_string()]);
             taker.asks().await;
             Box::new(taker) as Box<dyn OtherProcess>
         }))
@@ -52,7 +53,7 @@ impl Harness for Leases {
 
     fn connect_by_cable(&self) -> Option<BoxFuture<'_, Box<dyn Cable>>> {
         Some(Box::pin(async {
-            let proxy = Proxy::start(self.server.port()).await;
+            let proxy = Proxy::start(self.port).await;
             let url = format!("postgres://postgres@127.0.0.1:{}/postgres{}", proxy.port(), self.parameters);
             let client = connect(&url).await.expect("a server");
             proxy.into_cable(client)
@@ -80,10 +81,38 @@ impl Harness for Leases {
     }
 }
 
-ringfence_testkit::conformance!(Leases::start("").await);
+ringfence_testkit::conformance!(Postgres::start().await.map(Leases::new));
+
+mod of_version_18 {
+    use super::{Leases, PostgresOptions, postgres_18};
+
+    async fn start() -> Option<Leases> {
+        PostgresOptions::new().programs(postgres_18()?).start().await.map(Leases::new)
+    }
+
+    ringfence_testkit::conformance!(start().await);
+}
 
 mod that_end_with_a_connection {
-    use super::Leases;
+    use super::{Leases, Postgres};
 
-    ringfence_testkit::conformance!(Leases::start("?reclaim=connection").await);
+    async fn start() -> Option<Leases> {
+        let parameters = "?reclaim=connection";
+        let leases = Leases::new(Postgres::start().await?);
+        Some(Leases { url: format!("{}{parameters}", leases.url), parameters, ..leases })
+    }
+
+    ringfence_testkit::conformance!(start().await);
+}
+
+mod behind_a_pooler {
+    use super::{Leases, Pgbouncer, Postgres};
+
+    async fn start() -> Option<Leases> {
+        let server = Postgres::start().await?;
+        let pooler = Pgbouncer::start(&server, "transaction").await?;
+        Some(Leases { url: pooler.url(), port: pooler.port(), server, parameters: "", _pooler: Some(pooler) })
+    }
+
+    ringfence_testkit::conformance!(start().await);
 }

@@ -59,9 +59,14 @@ impl Pgbouncer {
         Some(Self { _instance: instance, port, _folder: folder })
     }
 
+    /// Its TCP port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
     /// Its URL, as in `postgres://postgres@127.0.0.1:11042/postgres`.
     pub fn url(&self) -> String {
-        format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port.number())
+        format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port())
     }
 }
 
