@@ -19,6 +19,8 @@ pub struct Guarantees {
     pub queue: Queue,
     /// How a waiter learns of its turn.
     pub wake_up: WakeUp,
+    /// Whether a name can have permits.
+    pub permits: Permits,
     /// When the lease of a killed holder is free.
     pub holder_death: HolderDeath,
     /// Which clock ends a lease.
@@ -52,6 +54,7 @@ impl Guarantees {
             tokens: Tokens::WhileItRuns,
             queue: Queue::FirstComeFirstServed,
             wake_up: WakeUp::Direct,
+            permits: Permits::Counted,
             holder_death: HolderDeath::Ttl,
             lease_clock: LeaseClock::BootTime,
             records: Records::WhileItRuns,
@@ -75,6 +78,7 @@ impl Guarantees {
             claim("Fencing tokens", &self.tokens),
             claim("Order of waiters", &self.queue),
             claim("Wake-up", &self.wake_up),
+            claim("Permits", &self.permits),
             claim("A killed holder", &self.holder_death),
             claim("A paused holder", &self.lease_clock),
             claim("Records", &self.records),
@@ -235,6 +239,26 @@ impl fmt::Display for WakeUp {
         f.write_str(match self {
             Self::Direct => "the one that releases tells the next in line, and only that one",
             Self::Polling => "the waiter polls",
+        })
+    }
+}
+
+/// Whether a name can have permits. May grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Permits {
+    /// As many hold at once as the smallest limit says that anybody asked for.
+    Counted,
+    /// There are none: asking for one is [`Unsupported`](crate::ErrorKind::Unsupported).
+    None,
+}
+
+impl fmt::Display for Permits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Counted => "at most as many hold at once as the smallest limit says that anybody asked for",
+            Self::None => "none: whoever asks for one is refused",
         })
     }
 }

@@ -34,7 +34,8 @@ pub use error::{Effect, Error, ErrorKind, Result, Retry};
 pub use fenced_store::{FencedStore, Opened, RECORD_VALUE_MAX, Record, RecordKey, Version};
 pub use finding::{Finding, Severity};
 pub use guarantees::{
-    Claim, Guarantees, HolderDeath, LeaseClock, Queue, Quorum, RecordGuard, Records, Scope, Tokens, WakeUp,
+    Claim, Guarantees, HolderDeath, LeaseClock, Permits, Queue, Quorum, RecordGuard, Records, Scope, Tokens,
+    WakeUp,
 };
 pub use holder::{HolderInfo, LABEL_MAX, METADATA_MAX};
 pub use lease::{

@@ -105,7 +105,7 @@ pub use ringfence_core::{
     Claim, Clock, Contention, Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding,
     Guarantees, HolderDeath, HolderInfo, HolderState, LABEL_MAX, Lease, LeaseClock, LeaseKey, ListQuery,
     LockName, LockState, LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX,
-    Page, Queue, Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release, Renewal, Result,
+    Page, Permits, Queue, Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release, Renewal, Result,
     Retry, Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment,
     nearest, parse_duration,
 };

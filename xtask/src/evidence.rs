@@ -77,6 +77,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         ETCD,
         &["a_waiter_that_is_killed_is_out_of_the_line_after_seconds_and_not_after_its_ttl"],
     ),
+    ("Permits", ALL, &["permits_are_counted", "a_lapsed_permit_comes_back"]),
     ("Wake-up", ETCD, &["waits_for_release", "a_compaction_takes_no_turn_away"]),
     (
         "Fencing tokens",

@@ -4,8 +4,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use ringfence_core::{
     Abandoner, AcquireRequest, Attempt, Backend, BootInstant, Clock, Contention, Error, ErrorKind, Eviction,
-    Guarantees, HolderInfo, Lease, LeaseKey, LockName, LockState, Mode, Nonce, Opened, Record, RecordKey,
-    Release, Renewal, Result, Ttl, Version, Wait, abandonment,
+    Guarantees, HolderInfo, Lease, LeaseKey, LockName, LockState, Mode, Nonce, Opened, Permits, Record,
+    RecordKey, Release, Renewal, Result, Ttl, Version, Wait, abandonment,
 };
 use tokio::task::JoinHandle;
 
@@ -85,6 +85,11 @@ impl Client {
     /// Whether waiters stand in a line that can be seen.
     pub(crate) fn has_line(&self) -> bool {
         self.guarantees().queue.is_ordered()
+    }
+
+    /// Whether a name can have permits.
+    pub(crate) fn has_permits(&self) -> bool {
+        self.guarantees().permits == Permits::Counted
     }
 
     pub(crate) fn now(&self) -> BootInstant {

@@ -2,10 +2,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringfence_core::{
-    Attempt, BootInstant, HANDOVER_BITS, Lease, LockName, Mode, NAME_MAX, RecordKey, Release, Renewal, Wait,
+    Attempt, BootInstant, ErrorKind, HANDOVER_BITS, Lease, LockName, Mode, NAME_MAX, RecordKey, Release,
+    Renewal, Wait,
 };
 
-use crate::client::{Client, LONG, PATIENCE, SHORT, clients, fresh, permit};
+use crate::client::{Client, LONG, PATIENCE, SHORT, clients, expect_refused, fresh, permit};
 use crate::harness::{Harness, NotApplicable, Verdict};
 use crate::history::{Hold, check_exclusive};
 
@@ -34,10 +35,10 @@ fn check_lease(client: &Client, name: &LockName, ttl: Duration, lease: &Lease) {
     assert!(lease.deadline() > now, "a lease that was just granted has not lapsed");
 }
 
-/// A free name is granted at once, in every mode.
+/// A free name is granted at once, in every mode. A permit where there are none is refused, which is no contention.
 pub async fn grants_a_free_name(harness: &dyn Harness) -> Verdict {
     let [ann] = clients(harness).await;
-    for mode in [Mode::Exclusive, Mode::Shared, permit(2)] {
+    for mode in modes(&ann) {
         let name = fresh("grants_a_free_name");
         let lease = ann.hold(&name, mode, LONG).await;
         check_lease(&ann, &name, LONG, &lease);
@@ -58,7 +59,10 @@ pub async fn busy_is_a_value(harness: &dyn Harness) -> Verdict {
         (permit(2), Mode::Exclusive),
         (permit(2), Mode::Shared),
     ];
-    for (held, asked) in rivals {
+    let modes = modes(&ann);
+    for (held, asked) in
+        rivals.into_iter().filter(|(held, asked)| modes.contains(held) && modes.contains(asked))
+    {
         let name = fresh("busy_is_a_value");
         let lease = ann.hold(&name, held, LONG).await;
         let contention = bob.meets_busy(&name, asked).await;
@@ -157,8 +161,9 @@ pub async fn sequences_rise(harness: &dyn Harness) -> Verdict {
     let other_reader = bob.hold(&name, Mode::Shared, LONG).await;
     ann.gives_back(&reader).await;
     bob.gives_back(&other_reader).await;
-    let one = ann.hold(&name, permit(2), LONG).await;
-    let two = bob.hold(&name, permit(2), LONG).await;
+    let mode = if ann.has_permits() { permit(2) } else { Mode::Shared };
+    let one = ann.hold(&name, mode, LONG).await;
+    let two = bob.hold(&name, mode, LONG).await;
     ann.gives_back(&one).await;
     ann.evict(&name, two.key.nonce).await;
     let after = ann.hold(&name, Mode::Exclusive, LONG).await;
@@ -326,10 +331,34 @@ pub async fn readers_share_one_turn(harness: &dyn Harness) -> Verdict {
     Ok(())
 }
 
+/// Why the cases about permits are left out.
+const NO_PERMITS: NotApplicable = NotApplicable("a name has no permits");
+
+/// The modes that a name can be held in.
+pub(crate) fn modes(client: &Client) -> Vec<Mode> {
+    let permits = client.has_permits().then_some(permit(2));
+    [Mode::Exclusive, Mode::Shared].into_iter().chain(permits).collect()
+}
+
+/// Where a name has no permits, whoever asks for one is told so, and the name is left alone.
+async fn refuses_a_permit(client: &Client) -> Verdict {
+    let name = fresh("refuses_a_permit");
+    for wait in [Wait::No, Wait::Until(client.now().saturating_add(LONG))] {
+        let request = client.request(&name, permit(2), LONG, wait);
+        expect_refused("a permit", client.backend.acquire(request).await, &[ErrorKind::Unsupported]);
+    }
+    let lease = client.hold(&name, Mode::Exclusive, LONG).await;
+    client.gives_back(&lease).await;
+    Err(NO_PERMITS)
+}
+
 /// At most `limit` permits are held at once, the next one is granted when one is released, and the smallest limit
 /// that anybody agreed to counts.
 pub async fn permits_are_counted(harness: &dyn Harness) -> Verdict {
     let [ann, bob, cat] = clients(harness).await;
+    if !ann.has_permits() {
+        return refuses_a_permit(&ann).await;
+    }
     let name = fresh("permits_are_counted");
     let one = ann.hold(&name, permit(2), LONG).await;
     let two = bob.hold(&name, permit(2), LONG).await;
@@ -386,6 +415,9 @@ pub async fn a_lease_lapses_after_its_ttl(harness: &dyn Harness) -> Verdict {
 /// A permit that is not renewed comes back after its TTL, and only that one.
 pub async fn a_lapsed_permit_comes_back(harness: &dyn Harness) -> Verdict {
     let [ann, bob, cat] = clients(harness).await;
+    if !ann.has_permits() {
+        return Err(NO_PERMITS);
+    }
     let name = fresh("a_lapsed_permit_comes_back");
     let kept = ann.hold(&name, permit(2), LONG).await;
     let lapsing = bob.hold(&name, permit(2), SHORT).await;

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use ringfence_core::{Eviction, Lease, Mode, Nonce, Release, Renewal};
 
+use crate::cases::acquire::modes;
 use crate::client::{LONG, SHORT, clients, fresh, permit};
 use crate::harness::{Harness, Verdict};
 
@@ -62,7 +63,7 @@ pub async fn renewal_is_a_batch(harness: &dyn Harness) -> Verdict {
         ann.hold(&names[0], Mode::Exclusive, LONG).await,
         ann.hold(&names[1], Mode::Exclusive, LONG).await,
         ann.hold(&names[2], Mode::Shared, LONG).await,
-        ann.hold(&names[3], permit(2), LONG).await,
+        ann.hold(&names[3], if ann.has_permits() { permit(2) } else { Mode::Shared }, LONG).await,
     ];
     ann.gives_back(&leases[1]).await;
     let renewals = ann.renew_all(&leases.each_ref()).await;
@@ -82,7 +83,7 @@ pub async fn renewal_is_a_batch(harness: &dyn Harness) -> Verdict {
 /// A released name can be acquired at once, and a batch of releases answers for each lease, in order.
 pub async fn release_frees_the_name(harness: &dyn Harness) -> Verdict {
     let [ann, bob] = clients(harness).await;
-    for mode in [Mode::Exclusive, Mode::Shared, permit(1)] {
+    for mode in modes(&ann) {
         let name = fresh("release_frees_the_name");
         let lease = ann.hold(&name, mode, LONG).await;
         ann.gives_back(&lease).await;
