@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use ringfence_core::{ErrorKind, Lease, Mode, Queue, RecordGuard, RecordKey, Release, Renewal, Retry, Wait};
+use ringfence_core::{
+    Attempt, ErrorKind, Lease, Mode, Queue, RecordGuard, RecordKey, Release, Renewal, Retry,
+    Scope, Wait,
+};
 
 use crate::client::{Client, LONG, clients, expect_refused, fresh, within};
 use crate::harness::{Harness, NotApplicable, Verdict};
@@ -46,8 +49,22 @@ pub async fn a_killed_holder_is_out_at_once(harness: &dyn Harness) -> Verdict {
     let mut process = harness.start_process(&name, ann.ttl(LONG)).ok_or(NO_PROCESS)?.await;
     let token = process.held().await;
     process.kill();
-    // Nobody waited, so nobody has noticed the death before.
-    let lease = ann.hold(&name, Mode::Exclusive, LONG).await;
+    // Nobody waited, so nobody has noticed the death before. To a server on the network the kernel tells it a moment later.
+    let killed = ann.now();
+    let lease = loop {
+        match ann.ask(&name, Mode::Exclusive, LONG).await {
+            Attempt::Granted(lease) => break lease,
+            Attempt::Busy(contention) => {
+                let took = ann.now().saturating_since(killed);
+                let is_near = ann.guarantees().scope != Scope::Network;
+                assert!(
+                    !is_near && took < AT_ONCE,
+                    "who tries is granted at once, not after {took:?}: {contention:?}"
+                );
+            }
+        }
+        tokio::task::yield_now().await;
+    };
     assert!(lease.token.sequence() > token.sequence(), "the next token is higher: {token}, {lease:?}");
     ann.gives_back(&lease).await;
     Ok(())
