@@ -105,9 +105,9 @@ pub use ringfence_core::{
     Claim, Clock, Contention, Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding,
     Guarantees, HolderDeath, HolderInfo, HolderState, LABEL_MAX, Lease, LeaseClock, LeaseKey, ListQuery,
     LockName, LockState, LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX,
-    Page, Permits, Queue, Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release, Renewal, Result,
-    Retry, Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp, abandonment,
-    nearest, parse_duration,
+    Page, Permits, Queue, Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release,
+    Renewal, Result, Retry, Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp,
+    abandonment, nearest, parse_duration,
 };
 
 /// The README's example is a test.

@@ -3,19 +3,30 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Eviction, FencedStore, Finding,
-    Guarantees, HolderDeath, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page,
-    Queue, Records, Release, Renewal, Result, Scope, Tokens,
+    AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore,
+    Finding, Guarantees, HolderDeath, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
+    Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens,
 };
 
+use crate::advisory::{self, Advisory};
 use crate::checks::Checks;
 use crate::leases::Leases;
 use crate::options::{self, Options};
 use crate::records::Records as RecordStore;
 
-/// What a PostgreSQL server promises under a URL. Errors with [`ErrorKind::InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl) for
+/// What a PostgreSQL server promises under a URL. Errors with [`ErrorKind::InvalidUrl`] for
 /// a recipe that there is not.
 pub fn guarantees(url: &BackendUrl) -> Result<Guarantees> {
+    let is_advisory = matches!(options::recipe(url)?, options::Recipe::Advisory(_));
+    if is_advisory && options::reclaims(url)? {
+        return Err(Error::new(
+            ErrorKind::InvalidUrl,
+            "reclaim=connection says nothing to recipe=advisory, whose locks end with their connection anyway: leave it out",
+        ));
+    }
+    if is_advisory {
+        return Ok(advisory::guarantees());
+    }
     let mut guarantees = Guarantees::of_one_process();
     guarantees.scope = Scope::Network;
     guarantees.tokens = Tokens::Durable;
@@ -28,11 +39,27 @@ pub fn guarantees(url: &BackendUrl) -> Result<Guarantees> {
     Ok(guarantees)
 }
 
+/// What the locks are made of.
+enum Recipe {
+    Leases(Leases),
+    Advisory(Advisory),
+}
+
+/// Does the same with either recipe.
+macro_rules! with {
+    ($backend:expr, $recipe:ident => $does:expr) => {
+        match &$backend.recipe {
+            Recipe::Leases($recipe) => $does,
+            Recipe::Advisory($recipe) => $does,
+        }
+    };
+}
+
 /// Locks in a PostgreSQL database; see the crate's documentation.
 ///
 /// Dropping it closes its connections. What it still holds ends at its TTL.
 pub struct PostgresBackend {
-    leases: Leases,
+    recipe: Recipe,
     records: RecordStore,
     checks: Checks,
     clock: Arc<dyn Clock>,
@@ -44,16 +71,27 @@ impl PostgresBackend {
     /// Connects to the primary among the servers of a URL, and makes the schema there if there is none: 3 round trips and those of
     /// the connection.
     ///
-    /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl),
+    /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`],
     /// [`Unavailable`](ringfence_core::ErrorKind::Unavailable) for servers that cannot be reached, or none of which is the
     /// primary, [`Refused`](ringfence_core::ErrorKind::Refused) for a wrong password or rights that are missing,
     /// [`Unsupported`](ringfence_core::ErrorKind::Unsupported) for a server that is too old, or a schema that is too new.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
-        let options = Arc::new(Options::parse(url)?);
-        let leases = Leases::new(&options, Arc::clone(&clock));
-        leases.connect().await?;
-        let records = RecordStore::new(Arc::clone(leases.affairs()), &options.schema, true);
-        Ok(Self { leases, records, checks: Checks::default(), clock, guarantees: guarantees(url)?, options })
+        let (guarantees, options) = (guarantees(url)?, Arc::new(Options::parse(url)?));
+        let (recipe, records) = match options.recipe {
+            options::Recipe::Leases => {
+                let leases = Leases::new(&options, Arc::clone(&clock));
+                leases.connect().await?;
+                let records = RecordStore::new(Arc::clone(leases.affairs()), &options.schema, true);
+                (Recipe::Leases(leases), records)
+            }
+            options::Recipe::Advisory(keys) => {
+                let advisory = Advisory::new(&options, keys, Arc::clone(&clock));
+                advisory.connect().await?;
+                let records = RecordStore::new(Arc::clone(advisory.affairs()), &options.schema, false);
+                (Recipe::Advisory(advisory), records)
+            }
+        };
+        Ok(Self { recipe, records, checks: Checks::default(), clock, guarantees, options })
     }
 }
 
@@ -63,35 +101,35 @@ impl Backend for PostgresBackend {
     }
 
     fn acquire(&self, request: AcquireRequest) -> BoxFuture<'_, Result<Attempt>> {
-        Box::pin(self.leases.acquire(request))
+        with!(self, recipe => Box::pin(recipe.acquire(request)))
     }
 
     fn renew<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Renewal>>> {
-        Box::pin(self.leases.renew(leases))
+        with!(self, recipe => Box::pin(recipe.renew(leases)))
     }
 
     fn release<'a>(&'a self, leases: &'a [LeaseKey]) -> BoxFuture<'a, Result<Vec<Release>>> {
-        Box::pin(self.leases.release(leases))
+        with!(self, recipe => Box::pin(recipe.release(leases)))
     }
 
     fn downgrade<'a>(&'a self, lease: &'a LeaseKey) -> BoxFuture<'a, Result<Renewal>> {
-        Box::pin(self.leases.downgrade(lease))
+        with!(self, recipe => Box::pin(recipe.downgrade(lease)))
     }
 
     fn inspect<'a>(&'a self, name: &'a LockName) -> BoxFuture<'a, Result<LockState>> {
-        Box::pin(self.leases.inspect(name))
+        with!(self, recipe => Box::pin(recipe.inspect(name)))
     }
 
     fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<LockState>>> {
-        Box::pin(self.leases.list(query))
+        with!(self, recipe => Box::pin(recipe.list(query)))
     }
 
     fn evict<'a>(&'a self, name: &'a LockName, holder: Nonce) -> BoxFuture<'a, Result<Eviction>> {
-        Box::pin(self.leases.evict(name, holder))
+        with!(self, recipe => Box::pin(recipe.evict(name, holder)))
     }
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
-        Box::pin(self.checks.examine(self.leases.affairs(), &*self.clock))
+        Box::pin(self.checks.examine(with!(self, recipe => recipe.affairs()), &*self.clock))
     }
 
     fn records(&self) -> &dyn FencedStore {
@@ -99,7 +137,7 @@ impl Backend for PostgresBackend {
     }
 
     fn on_loss(&self, listener: LossListener) {
-        self.leases.on_loss(listener);
+        with!(self, recipe => recipe.on_loss(listener));
     }
 
     fn lifeline(&self) -> Result<Option<OwnedFd>> {

@@ -1,5 +1,6 @@
 //! PostgreSQL as a backend of Ringfence.
 
+mod advisory;
 mod backend;
 mod checks;
 mod error;

@@ -9,6 +9,7 @@ use ringfence_core::{BackendUrl, Error, ErrorKind, Result, split_port};
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
+use crate::advisory::Keys;
 use crate::schema::Schema;
 use crate::tls::Tls;
 
@@ -24,6 +25,8 @@ pub const PARAMS: &[&str] = &[
     "application_name",
     "connect_timeout",
     "target_session_attrs",
+    "recipe",
+    "keys",
     "sslmode",
     "sslrootcert",
     "sslcert",
@@ -54,8 +57,18 @@ pub(crate) struct Options {
     /// Whether a lease ends with a connection of its process, and not with its TTL alone.
     pub(crate) reclaim: bool,
     pub(crate) connect_patience: Duration,
+    pub(crate) recipe: Recipe,
     /// The URL as it may be shown.
     pub(crate) shown: String,
+}
+
+/// What a lock is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recipe {
+    /// Rows.
+    Leases,
+    /// The server's own locks.
+    Advisory(Keys),
 }
 
 /// Where a server listens.
@@ -86,6 +99,7 @@ impl Options {
             schema: Schema::new(url.param("schema").unwrap_or(Schema::DEFAULT))?,
             reclaim: reclaims(url)?,
             connect_patience: connect_patience(url)?,
+            recipe: recipe(url)?,
             shown: url.to_string(),
         })
     }
@@ -157,6 +171,18 @@ fn once<'a>(param: &str, placed: Option<&'a str>, named: Option<&'a str>) -> Res
             Err(invalid(format!("{param}= stands in the URL twice: in its own place and as a parameter")))
         }
         (placed, named) => Ok(placed.or(named)),
+    }
+}
+
+/// Errors with [`ErrorKind::InvalidUrl`].
+pub(crate) fn recipe(url: &BackendUrl) -> Result<Recipe> {
+    let is_verbatim = url.choice("keys", ["encoded", "verbatim"])?;
+    match (url.choice("recipe", ["leases", "advisory"])?, url.param("keys")) {
+        (true, _) => Ok(Recipe::Advisory(if is_verbatim { Keys::Verbatim } else { Keys::Hashed })),
+        (false, None) => Ok(Recipe::Leases),
+        (false, Some(_)) => {
+            Err(invalid("keys= is for advisory locks: leave it out, or write recipe=advisory".to_owned()))
+        }
     }
 }
 

@@ -16,6 +16,7 @@ const STEPS: &[&[&str]] = &[&[
     include_str!("sql/records.sql"),
     include_str!("sql/transactions.sql"),
     include_str!("sql/fences.sql"),
+    include_str!("sql/advisory.sql"),
 ]];
 
 /// Where the name of the schema goes.

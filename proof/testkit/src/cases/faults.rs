@@ -1,8 +1,7 @@
 use std::time::Duration;
 
 use ringfence_core::{
-    Attempt, ErrorKind, Lease, Mode, Queue, RecordGuard, RecordKey, Release, Renewal, Retry,
-    Scope, Wait,
+    Attempt, ErrorKind, Lease, Mode, Queue, RecordGuard, RecordKey, Release, Renewal, Retry, Scope, Wait,
 };
 
 use crate::client::{Client, LONG, clients, expect_refused, fresh, within};
