@@ -414,7 +414,26 @@ async fn a_full_table_of_locks_is_said_and_costs_no_lock() {
     assert_eq!(error.kind(), ErrorKind::Full, "{error}");
     assert!(error.message().contains("max_locks_per_transaction"), "{error}");
     assert_eq!(ours.renew(&leases[0]).await, Renewal::Renewed, "what was held is held");
-    ours.gives_back(&leases[0]).await;
+
+    // Those that are asked for in one statement: what it has taken before it failed is not kept.
+    let mut asking = JoinSet::new();
+    for number in 0..100 {
+        let ours = Client(Arc::clone(&ours.0));
+        asking.spawn(async move { ours.ask(&format!("invoices/{number}"), Mode::Exclusive).await });
+    }
+    for answer in asking.join_all().await {
+        match answer {
+            Ok(Attempt::Granted(lease)) => leases.push(lease),
+            Ok(busy) => panic!("nobody else is there: {busy:?}"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Full, "{error}"),
+        }
+    }
+    let held = leases.len().to_string();
+    sees(&server, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", &held).await;
+
+    for lease in &leases[..20] {
+        ours.gives_back(lease).await;
+    }
     let again = ours.hold("orders/0", Mode::Exclusive).await;
     assert!(again.token.sequence() > leases[1].token.sequence());
 }
@@ -503,4 +522,26 @@ async fn a_pooler_is_refused() {
     let error = PostgresBackend::connect(&url, Arc::new(SystemClock::new())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert!(error.message().contains("pooler"), "{error}");
+}
+
+#[tokio::test]
+async fn a_role_needs_the_schema_and_its_functions_and_nothing_else() {
+    let Some(server) = Postgres::start().await else { return };
+    drop(client(&server).await);
+    server.psql("CREATE ROLE worker LOGIN").await;
+    server.psql("GRANT USAGE ON SCHEMA ringfence TO worker").await;
+    server.psql("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA ringfence TO worker").await;
+    let url = BackendUrl::parse(&format!("{}?recipe=advisory", server.url_of("worker"))).unwrap();
+    let connected = PostgresBackend::connect(&url, Arc::new(SystemClock::new())).await;
+    let ours = Client(Arc::new(connected.expect("a role with these rights")));
+
+    let lease = ours.hold("orders/42", Mode::Exclusive).await;
+    let waiter = ours.wait("orders/42", Mode::Shared, TTL);
+    sees(&server, WAITING, "1").await;
+    let state = ours.0.inspect(&name("orders/42")).await.unwrap();
+    assert_eq!((state.holders.len(), state.waiters.len()), (1, 1), "{state:?}");
+    assert!(state.holders[0].remaining <= TTL, "{state:?}");
+    ours.gives_back(&lease).await;
+    let lease = waiter.granted().await;
+    assert_eq!(ours.0.evict(&name("orders/42"), lease.key.nonce).await.unwrap(), Eviction::Evicted);
 }
