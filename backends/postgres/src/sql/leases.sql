@@ -320,7 +320,11 @@ BEGIN
     WHERE s.session = of_session AND s.seen < clock_timestamp() - @schema@.silence() / 4;
     IF NOT FOUND AND NOT EXISTS (SELECT FROM @schema@.sessions s WHERE s.session = of_session) THEN
         INSERT INTO @schema@.sessions VALUES (of_session, clock_timestamp()) ON CONFLICT (session) DO NOTHING;
-        DELETE FROM @schema@.sessions s WHERE s.seen < clock_timestamp() - 20 * @schema@.silence();
+        -- Two that do so at once, each with the row of a lock, must not wait for each other.
+        DELETE FROM @schema@.sessions WHERE session IN (
+            SELECT s.session FROM @schema@.sessions s
+            WHERE s.seen < clock_timestamp() - 20 * @schema@.silence() FOR UPDATE SKIP LOCKED
+        );
     END IF;
 END $$;
 
@@ -527,6 +531,12 @@ BEGIN
     PERFORM @schema@.durably();
     -- One at a time; and nobody makes a row anew before this is over, because its name is taken until then.
     PERFORM FROM @schema@.forgotten FOR UPDATE;
+    -- What the dead have left in places, nobody else takes away where nobody uses the name again.
+    PERFORM @schema@.keep(@schema@.serve(@schema@.settle(idle.name))) FROM (
+        SELECT l.name FROM @schema@.locks l
+        WHERE l.crowd AND l.ends < clock_timestamp() - interval '1 hour'
+        ORDER BY l.name LIMIT 10000 FOR UPDATE SKIP LOCKED
+    ) idle;
     WITH idle AS (
         DELETE FROM @schema@.locks WHERE name IN (
             SELECT name FROM @schema@.locks
