@@ -141,21 +141,6 @@ impl BackendUrl {
         }
     }
 
-    /// The PEM files, named by `cert=` and `key=`, of the certificate by which a client is known and of its key. Errors with
-    /// [`ErrorKind::InvalidUrl`] where there is one without the other.
-    pub fn client_certificate(&self) -> Result<Option<(&str, &str)>> {
-        let (given, missing) = match (self.param("cert"), self.param("key")) {
-            (None, None) => return Ok(None),
-            (Some(cert), Some(key)) => return Ok(Some((cert, key))),
-            (Some(_), None) => ("cert", "key"),
-            (None, Some(_)) => ("key", "cert"),
-        };
-        Err(Error::new(
-            ErrorKind::InvalidUrl,
-            format!("{given}= needs {missing}= beside it: a client is known by a certificate and its key"),
-        ))
-    }
-
     /// Errors on the first parameter that is not among `known`, and names the nearest that is.
     pub fn check_params(&self, known: &[&str]) -> Result<()> {
         let Some((key, _)) = self.params.iter().find(|(key, _)| !known.contains(&key.as_str())) else {
@@ -274,23 +259,6 @@ mod tests {
         assert_eq!(parse_duration("1m 30s").unwrap(), Duration::from_secs(90));
         for text in ["30", "", "-1s", "NaN", "99999999999999999999s"] {
             assert!(parse_duration(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_certificate_and_its_key_go_together() {
-        let of = |params: &str| {
-            let url = BackendUrl::parse(&format!("redis://one?{params}")).unwrap();
-            url.client_certificate().map(|files| files.map(|(cert, key)| format!("{cert} {key}")))
-        };
-        assert_eq!(of("ca=/ca").unwrap(), None);
-        assert_eq!(of("key=/k&cert=/c").unwrap().as_deref(), Some("/c /k"));
-        for (params, said) in
-            [("cert=/c", "cert= needs key= beside it"), ("key=/k", "key= needs cert= beside it")]
-        {
-            let error = of(params).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::InvalidUrl);
-            assert!(error.to_string().contains(said), "{error}");
         }
     }
 

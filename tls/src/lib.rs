@@ -196,3 +196,50 @@ fn alone(given: &str, missing: &str) -> Error {
 fn invalid(why: String) -> Error {
     Error::new(ErrorKind::InvalidUrl, why)
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A certificate and its key, in files of this folder.
+    fn made(folder: &TempDir, name: &str) -> [String; 2] {
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["host".to_owned()]).unwrap();
+        [("pem", cert.pem()), ("key", signing_key.serialize_pem())].map(|(extension, text)| {
+            let path = folder.path().join(format!("{name}.{extension}"));
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        })
+    }
+
+    fn config(params: &str) -> Result<ClientConfig> {
+        let url = BackendUrl::parse(&format!("tide://host?{params}"))?;
+        PARAMS.config(&url, Trust::Roots(PARAMS.roots(&url)?))
+    }
+
+    #[test]
+    fn a_url_names_whom_we_believe_and_who_we_are() {
+        let folder = TempDir::new().unwrap();
+        let ([one, one_key], [other, _]) = (made(&folder, "one"), made(&folder, "other"));
+        assert!(!config(&format!("ca={other}")).unwrap().client_auth_cert_resolver.has_certs());
+        let known = config(&format!("ca={other}&cert={one}&key={one_key}")).unwrap();
+        assert!(known.client_auth_cert_resolver.has_certs());
+        for (params, said) in [
+            (format!("cert={other}&key={one_key}"), "do not belong together"),
+            (format!("cert={one}"), "cert= needs key= beside it"),
+            (format!("key={one_key}"), "key= needs cert= beside it"),
+            (format!("ca={one_key}"), "has no certificate in it"),
+            (format!("cert={one}&key={one}"), "has no private key in it"),
+            ("ca=/no/such/file".to_owned(), "ca=/no/such/file cannot be read"),
+        ] {
+            let error = config(&params).unwrap_err();
+            let is_said = error.kind() == ErrorKind::InvalidUrl && error.to_string().contains(said);
+            assert!(is_said, "{params}: {error}");
+        }
+        let url = BackendUrl::parse(&format!("tide://host?cert={one}&key={one_key}")).unwrap();
+        let (_, key) = PARAMS.identity(&url).unwrap().unwrap();
+        assert_eq!(format!("{key:?}"), "Pem { .. }", "a key is never shown");
+    }
+}

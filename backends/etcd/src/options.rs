@@ -5,7 +5,7 @@ use tonic::transport::{ClientTlsConfig, Endpoint};
 
 use crate::keys::Keys;
 use crate::servers::{CONNECT_PATIENCE, Login, Member};
-use crate::tls::{self, TLS_PARAMS};
+use crate::tls;
 
 /// The parameters of an etcd URL, beside those of the hall.
 pub const PARAMS: &[&str] = &["keys", "ca", "cert", "key"];
@@ -29,7 +29,7 @@ pub(crate) struct Options {
 impl Options {
     pub(crate) fn parse(url: &BackendUrl) -> Result<Self> {
         let is_tls = url.scheme() == "etcds";
-        if !is_tls && let Some(param) = TLS_PARAMS.iter().find(|param| url.param(param).is_some()) {
+        if !is_tls && let Some(param) = ringfence_tls::PARAMS.first_of(url) {
             return Err(invalid(format!("etcd: has no {param}=, which is about TLS: write etcds://host")));
         }
         let tls = is_tls.then(|| tls::config(url)).transpose()?;
