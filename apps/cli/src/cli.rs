@@ -45,6 +45,7 @@ pub(crate) enum Verb {
     Record(RecordVerb),
     FenceTable(FenceTableArgs),
     Doctor(DoctorArgs),
+    Setup(SetupArgs),
     Guarantees(GuaranteesArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
@@ -273,6 +274,24 @@ pub(crate) struct DoctorArgs {
     /// The backend of this URL, instead of --url and RINGFENCE_URL
     #[arg(value_name = "URL", id = "of")]
     pub(crate) of: Option<String>,
+}
+
+/// Make what locks need in a PostgreSQL database
+///
+/// Makes the schema of a postgres: URL, or brings it to this program's version, as the role that the URL names, which owns it
+/// from then on. A role that is only to lock is let in with --grant-to. Calling it again changes nothing. Where the role that
+/// locks may create schemas none of this is needed: its first connection makes it.
+#[derive(Debug, Args)]
+pub(crate) struct SetupArgs {
+    /// The database, instead of --url and RINGFENCE_URL; ?schema= names another schema than ringfence
+    #[arg(value_name = "URL", id = "of")]
+    pub(crate) of: Option<String>,
+    /// Let this role use the schema, and do nothing else there
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) grant_to: Option<String>,
+    /// Print all of it as a script for psql, and connect to nothing
+    #[arg(long)]
+    pub(crate) print: bool,
 }
 
 /// Print what each backend promises, and under which faults

@@ -20,6 +20,7 @@ mod man;
 mod print;
 mod record;
 mod run;
+mod setup;
 mod show;
 mod signals;
 
@@ -75,6 +76,7 @@ async fn dispatch(Cli { global, verb }: Cli) -> Result<u8, Failure> {
         Verb::Record(verb) => record::run(verb, &global).await,
         Verb::FenceTable(args) => fence_table::run(args, global).await,
         Verb::Doctor(args) => doctor::run(args, global).await,
+        Verb::Setup(args) => setup::run(args, global).await,
         Verb::Guarantees(args) => guarantees::run(&args, &global),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),

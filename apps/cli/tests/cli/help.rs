@@ -19,6 +19,7 @@ fn every_verb_has_its_help() {
         &["record", "put"],
         &["fence-table"],
         &["doctor"],
+        &["setup"],
         &["guarantees"],
         &["completions"],
         &["man"],

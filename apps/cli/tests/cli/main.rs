@@ -11,5 +11,6 @@ mod input;
 mod inspect;
 mod loss;
 mod record;
+mod setup;
 mod support;
 mod terminal;
