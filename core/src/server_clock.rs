@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn what_passes_between_question_and_answer_is_allowed_for() {
         let at = |millis: u64| BootInstant::from_nanos(millis * 1_000_000);
-        let before = ServerClock::new(at(0), at(100), Duration::from_millis(1_000));
+        let before = ServerClock::new(at(0), at(100), Duration::from_secs(1));
         let after = ServerClock::new(at(1_000), at(1_200), Duration::from_millis(2_210));
         assert_eq!(after.at(), at(1_100));
         assert_eq!(after.compare(&before, "").severity, Severity::Fine);

@@ -210,3 +210,62 @@ fn refuse_standbys(url: &BackendUrl) -> Result<()> {
 fn invalid(why: String) -> Error {
     Error::new(ErrorKind::InvalidUrl, why)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<Options> {
+        Options::parse(&BackendUrl::parse(url).unwrap())
+    }
+
+    #[test]
+    fn a_url_says_which_servers_and_as_whom() {
+        for (url, hosts) in [
+            ("postgres://one", "one:5432"),
+            ("postgresql://ann@one:7,[::1]/db", "one:7 [::1]:5432"),
+            ("postgres://one,two:8/db?port=9", "one:9 two:8"),
+            ("postgres:///db?host=one,two:8", "one:5432 two:8"),
+            ("postgres:///db?host=/run/postgresql", "/run/postgresql/.s.PGSQL.5432"),
+            ("postgres://ann@/db?host=/run/pg&port=7", "/run/pg/.s.PGSQL.7"),
+            ("postgres://%2Frun%2Fpg:7/db", "/run/pg/.s.PGSQL.7"),
+        ] {
+            let options = parse(url).expect(url);
+            let shown: Vec<_> = options.hosts.iter().map(Host::to_string).collect();
+            assert_eq!(shown.join(" "), hosts, "{url}");
+        }
+        for url in ["postgres://ann:s%3Acret@one/db", "postgres://one?user=ann&password=s:cret&dbname=db"] {
+            let options = parse(url).unwrap();
+            assert_eq!((options.login.get_user(), options.login.get_dbname()), (Some("ann"), Some("db")));
+            assert_eq!(options.login.get_password(), Some(&b"s:cret"[..]));
+            assert_eq!(options.login.get_application_name(), Some("ringfence"));
+            assert!(!format!("{options:?}").contains("cret"), "{options:?}");
+        }
+        let options = parse("postgres://one?connect_timeout=7&target_session_attrs=read-write").unwrap();
+        assert_eq!(options.connect_patience, Duration::from_secs(7));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_url_is_said() {
+        for (url, hint) in [
+            ("postgres:", "takes a server"),
+            ("postgres:///db", "takes a server"),
+            ("postgres://one:port", "no port"),
+            ("postgres://one?port=0", "no port"),
+            ("postgres://one?host=two", "stands in the URL twice"),
+            ("postgres://%2Frun:x/db", "no port"),
+            ("postgres://ann@one?user=bob", "user= stands in the URL twice"),
+            ("postgres://ann:a@one?password=b", "password= stands in the URL twice"),
+            ("postgres://one/db?dbname=other", "dbname= stands in the URL twice"),
+            ("postgres://one?connect_timeout=0", "from 1 to 60 seconds"),
+            ("postgres://one?connect_timeout=5s", "from 1 to 60 seconds"),
+            ("postgres://one?connect_timeout=61", "from 1 to 60 seconds"),
+            ("postgres://one?target_session_attrs=standby", "locks are taken on the primary"),
+            ("postgres://one?schema=a-b", "lower-case letters"),
+        ] {
+            let error = parse(url).expect_err(url);
+            let is_said = error.kind() == ErrorKind::InvalidUrl && error.to_string().contains(hint);
+            assert!(is_said, "{url}: {error}");
+        }
+    }
+}
