@@ -335,7 +335,7 @@ mod tests {
             "SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'ringfence'::regnamespace AND (
             NOT p.prosecdef
             OR NOT 'search_path=pg_catalog, pg_temp' = ANY (coalesce(p.proconfig, '{}'))
-            OR EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = 0))";
+            OR EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) WHERE grantee = 0))";
         assert_eq!(server.psql(open).await, "");
         let readable = "SELECT c.oid::regclass FROM pg_class c, aclexplode(c.relacl)
             WHERE c.relnamespace = 'ringfence'::regnamespace AND grantee = 0";
