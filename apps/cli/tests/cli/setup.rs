@@ -44,8 +44,8 @@ fn the_script_is_printed_without_connecting() {
 #[test]
 fn what_cannot_be_set_up_is_said() {
     let store = Store::new();
-    store.ringfence(["setup"]).with_code(64).saying("local: needs no schema");
-    store.ringfence(["setup", "redis://host"]).with_code(64).saying("redis: needs no schema");
+    store.ringfence(["setup"]).with_code(64).saying("local: is not PostgreSQL");
+    store.ringfence(["setup", "redis://host"]).with_code(64).saying("redis: is not PostgreSQL");
     store.ringfence(["setup", "postgres://host?scheme=a"]).with_code(64).saying("did you mean \"schema\"?");
     store.ringfence(["setup", "postgres://host?schema=A"]).with_code(64).saying("lower-case letters");
     store.ringfence(["setup", "postgres://127.0.0.1:1"]).with_code(69).saying("cannot be reached");
