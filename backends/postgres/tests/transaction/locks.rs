@@ -243,6 +243,11 @@ async fn a_schema_that_is_not_there_or_not_ours_to_use_is_said() {
     let missing = other.xact_lock(&mut tx, "a").await;
     expect_error("a schema that is not there", missing, ErrorKind::Refused, &["lock a", "ringfence setup"]);
     tx.rollback().await.unwrap();
+    stage.server.psql("CREATE SCHEMA other").await;
+    let mut tx = client.transaction().await.unwrap();
+    let missing = other.fence_in(&mut tx, "a", token(1, "a")).await;
+    expect_error("a schema without our functions", missing, ErrorKind::Refused, &["ringfence setup"]);
+    tx.rollback().await.unwrap();
 
     install(&stage.server, "other").await;
     let mut tx = client.transaction().await.unwrap();

@@ -192,13 +192,17 @@ async fn nobody_can_say_that_a_token_was_admitted() {
     is_refused(&mut psql, "ALTER TABLE orders DISABLE TRIGGER ringfence_fence", "must be owner").await;
     is_refused(&mut psql, "DROP TRIGGER ringfence_fence ON orders", "must be owner").await;
     is_refused(&mut psql, "SET session_replication_role = replica", "permission denied").await;
-    // Names that would stand in place of the server's own, if they were looked for where a session says.
+    // What would stand in place of the server's own functions, if they were looked for where a session says.
+    let admitted = stage.server.psql("SELECT admitted_in, admitted_at FROM ringfence.marks").await;
+    let (number, time) = admitted.trim().split_once('|').expect("two columns");
+    stage.server.psql("CREATE SCHEMA clerks AUTHORIZATION clerk").await;
     does(
         &mut psql,
-        "CREATE TEMP TABLE marks (resource text, admitted_in xid8, admitted_at timestamptz);
-         INSERT INTO marks VALUES ('public.orders/1', pg_current_xact_id(), now());
-         CREATE FUNCTION pg_temp.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT admitted_at FROM marks';
-         SET search_path = pg_temp, pg_catalog, public",
+        &format!(
+            "CREATE FUNCTION clerks.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT '{time}'::timestamptz $$;
+             CREATE FUNCTION clerks.pg_current_xact_id() RETURNS xid8 LANGUAGE sql AS $$ SELECT '{number}'::xid8 $$;
+             SET search_path = clerks, pg_catalog, public"
+        ),
     )
     .await;
     is_refused(&mut psql, update, REFUSED).await;
@@ -240,10 +244,16 @@ async fn a_mark_of_another_server_opens_nothing_here() {
     let Some(stage) = Stage::fenced().await else { return };
     let (mut psql, update) = (stage.server.session(), "UPDATE orders SET state = 'x' WHERE id = 1");
     stage.server.psql(ADMIT_1).await;
-    let number = psql.ask("BEGIN; SELECT pg_current_xact_id()").await;
-    // As from a dump: the number comes round again, and the time does not.
-    stage.server.psql(&format!("UPDATE ringfence.marks SET admitted_in = '{}'", number.trim())).await;
-    is_refused(&mut psql, update, REFUSED).await;
+    // As from a dump: the number comes round again, or the time does.
+    for same in ["admitted_in", "admitted_at"] {
+        let begun = psql.ask("BEGIN; SELECT pg_current_xact_id(), now()").await;
+        let (number, time) = begun.trim().split_once('|').expect("two columns");
+        let value = if same == "admitted_in" { number } else { time };
+        stage.server.psql(&format!("UPDATE ringfence.marks SET {same} = '{value}'")).await;
+        is_refused(&mut psql, update, REFUSED).await;
+        let other = "UPDATE ringfence.marks SET admitted_in = '3', admitted_at = '2000-01-01'";
+        stage.server.psql(other).await;
+    }
 }
 
 #[tokio::test]
@@ -398,7 +408,10 @@ async fn what_cannot_be_fenced_is_said() {
     }
     let mut clerk = stage.server.session_by(&stage.server.url_of(CLERK));
     let denied = "role clerk may not fence public.odd";
-    is_refused(&mut clerk, "SELECT ringfence.fence_table('public.odd', 'id')", denied).await;
+    for rights in ["SELECT", "TRIGGER"] {
+        stage.server.psql(&format!("GRANT {rights} ON odd TO clerk")).await;
+        is_refused(&mut clerk, "SELECT ringfence.fence_table('public.odd', 'id')", denied).await;
+    }
     assert_eq!(stage.server.psql("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").await.trim(), "0");
 }
 
