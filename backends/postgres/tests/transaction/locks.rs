@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use ringfence::ErrorKind;
 use ringfence::postgres::{Conflict, Schema, Snapshot, fence_in, lock_timeout, try_xact_lock, xact_lock};
+use ringfence::{ErrorKind, Locks};
 use sqlx::Connection;
 use tokio_postgres::IsolationLevel;
 
-use crate::stage::{CLERK, Stage, expect_conflict, expect_error, install, outcome, token};
+use crate::stage::{CLERK, Stage, expect_conflict, expect_error, install, outcome, token, within};
 
 /// Whether the lock could be had right now, as SQL says it.
 async fn is_free(stage: &Stage, name: &str) -> bool {
@@ -210,6 +210,26 @@ async fn every_name_is_a_lock_of_its_own_and_that_of_the_advisory_recipe() {
         let row = other.query_one(by_key, &[name]).await.unwrap();
         assert!(!row.get::<_, bool>(0), "{name} is the advisory lock of its key");
     }
+}
+
+#[tokio::test]
+async fn a_guard_of_the_advisory_recipe_and_a_transaction_exclude_each_other() {
+    let Some(stage) = Stage::set().await else { return };
+    let locks = Locks::connect(&format!("{}?recipe=advisory", stage.server.url())).await.unwrap();
+    let mut client = stage.client().await;
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let mut tx = client.transaction().await.unwrap();
+    assert_eq!(try_xact_lock(&mut tx, "a").await.unwrap(), None, "a guard has it");
+    tx.rollback().await.unwrap();
+    guard.release().await.unwrap();
+
+    let mut tx = client.transaction().await.unwrap();
+    assert!(within("lock that was given back", xact_lock(&mut tx, "a")).await.is_ok());
+    assert!(locks.lock("a").try_acquire().await.unwrap().is_none(), "a transaction has it");
+    let waiter = tokio::spawn(async move { locks.lock("a").acquire().await.map(drop) });
+    stage.waiting(1).await;
+    tx.commit().await.unwrap();
+    outcome("guard", waiter).await.expect("a lock that is free");
 }
 
 #[tokio::test]
