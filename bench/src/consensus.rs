@@ -157,7 +157,7 @@ impl System {
         #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
         let ours = || {
             let Held { processor, lost, counted } =
-                hold(server.ports()[0], &["--scheme", self.name], length, || {
+                hold(server.ports()[0], &["--url", &format!("{}://HOSTS", self.name)], length, || {
                     vec![server.keep_alives(), server.calls()]
                 });
             Figures::from([

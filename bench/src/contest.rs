@@ -4,7 +4,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Processes that are all ready.
@@ -59,17 +58,6 @@ impl Running {
         });
         outcomes.collect()
     }
-}
-
-/// Says that this process is ready, and waits for all the others to be.
-pub(crate) fn wait_for_the_word() {
-    println!("ready");
-    std::io::stdin().read_line(&mut String::new()).expect("the word to go");
-}
-
-/// What this process has to say at the end.
-pub(crate) fn report(outcome: &impl Serialize) {
-    println!("{}", serde_json::to_string(outcome).expect("figures have a JSON form"));
 }
 
 /// Starts a process that runs on one core only.

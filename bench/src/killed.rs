@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use ringfence::Locks;
 
-use crate::report::{Figures, Report, Samples};
+use crate::contender::samples::Samples;
+use crate::report::{Figures, Report};
 
 /// How many holders are killed.
 const DEATHS: usize = 200;

@@ -9,6 +9,7 @@
 )]
 
 mod consensus;
+mod contender;
 mod contest;
 mod etcd;
 mod held;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::contender::{runtime, small_runtime};
 use crate::report::Report;
 
 #[derive(Debug, Parser)]
@@ -105,7 +107,7 @@ enum Worker {
     Victim(killed::Victim),
     /// Takes locks on a server for a while.
     #[command(hide = true)]
-    Contender(network::contender::Contender),
+    Contender(network::whose::Taker),
     /// Holds many leases on a server.
     #[command(hide = true)]
     HoldOnServer(network::hold::Hold),
@@ -166,14 +168,4 @@ fn main() {
         }
     }
     report.write(&options.json);
-}
-
-/// A runtime as a service of this machine would have.
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
-}
-
-/// The runtime of a small program with one thread.
-fn small_runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }

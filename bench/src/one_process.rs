@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use ringfence::Locks;
 use tokio::sync::Mutex;
 
-use crate::report::{Figures, Goal, Report, Samples, fairness, per_second};
+use crate::contender::samples::Samples;
+use crate::report::{Figures, Goal, Report, fairness, per_second};
 
 const LOCAL: &str = "ringfence local";
 const MUTEX: &str = "tokio::sync::Mutex";

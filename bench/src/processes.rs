@@ -15,9 +15,11 @@ use ringfence::Locks;
 use rustix::thread::{sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
+use crate::contender::samples::Samples;
+use crate::contender::word;
 use crate::contest::{self, Contest};
 use crate::peers::Flock;
-use crate::report::{Figures, Goal, Report, Samples, fairness, per_second};
+use crate::report::{Figures, Goal, Report, fairness, per_second};
 
 const LOCAL: &str = "ringfence local";
 const PING_PONG: &str = "pipe ping-pong";
@@ -144,7 +146,7 @@ impl Inside {
     }
 
     fn start(&mut self) {
-        contest::wait_for_the_word();
+        word::wait();
         self.began = Instant::now();
     }
 
@@ -165,7 +167,7 @@ impl Inside {
             p50_us: self.waits.micros_at(0.5),
             p99_us: self.waits.micros_at(0.99),
         };
-        contest::report(&outcome);
+        word::report(&outcome);
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use ringfence::Locks;
 
+use crate::contender::samples::Samples;
 use crate::peers::{Append, Flock};
-use crate::report::{Figures, Goal, Report, Samples, per_second};
+use crate::report::{Figures, Goal, Report, per_second};
 
 const OURS: &str = "ringfence local";
 const FLOCK: &str = "flock + counter";

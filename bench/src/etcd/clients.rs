@@ -7,9 +7,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::driver::{Driver, Events};
-use crate::network::TTL;
-use crate::network::client::{LockClient, Servers};
-use crate::network::contender::SignalClient;
+use crate::contender::SignalClient;
+use crate::contender::TTL;
+use crate::contender::client::{LockClient, Servers};
 
 /// A key that lives by a lease, put and deleted.
 #[derive(Clone)]

@@ -5,15 +5,15 @@ mod driver;
 mod server;
 
 use crate::consensus::System;
-use crate::network::contender::Whose;
 use crate::network::subject::{Program, Subject};
+use crate::network::whose::Whose;
 use crate::report::Goal;
 
 pub(crate) const SYSTEM: System = System {
     name: "etcd",
     start: server::start,
-    ours: Subject::new("ringfence etcd", Program::Ours("etcd")),
-    our_waiters: Subject::new("ringfence etcd", Program::OurWaiters("etcd")),
+    ours: Subject::new("ringfence etcd", Program::Ours("etcd://HOSTS")),
+    our_waiters: Subject::new("ringfence etcd", Program::OurWaiters("etcd://HOSTS")),
     raw: Subject::new("Put and DeleteRange, tonic", Program::Here(Whose::EtcdWrites)),
     event: Subject::new("a Put and its event", Program::Here(Whose::EtcdEvent)),
     event_and_write: Subject::new("a Put, its event, a Put", Program::Here(Whose::EtcdEventAndWrite)),

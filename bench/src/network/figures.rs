@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::contender::Outcome;
+use crate::contender::Outcome;
 use crate::report::{Figures, fairness, per_second};
 
 /// Of tasks that have a lock each.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use ringfence::Locks;
 use serde::{Deserialize, Serialize};
 
-use super::client::Servers;
-use crate::contest::{self, Contest};
+use crate::contender::client::Servers;
+use crate::contender::word;
+use crate::contest::Contest;
 use crate::held::cpu_seconds;
 
 pub(crate) const LEASES: usize = 10_000;
@@ -69,10 +70,10 @@ impl Hold {
     }
 
     async fn measure(&self, lost: impl Fn() -> usize) {
-        contest::wait_for_the_word();
+        word::wait();
         let before = cpu_seconds();
         tokio::time::sleep(Duration::from_secs(self.seconds)).await;
-        contest::report(&Outcome { cpu_seconds: cpu_seconds() - before, lost: lost() });
+        word::report(&Outcome { cpu_seconds: cpu_seconds() - before, lost: lost() });
     }
 }
 

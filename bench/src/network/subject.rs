@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::contender::{Outcome, Whose};
+use super::whose::Whose;
+use crate::contender::Outcome;
 use crate::contest::Contest;
 use crate::report::{Figures, Report};
 
 /// A program that takes locks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Program {
-    /// This one, with our own locks: what their URL begins with.
+    /// This one, with our own locks: their URL, with `HOSTS` where the servers are to stand.
     Ours(&'static str),
     /// The same, where the clients of a process are waiters of one backend.
     OurWaiters(&'static str),
@@ -32,9 +33,10 @@ pub(crate) struct Subject {
     pub(crate) name: &'static str,
     program: Program,
     pause: Option<Duration>,
+    processes_max: u64,
 }
 
-/// The most processes of clients that want the same lock; more clients than these share one.
+/// The most processes of clients that want the same lock, unless a subject says otherwise; more clients than these share one.
 const PROCESSES_MAX: u64 = 17;
 
 /// Each machine of Java costs as much as all others together.
@@ -42,11 +44,17 @@ const JAVA_PROCESSES_MAX: u64 = 2;
 
 impl Subject {
     pub(crate) const fn new(name: &'static str, program: Program) -> Self {
-        Self { name, program, pause: None }
+        let processes_max = if let Program::Java(_) = program { JAVA_PROCESSES_MAX } else { PROCESSES_MAX };
+        Self { name, program, pause: None, processes_max }
     }
 
     pub(crate) const fn pausing(self, millis: u64) -> Self {
         Self { pause: Some(Duration::from_millis(millis)), ..self }
+    }
+
+    /// The same, in up to so many processes.
+    pub(crate) const fn in_processes(self, most: u64) -> Self {
+        Self { processes_max: most, ..self }
     }
 
     /// Whether it waits as it does by default.
@@ -71,8 +79,7 @@ impl Subject {
         count: &dyn Fn() -> usize,
     ) -> (Outcome, usize) {
         let place = tempfile::tempdir().expect("a directory");
-        let most = if let Program::Java(_) = self.program { JAVA_PROCESSES_MAX } else { PROCESSES_MAX };
-        let processes = clients.min(most);
+        let processes = clients.min(self.processes_max);
         let processes = (0..processes).map(|at| {
             let (first, end) = (clients * at / processes, clients * (at + 1) / processes);
             let mut process = self.process(servers, end - first, first + 1, length);
@@ -114,14 +121,14 @@ impl Subject {
             command.args(["contender", "--whose", whose.get_name()]);
             command
         };
-        let ours = |whose, scheme| {
+        let ours = |whose, url| {
             let mut command = here(whose);
-            command.args(["--scheme", scheme]);
+            command.args(["--url", url]);
             Some(command)
         };
         match self.program {
-            Program::Ours(scheme) => ours(Whose::Ringfence, scheme),
-            Program::OurWaiters(scheme) => ours(Whose::Waiters, scheme),
+            Program::Ours(url) => ours(Whose::Ringfence, url),
+            Program::OurWaiters(url) => ours(Whose::Waiters, url),
             Program::Here(Whose::Etcdctl) => {
                 ringfence_servers::require("etcdctl").map(|_| here(Whose::Etcdctl))
             }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Script, Value};
 
-use crate::network::TTL;
-use crate::network::client::{LockClient, Servers};
+use crate::contender::TTL;
+use crate::contender::client::{LockClient, Servers};
 
 /// The release that everybody writes.
 pub(crate) const COMPARE_AND_DELETE: &str =

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::server::Server;
-use crate::network::contender::Whose;
 use crate::network::figures;
 use crate::network::subject::{Program, Subject, installed, interleave};
+use crate::network::whose::Whose;
 use crate::report::{Better, Figure, Figures, Goal, Report};
 
-const OURS: Subject = Subject::new("ringfence redis", Program::Ours("redis"));
+const OURS: Subject = Subject::new("ringfence redis", Program::Ours("redis://HOSTS"));
 const PING: Subject = Subject::new("PING", Program::Here(Whose::RedisPing));
 /// Two clients on a core each, as those that contend: left alone, the kernel puts client and server on one core.
 const PING_APART: &str = "PING, from each of two cores";

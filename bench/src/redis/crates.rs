@@ -7,8 +7,8 @@ use distributed_lock_core::traits::{DistributedLock as _, LockHandle, LockProvid
 use distributed_lock_redis::{RedisLockHandle, RedisLockProvider};
 use rslock::{LockGuard, LockManager};
 
-use crate::network::TTL;
-use crate::network::client::{LockClient, Servers};
+use crate::contender::TTL;
+use crate::contender::client::{LockClient, Servers};
 
 fn urls(servers: &[u16]) -> Vec<String> {
     servers.iter().map(|port| format!("redis://127.0.0.1:{port}")).collect()

@@ -15,7 +15,7 @@ const BY_TASKS: &str = "rslock, a task each";
 pub(crate) fn measure(report: &mut Report, length: Duration) {
     let Some(server) = Server::start() else { return };
     let case = format!("redis, {LEASES} leases of {} s held for {} s", LEASE.as_secs(), length.as_secs());
-    let ours = || held(&server, &["--scheme", "redis"], length);
+    let ours = || held(&server, &["--url", "redis://HOSTS"], length);
     #[cfg(feature = "peers")]
     {
         let by_tasks = || held(&server, &["--by-tasks"], length);

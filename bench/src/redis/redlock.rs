@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::server::Server;
-#[cfg(feature = "peers")]
-use crate::network::contender::Whose;
 use crate::network::figures::uncontended as figures;
 use crate::network::subject::{Program, Subject, installed, interleave};
+#[cfg(feature = "peers")]
+use crate::network::whose::Whose;
 use crate::report::{Goal, Report};
 
 const NODES: usize = 5;
-const OURS: Subject = Subject::new("ringfence redlock", Program::Ours("redlock"));
-const OURS_ON_ONE: Subject = Subject::new("ringfence redis, one server", Program::Ours("redis"));
+const OURS: Subject = Subject::new("ringfence redlock", Program::Ours("redlock://HOSTS"));
+const OURS_ON_ONE: Subject = Subject::new("ringfence redis, one server", Program::Ours("redis://HOSTS"));
 const PEERS: &[Subject] = &[
     #[cfg(feature = "peers")]
     Subject::new("rslock", Program::Here(Whose::Rslock)),

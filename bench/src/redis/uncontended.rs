@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::clients::COMPARE_AND_DELETE;
 use super::server::Server;
-use crate::network::contender::Whose;
 use crate::network::figures::uncontended as figures;
 use crate::network::subject::{Program, Subject, installed, interleave};
+use crate::network::whose::Whose;
 use crate::report::{Better, Figures, Goal, Report};
 
-const OURS: Subject = Subject::new("ringfence redis", Program::Ours("redis"));
+const OURS: Subject = Subject::new("ringfence redis", Program::Ours("redis://HOSTS"));
 const RAW: Subject = Subject::new("SET and EVALSHA, redis-rs", Program::Here(Whose::RedisCommands));
 const PEERS: &[Subject] = &[
     #[cfg(feature = "peers")]

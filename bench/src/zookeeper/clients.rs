@@ -1,9 +1,9 @@
 //! The writes that any lock on `ZooKeeper` needs.
 
 use super::driver::{Driver, Kind};
-use crate::network::TTL;
-use crate::network::client::{LockClient, Servers};
-use crate::network::contender::SignalClient;
+use crate::contender::SignalClient;
+use crate::contender::TTL;
+use crate::contender::client::{LockClient, Servers};
 
 /// An ephemeral, sequential node, created and deleted.
 #[derive(Clone)]

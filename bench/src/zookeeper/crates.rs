@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use zookeeper_client::{Acls, Client, CreateMode, LockOptions, LockPrefix, OwnedLockClient};
 
-use crate::network::TTL;
-use crate::network::client::{LockClient, Servers};
+use crate::contender::TTL;
+use crate::contender::client::{LockClient, Servers};
 
 /// The lock of zookeeper-client, on the nodes of Curator's.
 #[derive(Clone)]

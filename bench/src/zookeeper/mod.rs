@@ -7,15 +7,15 @@ mod driver;
 mod server;
 
 use crate::consensus::System;
-use crate::network::contender::Whose;
 use crate::network::subject::{Program, Subject};
+use crate::network::whose::Whose;
 use crate::report::Goal;
 
 pub(crate) const SYSTEM: System = System {
     name: "zookeeper",
     start: server::start,
-    ours: Subject::new("ringfence zookeeper", Program::Ours("zookeeper")),
-    our_waiters: Subject::new("ringfence zookeeper", Program::OurWaiters("zookeeper")),
+    ours: Subject::new("ringfence zookeeper", Program::Ours("zookeeper://HOSTS")),
+    our_waiters: Subject::new("ringfence zookeeper", Program::OurWaiters("zookeeper://HOSTS")),
     raw: Subject::new("create and delete, a bare socket", Program::Here(Whose::ZookeeperWrites)),
     event: Subject::new("a setData and its event", Program::Here(Whose::ZookeeperEvent)),
     event_and_write: Subject::new(

@@ -1,8 +1,8 @@
-//! Many waiters of one process, as the server sees them when it has a thousand: tasks of one `Locks` that want one name are one waiter
-//! to it, so these ask the backend itself. They share its connection and what keeps them alive.
+//! Our own locks, as a program takes them, and as a server sees many who wait.
 
 use std::sync::Arc;
 
+use ringfence::{ErrorKind, Guard, Locks};
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, HolderInfo, Lease, LockName, Mode, Release,
     Retry, SystemClock, Ttl, Wait,
@@ -10,9 +10,31 @@ use ringfence_core::{
 use ringfence_etcd::EtcdBackend;
 use ringfence_zookeeper::ZooKeeperBackend;
 
-use super::TTL;
-use super::client::{LockClient, Servers};
+use crate::contender::TTL;
+use crate::contender::client::{LockClient, Servers};
 
+impl LockClient for Locks {
+    type Held = Guard;
+
+    async fn connect(servers: &Servers) -> Self {
+        Self::connect(&servers.url()).await.expect("a server")
+    }
+
+    async fn acquire(&self, name: &str) -> Guard {
+        self.lock(name).ttl(TTL).acquire().await.expect("a lock")
+    }
+
+    async fn release(&self, guard: Guard) -> bool {
+        match guard.release().await {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::Lost => false,
+            Err(error) => panic!("a release: {error}"),
+        }
+    }
+}
+
+/// Many waiters of one process, as the server sees them when it has a thousand: tasks of one `Locks` that want one name are one waiter
+/// to it, so these ask the backend itself. They share its connection and what keeps them alive.
 #[derive(Clone)]
 pub(crate) struct Waiters(Arc<dyn Backend>);
 

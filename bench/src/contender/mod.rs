@@ -1,51 +1,26 @@
 //! One process whose tasks take locks: each one of its own, or all, with those of other processes, the same.
 
+pub(crate) mod client;
+pub(crate) mod samples;
+pub(crate) mod word;
+
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
-use ringfence::Locks;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::client::{LockClient, Servers};
-use super::waiters::Waiters;
-use crate::report::Samples;
-use crate::{contest, etcd, redis, zookeeper};
+use self::client::{LockClient, Servers};
+use self::samples::Samples;
 
-/// Whose lock it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Whose {
-    Ringfence,
-    /// Waiters that share one client of a backend of ours.
-    Waiters,
-    RedisCommands,
-    RedisPing,
-    #[cfg(feature = "peers")]
-    Rslock,
-    #[cfg(feature = "peers")]
-    DistributedLock,
-    EtcdWrites,
-    EtcdLockService,
-    Etcdctl,
-    /// No lock: a write of one process, seen by the watch of another.
-    EtcdEvent,
-    /// The same, where whoever has seen it makes a write as well, and has its turn when that is answered.
-    EtcdEventAndWrite,
-    ZookeeperWrites,
-    #[cfg(feature = "peers")]
-    ZookeeperClient,
-    ZookeeperEvent,
-    ZookeeperEventAndWrite,
-}
+/// The TTL of every lock, whoever takes it.
+pub(crate) const TTL: Duration = Duration::from_secs(30);
 
 /// One of the processes. The scripts in `bench/peers` take the same arguments, but for the first, and report the same.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Contender {
-    #[arg(long, value_enum)]
-    whose: Whose,
     #[command(flatten)]
     servers: Servers,
     #[arg(long)]
@@ -91,31 +66,8 @@ impl Outcome {
 }
 
 impl Contender {
-    pub(crate) fn run(self) {
-        match self.whose {
-            Whose::Ringfence => self.run_with::<Locks>(),
-            Whose::Waiters => self.run_with::<Waiters>(),
-            Whose::RedisCommands => self.run_with::<redis::clients::Raw>(),
-            Whose::RedisPing => self.run_with::<redis::clients::Ping>(),
-            #[cfg(feature = "peers")]
-            Whose::Rslock => self.run_with::<rslock::LockManager>(),
-            #[cfg(feature = "peers")]
-            Whose::DistributedLock => self.run_with::<redis::crates::DistributedLock>(),
-            Whose::EtcdWrites => self.run_with::<etcd::clients::Raw>(),
-            Whose::EtcdLockService => self.run_with::<etcd::clients::LockService>(),
-            Whose::Etcdctl => self.run_with::<etcd::clients::Etcdctl>(),
-            Whose::ZookeeperWrites => self.run_with::<zookeeper::clients::Raw>(),
-            #[cfg(feature = "peers")]
-            Whose::ZookeeperClient => self.run_with::<zookeeper::crates::Recipe>(),
-            Whose::EtcdEvent => self.signal::<etcd::clients::Signals>(false),
-            Whose::EtcdEventAndWrite => self.signal::<etcd::clients::Signals>(true),
-            Whose::ZookeeperEvent => self.signal::<zookeeper::clients::Signals>(false),
-            Whose::ZookeeperEventAndWrite => self.signal::<zookeeper::clients::Signals>(true),
-        }
-    }
-
-    fn run_with<Client: LockClient>(self) {
-        runtime().block_on(async {
+    pub(crate) fn run_with<Client: LockClient>(self) {
+        runtime_of_these_cores().block_on(async {
             let mut client = Client::connect(&self.servers).await;
             let mut ready = Vec::new();
             for id in self.id..self.id + self.tasks {
@@ -126,7 +78,7 @@ impl Contender {
                 client.release(warm).await;
                 ready.push((id, client.clone()));
             }
-            contest::wait_for_the_word();
+            word::wait();
             let window = self.window();
             let running: Vec<_> = ready
                 .into_iter()
@@ -139,17 +91,17 @@ impl Contender {
             for task in running {
                 outcome.append(task.await.expect("a task"));
             }
-            contest::report(&outcome);
+            word::report(&outcome);
         });
     }
 
-    fn signal<Client: SignalClient>(self, writes_back: bool) {
-        runtime().block_on(async {
+    pub(crate) fn signal<Client: SignalClient>(self, writes_back: bool) {
+        runtime_of_these_cores().block_on(async {
             let mut client = Client::connect(&self.servers, self.id).await;
             client.watch().await;
             let inside = Inside::open(self.inside.as_ref().expect("a file to protect"), self.id);
-            contest::wait_for_the_word();
-            contest::report(&take_turns(client, inside, writes_back, self.window()).await);
+            word::wait();
+            word::report(&take_turns(client, inside, writes_back, self.window()).await);
         });
     }
 
@@ -160,11 +112,21 @@ impl Contender {
     }
 }
 
+/// A runtime as a service of this machine would have.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+/// The runtime of a small program with one thread.
+pub(crate) fn small_runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
 /// The runtime of a process that may be on one core.
-fn runtime() -> tokio::runtime::Runtime {
+fn runtime_of_these_cores() -> tokio::runtime::Runtime {
     // Who has one core needs no second thread.
     let has_one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
-    if has_one_core { crate::small_runtime() } else { crate::runtime() }
+    if has_one_core { small_runtime() } else { runtime() }
 }
 
 /// The time that counts.

@@ -2,16 +2,12 @@
 
 use std::time::Duration;
 
-use ringfence::{ErrorKind, Guard, Locks};
-
-use super::TTL;
-
 /// Where the locks are, as a process is told.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Servers {
-    /// What our URL for them begins with.
+    /// Our URL for them, with `HOSTS` where they are to stand.
     #[arg(long)]
-    scheme: Option<String>,
+    url: Option<String>,
     /// The ports of the servers: one, or several that are one system.
     #[arg(long = "servers", value_delimiter = ',')]
     pub(crate) ports: Vec<u16>,
@@ -23,9 +19,9 @@ pub(crate) struct Servers {
 impl Servers {
     /// The URL by which ours connects.
     pub(crate) fn url(&self) -> String {
-        let scheme = self.scheme.as_deref().expect("ours is told its scheme");
+        let url = self.url.as_deref().expect("ours is told its URL");
         let hosts: Vec<String> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        format!("{scheme}://{}", hosts.join(","))
+        url.replace("HOSTS", &hosts.join(","))
     }
 
     /// For clients that poll: the pause between two attempts. `None` is what the client itself prefers.
@@ -49,24 +45,4 @@ pub(crate) trait LockClient: Clone + Send + Sync + 'static {
 
     /// Whether the lock was still held, as far as the client can tell.
     fn release(&self, held: Self::Held) -> impl Future<Output = bool> + Send;
-}
-
-impl LockClient for Locks {
-    type Held = Guard;
-
-    async fn connect(servers: &Servers) -> Self {
-        Self::connect(&servers.url()).await.expect("a server")
-    }
-
-    async fn acquire(&self, name: &str) -> Guard {
-        self.lock(name).ttl(TTL).acquire().await.expect("a lock")
-    }
-
-    async fn release(&self, guard: Guard) -> bool {
-        match guard.release().await {
-            Ok(()) => true,
-            Err(error) if error.kind() == ErrorKind::Lost => false,
-            Err(error) => panic!("a release: {error}"),
-        }
-    }
 }
