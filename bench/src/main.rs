@@ -17,6 +17,7 @@ mod killed;
 mod network;
 mod one_process;
 mod peers;
+mod postgres;
 mod processes;
 mod redis;
 mod report;
@@ -92,6 +93,12 @@ enum Case {
     ZookeeperContended,
     /// 10,000 leases on `ZooKeeper`.
     ZookeeperHeld,
+    /// Acquire and release on PostgreSQL, each task a name of its own.
+    PostgresUncontended,
+    /// Clients of several processes want one name on PostgreSQL.
+    PostgresContended,
+    /// 10,000 leases on PostgreSQL, kept for a minute.
+    PostgresHeld,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -166,6 +173,15 @@ fn main() {
         if wanted(held) {
             system.held(&mut report, options.servers);
         }
+    }
+    if wanted(Case::PostgresUncontended) {
+        postgres::uncontended::measure(&mut report, options.rounds, length);
+    }
+    if wanted(Case::PostgresContended) {
+        postgres::contended::measure(&mut report, options.rounds, length);
+    }
+    if wanted(Case::PostgresHeld) {
+        postgres::held::measure(&mut report, Duration::from_secs(options.held_seconds));
     }
     report.write(&options.json);
 }

@@ -19,7 +19,11 @@ pub(crate) struct Servers {
 impl Servers {
     /// The URL by which ours connects.
     pub(crate) fn url(&self) -> String {
-        let url = self.url.as_deref().expect("ours is told its URL");
+        self.url_of(self.url.as_deref().expect("ours is told its URL"))
+    }
+
+    /// A URL in which they stand for `HOSTS`.
+    pub(crate) fn url_of(&self, url: &str) -> String {
         let hosts: Vec<String> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         url.replace("HOSTS", &hosts.join(","))
     }

@@ -8,6 +8,7 @@ use ringfence_core::{
     Retry, SystemClock, Ttl, Wait,
 };
 use ringfence_etcd::EtcdBackend;
+use ringfence_postgres::PostgresBackend;
 use ringfence_zookeeper::ZooKeeperBackend;
 
 use crate::contender::TTL;
@@ -48,6 +49,7 @@ impl LockClient for Waiters {
         let clock = Arc::new(SystemClock::new());
         Self(match url.scheme() {
             "etcd" => Arc::new(EtcdBackend::connect(&url, clock).await.expect("a server")),
+            "postgres" => Arc::new(PostgresBackend::connect(&url, clock).await.expect("a server")),
             "zookeeper" => Arc::new(ZooKeeperBackend::connect(&url, clock).await.expect("a server")),
             other => panic!("{other} has no line of this kind"),
         })

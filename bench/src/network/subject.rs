@@ -20,7 +20,9 @@ pub(crate) enum Program {
     OurWaiters(&'static str),
     /// This one.
     Here(Whose),
-    /// Scripts in `bench/peers`.
+    /// A program there for a crate that cannot be built beside ours.
+    Rust(&'static str),
+    /// Scripts there.
     Python(&'static str),
     Node(&'static str),
     /// A program for Curator there.
@@ -133,6 +135,7 @@ impl Subject {
                 ringfence_servers::require("etcdctl").map(|_| here(Whose::Etcdctl))
             }
             Program::Here(whose) => Some(here(whose)),
+            Program::Rust(name) => built(name),
             Program::Python(name) => {
                 let mut command = ringfence_servers::python()?;
                 command.arg(script(name));
@@ -151,6 +154,17 @@ impl Subject {
             }
         }
     }
+}
+
+/// A program of `bench/peers`, where `cargo xtask bench` could build it.
+fn built(name: &str) -> Option<Command> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it is in a workspace");
+    let program = workspace.join("target/peers/rust/release").join(name);
+    if !program.is_file() {
+        ringfence_servers::skip(name, "not built; `cargo xtask bench` says why");
+        return None;
+    }
+    Some(Command::new(program))
 }
 
 /// Those whose programs are here; of the others it is said that they are not.

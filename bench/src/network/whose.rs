@@ -5,7 +5,7 @@ use ringfence::Locks;
 
 use super::ours::Waiters;
 use crate::contender::Contender;
-use crate::{etcd, redis, zookeeper};
+use crate::{etcd, postgres, redis, zookeeper};
 
 /// A process that takes locks on a server for a while.
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,11 @@ pub(crate) enum Whose {
     ZookeeperClient,
     ZookeeperEvent,
     ZookeeperEventAndWrite,
+    PostgresLeases,
+    PostgresAdvisory,
+    PostgresRoundTrips,
+    #[cfg(feature = "peers")]
+    Sqlx,
 }
 
 impl Taker {
@@ -60,6 +65,11 @@ impl Taker {
             Whose::ZookeeperWrites => contender.run_with::<zookeeper::clients::Raw>(),
             #[cfg(feature = "peers")]
             Whose::ZookeeperClient => contender.run_with::<zookeeper::crates::Recipe>(),
+            Whose::PostgresLeases => contender.run_with::<postgres::clients::Leases>(),
+            Whose::PostgresAdvisory => contender.run_with::<postgres::clients::Advisory>(),
+            Whose::PostgresRoundTrips => contender.run_with::<postgres::clients::RoundTrips>(),
+            #[cfg(feature = "peers")]
+            Whose::Sqlx => contender.run_with::<postgres::crates::Sqlx>(),
             Whose::EtcdEvent => contender.signal::<etcd::clients::Signals>(false),
             Whose::EtcdEventAndWrite => contender.signal::<etcd::clients::Signals>(true),
             Whose::ZookeeperEvent => contender.signal::<zookeeper::clients::Signals>(false),
