@@ -70,8 +70,8 @@ where
     let sorted: Vec<Request> = order.iter().map(|&index| requests[index].clone()).collect();
     let mut answers: Vec<Result<Answer>> = requests.iter().map(|_| Err(too_few())).collect();
     match send(sorted).await {
-        Ok(sent) => {
-            for (index, answer) in order.into_iter().zip(sent) {
+        Ok(sorted) => {
+            for (index, answer) in order.into_iter().zip(sorted) {
                 answers[index] = Ok(answer);
             }
         }

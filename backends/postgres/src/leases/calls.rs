@@ -169,13 +169,13 @@ impl Calls {
     /// For each, whether it lives. One round trip.
     pub(super) async fn renew(&self, link: &Link, leases: &[LeaseKey]) -> Result<Vec<bool>> {
         let (names, nonces, ttls) = columns(leases);
-        booleans(link, link.query(&self.renew, &[&names, &nonces, &ttls]).await?)
+        booleans(link, &link.query(&self.renew, &[&names, &nonces, &ttls]).await?)
     }
 
     /// For each, whether it held. One round trip.
     pub(super) async fn release(&self, link: &Link, leases: &[LeaseKey]) -> Result<Vec<bool>> {
         let (names, nonces, _) = columns(leases);
-        booleans(link, link.query(&self.release, &[&names, &nonces]).await?)
+        booleans(link, &link.query(&self.release, &[&names, &nonces]).await?)
     }
 
     /// Undoes an attempt that may be under way still. One round trip.
@@ -228,10 +228,10 @@ fn columns<'a>(leases: impl IntoIterator<Item = &'a LeaseKey>) -> Columns<'a> {
 
 fn answer(link: &Link, row: &Row, nonce: Nonce) -> Result<Answer> {
     let odd = || error::odd_answer(link.shown());
-    let parts = || -> Result<(i8, Option<i64>, i32, Option<Vec<String>>), tokio_postgres::Error> {
-        Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
-    };
-    let (verdict, number, waiters, others) = parts().map_err(|error| odd().because(error))?;
+    let verdict: i8 = row.try_get(0).map_err(|error| odd().because(error))?;
+    let number: Option<i64> = row.try_get(1).map_err(|error| odd().because(error))?;
+    let waiters: i32 = row.try_get(2).map_err(|error| odd().because(error))?;
+    let others: Option<Vec<String>> = row.try_get(3).map_err(|error| odd().because(error))?;
     let number = number.and_then(|number| u64::try_from(number).ok());
     let contention = || {
         let holders = others.iter().flatten().filter_map(|text| holder::read(text)).collect();
@@ -264,7 +264,7 @@ fn shown(row: &Row) -> Result<Shown, tokio_postgres::Error> {
     })
 }
 
-fn booleans(link: &Link, rows: Vec<Row>) -> Result<Vec<bool>> {
+fn booleans(link: &Link, rows: &[Row]) -> Result<Vec<bool>> {
     rows.iter().map(|row| row.try_get(0).map_err(|_| error::odd_answer(link.shown()))).collect()
 }
 

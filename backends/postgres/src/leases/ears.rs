@@ -52,7 +52,7 @@ struct Session {
 }
 
 impl Ears {
-    pub(super) fn new(options: &Arc<Options>, line: Arc<Line>, runtime: Handle) -> Self {
+    pub(super) fn new(options: &Arc<Options>, line: Arc<Line>, runtime: &Handle) -> Self {
         let session = Session { number: new_number(), is_heard: false, failure: None };
         let shared = Arc::new(Shared {
             line,
@@ -62,14 +62,14 @@ impl Ears {
         });
         let (wanted, ended) = (Arc::<Notify>::default(), Arc::<Notify>::default());
         let (hearing, telling) = (Arc::clone(&shared), Arc::clone(&ended));
-        let link = Link::new(Arc::clone(options), runtime.clone(), move |heard| match heard {
+        let connection = Link::new(Arc::clone(options), runtime.clone(), move |heard| match heard {
             Heard::Notification { payload, .. } => hearing.line.told(&payload),
             Heard::Ended { .. } => {
                 hearing.ended();
                 telling.notify_one();
             }
         });
-        let listening = listen_when_wanted(link, Arc::clone(&shared), Arc::clone(&wanted), ended);
+        let listening = listen_when_wanted(connection, Arc::clone(&shared), Arc::clone(&wanted), ended);
         Self { wanted, shared, task: runtime.spawn(listening).abort_handle() }
     }
 
@@ -156,7 +156,9 @@ impl Shared {
         self.session.send_modify(|session| session.is_heard = false);
         let lost: Vec<Nonce> = held.drain().map(|(nonce, _)| nonce).collect();
         drop(held);
-        lost.into_iter().for_each(|nonce| self.line.lost(nonce));
+        for nonce in lost {
+            self.line.lost(nonce);
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<Nonce, i64, RandomState>> {

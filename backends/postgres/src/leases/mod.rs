@@ -68,9 +68,8 @@ impl Leases {
     pub(crate) fn new(options: &Arc<Options>, clock: Arc<dyn Clock>) -> Self {
         let runtime = Handle::current();
         let calls = Arc::new(Calls::new(&options.schema, options.reclaim));
-        let line = Arc::<Line>::default();
-        let link = || Link::new(Arc::clone(options), runtime.clone(), |_| {});
-        let (attempts, affairs) = (link(), link());
+        let connection = || Link::new(Arc::clone(options), runtime.clone(), |_| {});
+        let (attempts, affairs) = (connection(), connection());
         let ask = {
             let calls = Arc::clone(&calls);
             move |asked: Vec<Asked>| {
@@ -86,7 +85,8 @@ impl Leases {
                 Box::pin(async move { calls.release(&link, &leases).await }) as _
             }
         };
-        let ears = Ears::new(options, Arc::clone(&line), runtime.clone());
+        let line = Arc::<Line>::default();
+        let ears = Ears::new(options, Arc::clone(&line), &runtime);
         Self(Arc::new(Client {
             attempts: Together::new(runtime.clone(), ask),
             releases: Together::new(runtime.clone(), give_back),
@@ -204,7 +204,7 @@ impl Client {
 
     /// A name was new to the server. Now and then that is a reason to forget others.
     fn met_a_new_name(self: &Arc<Self>) {
-        if self.new_names.fetch_add(1, Ordering::Relaxed) % TIDY_EVERY == 0 {
+        if self.new_names.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIDY_EVERY) {
             let client = Arc::clone(self);
             self.runtime.spawn(async move {
                 if let Err(error) = client.calls.tidy(&client.affairs).await {
