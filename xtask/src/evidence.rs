@@ -9,6 +9,9 @@ const ETCD: &[&str] = &["etcd", "etcds"];
 /// A PostgreSQL server, with leases in rows.
 const POSTGRES: &[&str] = &["postgres", "postgresql"];
 
+/// The server's own locks instead of rows.
+const ADVISORY: &[&str] = &["postgres:?recipe=advisory"];
+
 /// Where a killed holder's lease is free at its TTL.
 const AT_TTL: &[&str] = &[
     "etcd",
@@ -181,9 +184,30 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
     ),
     (
         "A killed holder",
-        &["postgres:?reclaim=connection"],
+        &["postgres:?reclaim=connection", "postgres:?recipe=advisory"],
         &["a_killed_holder_is_out_at_once", "a_killed_waiter_is_out_at_once"],
     ),
+    (
+        "Order of waiters",
+        ADVISORY,
+        &[
+            "first_come_first_served",
+            "trying_does_not_overtake",
+            "a_stopped_waiter_does_not_hold_up_the_line",
+            "a_session_that_shares_lets_nobody_past_a_writer_that_waits",
+        ],
+    ),
+    ("Permits", ADVISORY, &["permits_are_counted"]),
+    (
+        "A paused holder",
+        ADVISORY,
+        &[
+            "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "the_server_itself_frees_the_lock_of_a_stopped_process_at_its_ttl",
+        ],
+    ),
+    ("The records' fence", ADVISORY, &["records_refuse_a_stale_open", "records_refuse_a_stale_write"]),
     (
         "Fencing tokens",
         &["local"],

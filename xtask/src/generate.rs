@@ -20,8 +20,11 @@ const BEGIN: &str = "<!-- guarantees:begin -->\n";
 const END: &str = "<!-- guarantees:end -->\n";
 
 /// URLs that ask for other promises than their scheme's.
-const VARIANTS: [(&str, &str); 2] =
-    [("local", "local:?fence=mark"), ("postgres", "postgres:?reclaim=connection")];
+const VARIANTS: [(&str, &str); 3] = [
+    ("local", "local:?fence=mark"),
+    ("postgres", "postgres:?reclaim=connection"),
+    ("postgres", "postgres:?recipe=advisory"),
+];
 
 /// What stands in the README's table: what decides which backend to take.
 const README_COLUMNS: [&str; 4] = ["Who can contend", "Fencing tokens", "A killed holder", "Records"];
