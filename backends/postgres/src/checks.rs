@@ -132,11 +132,10 @@ fn disk(row: &Row) -> Finding {
 fn commit(row: &Row) -> Finding {
     const ABOUT: &str = "commit";
     match row.get("synchronous_commit") {
-        "off" => Finding::problem(
+        "off" => Finding::fine(
             ABOUT,
-            "synchronous_commit=off: a grant is answered before it is on the disk, so that a crash of the server forgets the last \
-             ones and gives out their fencing tokens again",
-            "ALTER ROLE … SET synchronous_commit = on for the role that locks",
+            "synchronous_commit=off: what gives a token or raises a mark waits for the disk all the same, so that tokens rise \
+             through a crash; what else your transactions confirm may be lost in one",
         ),
         "local" if !row.get::<_, &str>("synchronous_standby_names").is_empty() => Finding::warning(
             ABOUT,
@@ -243,7 +242,7 @@ mod tests {
         for (setting, about, severity, said) in [
             ("fsync", "disk", Severity::Problem, "fsync=off"),
             ("full_page_writes", "disk", Severity::Problem, "full_page_writes=off"),
-            ("synchronous_commit", "commit", Severity::Problem, "gives out their fencing tokens again"),
+            ("synchronous_commit", "commit", Severity::Fine, "waits for the disk all the same"),
             ("autovacuum", "vacuum", Severity::Warning, "autovacuum=off"),
         ] {
             let Some(server) = PostgresOptions::new().set(setting, "off").start().await else { return };
