@@ -535,9 +535,12 @@ impl Unsettled {
 impl Drop for Unsettled {
     fn drop(&mut self) {
         if !self.is_settled {
-            self.is_settled = true;
-            let again = Self { session: Arc::clone(&self.session), key: self.key, is_settled: false };
-            self.session.runtime.spawn(again.undo());
+            let (session, key) = (Arc::clone(&self.session), self.key);
+            self.session.runtime.spawn(async move {
+                session.undo(key).await;
+                // Made when all is done: a runtime that ends drops this task, and what is dropped must not start another one.
+                Self { session, key, is_settled: true }.settle(None);
+            });
         }
     }
 }
