@@ -63,9 +63,9 @@ async fn whoever_is_in_the_middle_of_it_is_first_in_all_or_in_nothing() {
         });
         stage.waiting(1).await;
         if commits {
-            paused.commit().await.unwrap()
+            paused.commit().await.unwrap();
         } else {
-            paused.rollback().await.unwrap()
+            paused.rollback().await.unwrap();
         }
         let seen = outcome("the next holder's turn", next).await;
         assert_eq!(seen, if commits { "old" } else { "new" }, "the next one sees all of it or nothing");
@@ -86,9 +86,9 @@ async fn whoever_waits_behind_its_successor_is_stale_if_that_one_commits() {
         });
         stage.waiting(1).await;
         if commits {
-            successor.commit().await.unwrap()
+            successor.commit().await.unwrap();
         } else {
-            successor.rollback().await.unwrap()
+            successor.rollback().await.unwrap();
         }
         let late = outcome("an answer to the old holder", late).await;
         if commits {
@@ -140,8 +140,8 @@ async fn one_number_of_two_holders_is_refused_whoever_came_first() {
     expect_error("the twin of a token", twin, ErrorKind::TokenCollision, &["5.c", "5.a"]);
     tx.rollback().await.unwrap();
     let mut tx = connection.begin().await.unwrap();
-    let stale = fence_in(&mut tx, "one", token(4, "a")).await;
-    expect_error("a stale token", stale, ErrorKind::Stale, &["4.a", "5.a"]);
+    let refused = fence_in(&mut tx, "one", token(4, "a")).await;
+    expect_error("a stale token", refused, ErrorKind::Stale, &["4.a", "5.a"]);
     tx.rollback().await.unwrap();
     let mut tx = connection.begin().await.unwrap();
     fence_in(&mut tx, "one", token(6, "c")).await.unwrap();
@@ -154,11 +154,11 @@ async fn a_guard_of_any_backend_is_fenced_in() {
     let locks = Locks::connect("memory:").await.unwrap();
     let old = locks.lock("orders/1").acquire().await.unwrap();
     write(&mut client, old.token(), "old").await.unwrap().commit().await.unwrap();
-    let stale = old.token();
+    let overtaken = old.token();
     old.release().await.unwrap();
     let new = locks.lock("orders/1").acquire().await.unwrap();
     write(&mut client, new.token(), "new").await.unwrap().commit().await.unwrap();
-    let late = write(&mut client, stale, "late").await.map(drop);
+    let late = write(&mut client, overtaken, "late").await.map(drop);
     expect_error("a token that was overtaken", late, ErrorKind::Stale, &[]);
     let largest = token(i64::MAX.cast_unsigned(), "ffffffffffffffff");
     write(&mut client, largest, "largest").await.expect("tokens have room").commit().await.unwrap();
@@ -192,9 +192,9 @@ async fn of_transactions_that_wait_for_each_others_resources_one_is_told_of_the_
             both_have_one.wait().await;
             let result = fence_in(&mut tx, resources[1], token(1, "a")).await;
             if result.is_ok() {
-                tx.commit().await.unwrap()
+                tx.commit().await.unwrap();
             } else {
-                tx.rollback().await.unwrap()
+                tx.rollback().await.unwrap();
             }
             result
         }));
@@ -264,9 +264,9 @@ async fn of_many_holders_at_once_no_write_comes_after_that_of_a_higher_token() {
         written += more_written;
         refused += more_refused;
     }
-    let stale = "SELECT count(*) FILTER (WHERE sequence < highest), count(*) FROM
+    let count = "SELECT count(*) FILTER (WHERE sequence < highest), count(*) FROM
         (SELECT sequence, max(sequence) OVER (ORDER BY place) AS highest FROM writes) AS history";
-    assert_eq!(stage.server.psql(stale).await.trim(), format!("0|{written}"), "stale writes, and all writes");
+    assert_eq!(stage.server.psql(count).await.trim(), format!("0|{written}"), "stale writes, and all writes");
     assert!(refused > 0, "somebody was late, or nothing was shown");
 }
 

@@ -28,9 +28,9 @@ async fn a_lock_is_held_until_its_transaction_or_savepoint_ends() {
         assert!(is_free(&stage, "b").await, "a savepoint that is rolled back gives back what it took");
         assert!(!is_free(&stage, "a").await, "and nothing else");
         if commits {
-            tx.commit().await.unwrap()
+            tx.commit().await.unwrap();
         } else {
-            tx.rollback().await.unwrap()
+            tx.rollback().await.unwrap();
         }
         assert!(is_free(&stage, "a").await, "it is free when the transaction has ended");
     }
@@ -136,7 +136,7 @@ async fn whoever_waits_too_long_loses_the_savepoint_and_not_the_transaction() {
     savepoint.rollback().await.unwrap();
     let row = tx.query_one("SHOW lock_timeout", &[]).await.unwrap();
     assert_eq!(row.get::<_, String>(0), "0", "the limit ends with what it was set in");
-    lock_timeout(&mut tx, Duration::from_secs(60)).await.unwrap();
+    lock_timeout(&mut tx, Duration::from_mins(1)).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(stage.state(2).await, "paid");
     let row = second.query_one("SHOW lock_timeout", &[]).await.unwrap();
@@ -161,9 +161,9 @@ async fn of_transactions_that_wait_for_each_other_one_is_told_of_the_deadlock() 
             both_hold_one.wait().await;
             let result = xact_lock(&mut tx, names[1]).await;
             if result.is_ok() {
-                tx.commit().await.unwrap()
+                tx.commit().await.unwrap();
             } else {
-                tx.rollback().await.unwrap()
+                tx.rollback().await.unwrap();
             }
             result
         }));

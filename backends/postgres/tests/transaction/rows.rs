@@ -160,7 +160,7 @@ async fn keys_are_integers_texts_and_uuids() {
         let row = tx.query_one("SELECT pg_my_temp_schema()::regnamespace::text", &[]).await.unwrap();
         let keyed = Rows::new(row.get(0), "keyed", "key").unwrap();
         let locked = lock_rows(&mut tx, &keyed, [key.clone()], RowLock::UPDATE).await.unwrap();
-        assert_eq!(locked, [key.clone()], "{kind}");
+        assert_eq!(locked, std::slice::from_ref(&key), "{kind}");
         fence_column(&mut tx, &keyed, key, "fence", token(5, "a")).await.unwrap();
         let fence: i64 = tx.query_one("SELECT fence FROM keyed", &[]).await.unwrap().get(0);
         assert_eq!(fence, 5, "{kind}");
@@ -252,10 +252,10 @@ async fn a_column_refuses_whoever_was_overtaken() {
     outcome("the next holder's turn", next).await;
     assert_eq!(stage.state(1).await, "old, then new", "the one that was first was first in all");
     let mut tx = old.transaction().await.unwrap();
-    let stale = fence_column(&mut tx, &orders(), 1, fence, token(5, "a")).await;
+    let refused = fence_column(&mut tx, &orders(), 1, fence, token(5, "a")).await;
     expect_error(
         "a token that was overtaken",
-        stale,
+        refused,
         ErrorKind::Stale,
         &["public.orders/1", "5.a", "has seen 6"],
     );
@@ -263,13 +263,13 @@ async fn a_column_refuses_whoever_was_overtaken() {
 
     let mut connection = stage.sqlx().await;
     let mut tx = connection.begin().await.unwrap();
-    let stale = fence_column(&mut tx, &orders(), 1, fence, token(4, "a")).await;
-    expect_error("a token that was overtaken", stale, ErrorKind::Stale, &["has seen 6"]);
+    let refused = fence_column(&mut tx, &orders(), 1, fence, token(4, "a")).await;
+    expect_error("a token that was overtaken", refused, ErrorKind::Stale, &["has seen 6"]);
     fence_column(&mut tx, &orders(), 1, fence, token(7, "a")).await.expect("a row that is seen by sqlx");
     let by_state = Rows::new("public", "orders", "state").unwrap();
     stage.server.psql("UPDATE orders SET fence_token = 8 WHERE id = 3").await;
-    let stale = fence_column(&mut tx, &by_state, "new", fence, token(7, "a")).await;
-    expect_error("rows one of which has seen more", stale, ErrorKind::Stale, &["has seen 8"]);
+    let refused = fence_column(&mut tx, &by_state, "new", fence, token(7, "a")).await;
+    expect_error("rows one of which has seen more", refused, ErrorKind::Stale, &["has seen 8"]);
     let nowhere = fence_column(&mut tx, &orders(), 9, fence, token(7, "a")).await;
     expect_error("a row that is not there", nowhere, ErrorKind::InvalidRequest, &["no such row"]);
 }

@@ -170,8 +170,8 @@ async fn a_paused_holder_is_refused_by_the_table_itself() {
     assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("RF006"), "{refused}");
 
     let mut tx = old.transaction().await.unwrap();
-    let stale = fence_in(&mut tx, row, token(5, "a")).await;
-    expect_error("a token that was overtaken", stale, ErrorKind::Stale, &["6.b"]);
+    let refused = fence_in(&mut tx, row, token(5, "a")).await;
+    expect_error("a token that was overtaken", refused, ErrorKind::Stale, &["6.b"]);
     tx.rollback().await.unwrap();
     assert_eq!(stage.state(1).await, "new holder");
 
@@ -435,8 +435,8 @@ async fn a_table_that_is_fenced_stays_fenced_by_what_it_was() {
         "and so its marks stay"
     );
     is_refused(&mut psql, "UPDATE purchases SET state = 'x' WHERE id = 1", "UPDATE of public.orders/1").await;
-    let stale = "BEGIN; SELECT ringfence.admit('public.orders/1', 4, 'a')";
-    is_refused(&mut psql, stale, "token 4.a is stale: public.orders/1 has seen 5.a").await;
+    let below = "BEGIN; SELECT ringfence.admit('public.orders/1', 4, 'a')";
+    is_refused(&mut psql, below, "token 4.a is stale: public.orders/1 has seen 5.a").await;
     // A key that is not there any more leaves nothing open.
     does(&mut psql, "ALTER TABLE purchases RENAME COLUMN id TO number").await;
     is_refused(
