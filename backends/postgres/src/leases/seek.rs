@@ -105,10 +105,7 @@ impl<'a> Seek<'a> {
                     ));
                 }
                 // The place stands for a while without us, so a server that is away for a moment costs nobody a place.
-                Err(error)
-                    if error.kind() == ErrorKind::Unavailable
-                        && place.is_some_and(|place| self.may_wait(place)) =>
-                {
+                Err(error) if error.kind() == ErrorKind::Unavailable && self.may_wait() => {
                     tracing::debug!(%error, "a waiter cannot look after its place");
                 }
                 Err(error) => return Err(error),
@@ -122,17 +119,15 @@ impl<'a> Seek<'a> {
 
     /// Waits until there is something to ask again, or the answer is known without.
     async fn wait_for_turn(&mut self, deadline: BootInstant) -> Result<Option<Attempt>> {
-        // If nobody could look for so long, it asks by itself, and learns why.
-        let unseen = self
-            .standing
-            .place()
-            .map_or(deadline, |place| place.seen.saturating_add(self.request.ttl.as_duration()));
-        let nap = self.client.clock.nap(unseen.min(deadline)).unwrap_or_default();
-        tokio::select! {
-            biased;
-            () = &mut self.request.abandoned => return Box::pin(self.give_up(Contention::default())).await.map(Some),
-            () = self.standing.called() => {}
-            () = tokio::time::sleep(nap) => {}
+        // If nobody could look for so long, it asks by itself, and learns why. While somebody looks for all of this process, the
+        // end of it moves on.
+        while let Some(nap) = self.client.clock.nap(self.unseen_at().min(deadline)) {
+            tokio::select! {
+                biased;
+                () = &mut self.request.abandoned => return Box::pin(self.give_up(Contention::default())).await.map(Some),
+                () = self.standing.called() => break,
+                () = tokio::time::sleep(nap) => {}
+            }
         }
         let Some((number, Stand { seen, .. })) = self.standing.turn() else { return Ok(None) };
         let lease = self.lease(number, seen)?.offered_for(OFFER);
@@ -144,8 +139,14 @@ impl<'a> Seek<'a> {
     }
 
     /// Whether its place may stand still.
-    fn may_wait(&self, place: Stand) -> bool {
-        self.client.now().saturating_since(place.seen) < self.request.ttl.as_duration()
+    fn may_wait(&self) -> bool {
+        self.client.now() < self.unseen_at()
+    }
+
+    /// Until when its place may stand without having been looked after.
+    fn unseen_at(&self) -> BootInstant {
+        let ttl = self.request.ttl.as_duration();
+        self.standing.place().map_or(BootInstant::from_nanos(0), |place| place.seen.saturating_add(ttl))
     }
 
     async fn ask(&mut self, verb: Verb) -> Result<Answer> {

@@ -81,6 +81,34 @@ async fn a_thousand_waiters_of_a_process_have_three_connections() {
     assert!(stage.connections("ann").await <= CONNECTIONS, "{}", stage.connections("ann").await);
 }
 
+/// One look for all who wait is what waiting costs a server. If each of them asked for itself now and then, those who wait would
+/// keep it busy, and everybody would wait for that.
+#[tokio::test]
+async fn who_waits_asks_nothing_until_it_is_called() {
+    const CALLS: &str = "SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions WHERE funcname = ";
+    let Some(stage) = Stage::with(PostgresOptions::new().set("track_functions", "pl")).await else { return };
+    let (ann, ben) = (stage.client().await, stage.client().await);
+    let held = granted(&ben, exclusive(Wait::No)).await;
+    let waiting = waits(&ann);
+    stage.sees_waiters(1).await;
+    // A connection on which something is done says every second what it was.
+    let looked = async || stage.number(&format!("{CALLS}'look'")).await;
+    let before = looked().await;
+    within("a while in which it looks", async {
+        while looked().await < before + 12 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    release(&ben, &held).await.expect("an answer");
+    let lease = its_turn(waiting).await;
+    release(&ann, &lease).await.expect("an answer");
+    // What a connection has not said yet it says at its end.
+    drop((ann, ben));
+    stage.says("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ringfence'", "0").await;
+    assert_eq!(stage.number(&format!("{CALLS}'acquire'")).await, 2);
+}
+
 /// The same of many processes: none of them has more for what the others do.
 #[tokio::test]
 async fn twenty_processes_with_fifty_waiters_each_have_three_connections_each() {
