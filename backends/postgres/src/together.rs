@@ -125,8 +125,8 @@ mod tests {
     async fn what_goes_together_goes_in_the_order_of_locks_and_is_answered_each() {
         let sent = Sent::default();
         let together = lengths(Arc::clone(&sent));
-        let send = |name: &str| together.send(name.to_owned());
-        let answers = tokio::join!(send("b"), send("b"), send("dddd"), send("ccc"), send("aa"));
+        let ask = |name: &str| together.send(name.to_owned());
+        let answers = tokio::join!(ask("b"), ask("b"), ask("dddd"), ask("ccc"), ask("aa"));
         assert_eq!(
             (answers.2.unwrap(), answers.3.unwrap(), answers.4.unwrap()),
             (4, 3, 2),
@@ -139,9 +139,9 @@ mod tests {
     #[tokio::test]
     async fn one_that_is_refused_takes_no_other_with_it() {
         let together = lengths(Sent::default());
-        let send = |name: &str| together.send(name.to_owned());
+        let ask = |name: &str| together.send(name.to_owned());
         let (.., good, bad, better) =
-            tokio::join!(send("1"), send("2"), send("good"), send("bad"), send("better"));
+            tokio::join!(ask("1"), ask("2"), ask("good"), ask("bad"), ask("better"));
         assert_eq!((good.unwrap(), better.unwrap()), (4, 6));
         assert_eq!(bad.unwrap_err().kind(), ErrorKind::InvalidRequest);
     }
