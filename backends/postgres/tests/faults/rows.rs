@@ -149,13 +149,13 @@ async fn who_removes_what_others_left_waits_for_nobody() {
 async fn a_name_that_is_taken_while_it_is_forgotten_keeps_its_numbers_rising() {
     let Some(stage) = Stage::new().await else { return };
     let ann = stage.client().await;
+    let mut forgotten = 0;
     let tidies = async {
+        // In one transaction: whoever wants the name meanwhile waits for its row, and finds none.
+        const TIDY: &str = "UPDATE ringfence.locks SET ends = ends - interval '2 hours' WHERE nonce IS NULL; \
+            SELECT ringfence.tidy()";
         loop {
-            stage
-                .server
-                .psql("UPDATE ringfence.locks SET ends = ends - interval '2 hours' WHERE nonce IS NULL")
-                .await;
-            stage.server.psql("SELECT ringfence.tidy()").await;
+            forgotten += stage.number(TIDY).await;
         }
     };
     let takes = async {
@@ -172,6 +172,7 @@ async fn a_name_that_is_taken_while_it_is_forgotten_keeps_its_numbers_rising() {
         () = tidies => {}
         () = within("two hundred turns", takes) => {}
     }
+    assert!(forgotten > 0, "it was never forgotten");
 }
 
 /// Without an end to the line, whoever never releases fills the server's disk.
