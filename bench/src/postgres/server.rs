@@ -7,8 +7,8 @@ use tokio::runtime::Runtime;
 
 use super::clients::TABLE;
 
-/// For all processes of a case; by default it has room for 100, and 32 processes of ours need as many.
-const CONNECTIONS: &str = "300";
+/// For all processes of a case: 17 that wait for advisory locks have up to 18 each. By default it has room for 100.
+const CONNECTIONS: &str = "400";
 
 pub(super) struct Server {
     runtime: Runtime,
