@@ -171,7 +171,27 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "a_stopped_waiter_does_not_hold_up_the_line",
         ],
     ),
-    ("Wake-up", POSTGRES, &["waits_for_release"]),
+    (
+        "Order of waiters",
+        POSTGRES,
+        &["waiters_that_are_killed_stopped_and_cut_off_cost_the_next_one_seconds"],
+    ),
+    (
+        "Fencing tokens",
+        POSTGRES,
+        &[
+            "leases_and_numbers_outlive_a_power_cut_whatever_the_default_is",
+            "an_asynchronous_promotion_lets_two_hold_and_the_fence_tells_them_apart",
+            "what_an_old_primary_still_grants_is_below_what_the_new_one_grants",
+            "a_name_that_is_forgotten_keeps_its_numbers_rising",
+            "a_clock_set_forward_ends_leases_and_the_fence_holds",
+        ],
+    ),
+    (
+        "Wake-up",
+        POSTGRES,
+        &["waits_for_release", "who_waits_is_told_of_its_turn_and_nobody_else_of_anything"],
+    ),
     (
         "A paused holder",
         POSTGRES,
@@ -180,8 +200,11 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "renewal_tells_of_loss",
             "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
             "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
+            "a_process_stopped_past_its_ttl_has_lost_and_is_refused",
+            "a_clock_set_forward_ends_leases_and_the_fence_holds",
         ],
     ),
+    ("A killed holder", POSTGRES, &["a_killed_holder_is_out_after_its_ttl"]),
     (
         "A killed holder",
         &["postgres:?reclaim=connection", "postgres:?recipe=advisory"],
@@ -198,6 +221,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     ("Permits", ADVISORY, &["permits_are_counted"]),
+    ("Fencing tokens", ADVISORY, &["tokens_rise_through_crashes_and_a_promotion"]),
     (
         "A paused holder",
         ADVISORY,
