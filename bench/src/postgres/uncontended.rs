@@ -83,6 +83,8 @@ fn pgbench(server: &Server, script: &Path, connections: u32, length: Duration) -
         .output()
         .expect("pgbench");
     let said = String::from_utf8_lossy(&output.stdout);
+    // Where a statement fails it prints a rate as well.
+    let said = if output.status.success() { said } else { "a run that failed: ".into() };
     let rate = said.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     rate.unwrap_or_else(|| panic!("no rate in {said}{}", String::from_utf8_lossy(&output.stderr)))
 }

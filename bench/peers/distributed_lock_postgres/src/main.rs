@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use clap::Parser;
 use distributed_lock_core::traits::{DistributedLock as _, LockHandle, LockProvider};
-use distributed_lock_postgres::{PostgresLockHandle, PostgresLockProvider};
+use distributed_lock_postgres::PostgresLockProvider;
+use distributed_lock_postgres::handle::PostgresLockHandle;
 
 use contender::Contender;
 use contender::client::{LockClient, Servers};
