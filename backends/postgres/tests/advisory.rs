@@ -548,3 +548,27 @@ async fn a_role_needs_the_schema_and_its_functions_and_nothing_else() {
     let lease = waiter.granted().await;
     assert_eq!(ours.0.evict(&name("orders/42"), lease.key.nonce).await.unwrap(), Eviction::Evicted);
 }
+
+#[test]
+fn a_runtime_that_ends_while_somebody_waits_ends() {
+    let servers = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let Some(server) = servers.block_on(Postgres::start()) else { return };
+    let program = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let waiter = program.block_on(async {
+        let client = client(&server).await;
+        let request = |wait| {
+            let holder = HolderInfo::new("ringfence-test", "here", 1).unwrap();
+            AcquireRequest::new(name("orders/42"), Mode::Exclusive, Ttl::new(TTL).unwrap(), wait, holder)
+        };
+        let held = client.0.acquire(request(Wait::No)).await.expect("an answer");
+        assert!(matches!(held, Attempt::Granted(_)), "{held:?}");
+        let waits = request(Wait::Until(BootInstant::MAX));
+        let waiter = tokio::spawn(async move { client.0.acquire(waits).await.map(drop) });
+        sees(&server, WAITING, "1").await;
+        waiter.abort_handle()
+    });
+    // What undoes an attempt would be spawned on a runtime that takes no more. Done again and again, that ends the process.
+    drop(program);
+    assert!(waiter.is_finished());
+    servers.block_on(sees(&server, CONNECTIONS, "0"));
+}
