@@ -83,8 +83,9 @@ BEGIN
         l.nonce := NULL;
     END IF;
     IF l.crowd THEN
-        DELETE FROM @schema@.places
-        WHERE name = asked AND (kind <> 'w' AND ends <= clock_timestamp() OR beacon AND @schema@.is_out(session));
+        -- Those in line are not looked at, of whom there may be many: each is when it is the first.
+        DELETE FROM @schema@.places WHERE name = asked AND kind <> 'w' AND ends <= clock_timestamp();
+        DELETE FROM @schema@.places WHERE name = asked AND kind = 'h' AND beacon AND @schema@.is_out(session);
     END IF;
     RETURN l;
 END $$;
@@ -140,7 +141,7 @@ BEGIN
         IF EXISTS (
             SELECT FROM @schema@.sessions s
             WHERE s.session = head.session AND s.seen > clock_timestamp() - @schema@.silence()
-        ) THEN
+        ) AND NOT (head.beacon AND @schema@.is_out(head.session)) THEN
             EXIT WHEN NOT @schema@.admits(l, head.mode);
             DELETE FROM @schema@.places WHERE name = l.name AND nonce = head.nonce;
             l := @schema@.grant_lease(

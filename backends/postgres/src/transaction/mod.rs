@@ -165,7 +165,7 @@ impl Schema {
     /// It raises the resource's mark, the highest token that the resource has seen, and keeps it locked: another transaction that
     /// is fenced into the resource waits for this one, and afterwards a lower token is refused. Fence in before you read what you
     /// are about to modify. A resource is what the tokens of one lock guard, and has the name of your choice: 1 to 255 bytes of
-    /// UTF-8 without control characters. In a [fenced table](crate::fence_table) it is a row, as `public.orders/42`.
+    /// UTF-8 without control characters. In a [fenced table](crate::fence_table()) it is a row, as `public.orders/42`.
     ///
     /// A holder that is paused inside its transaction keeps the next one waiting: `idle_in_transaction_session_timeout` of the
     /// server ends it.
