@@ -3,9 +3,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore,
-    Finding, Guarantees, HolderDeath, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
-    Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens,
+    AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Eviction, FencedStore, Finding,
+    Guarantees, HolderDeath, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page,
+    Queue, Records, Release, Renewal, Result, Scope, Tokens,
 };
 
 use crate::advisory::{self, Advisory};
@@ -14,26 +14,20 @@ use crate::leases::Leases;
 use crate::options::{self, Options};
 use crate::records::Records as RecordStore;
 
-/// What a PostgreSQL server promises under a URL. Errors with [`ErrorKind::InvalidUrl`] for
+/// What a PostgreSQL server promises under a URL. Errors with [`ErrorKind::InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl) for
 /// a recipe that there is not.
 pub fn guarantees(url: &BackendUrl) -> Result<Guarantees> {
-    let is_advisory = matches!(options::recipe(url)?, options::Recipe::Advisory(_));
-    if is_advisory && options::reclaims(url)? {
-        return Err(Error::new(
-            ErrorKind::InvalidUrl,
-            "reclaim=connection says nothing to recipe=advisory, whose locks end with their connection anyway: leave it out",
-        ));
-    }
-    if is_advisory {
-        return Ok(advisory::guarantees());
-    }
+    let reclaims = match options::recipe(url)? {
+        options::Recipe::Advisory(_) => return Ok(advisory::guarantees()),
+        options::Recipe::Leases { reclaims } => reclaims,
+    };
     let mut guarantees = Guarantees::of_one_process();
     guarantees.scope = Scope::Network;
     guarantees.tokens = Tokens::Durable;
     guarantees.queue = Queue::FirstComeFirstServed;
     guarantees.lease_clock = LeaseClock::ServerWallClock;
     guarantees.records = Records::Durable;
-    if options::reclaims(url)? {
+    if reclaims {
         guarantees.holder_death = HolderDeath::Connection;
     }
     Ok(guarantees)
@@ -68,18 +62,18 @@ pub struct PostgresBackend {
 }
 
 impl PostgresBackend {
-    /// Connects to the primary among the servers of a URL, and makes the schema there if there is none: 3 round trips and those of
+    /// Connects to the primary among the servers of a URL, and makes the schema there if there is none: 4 round trips and those of
     /// the connection.
     ///
-    /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`],
+    /// Must be called in a tokio runtime. Errors with [`ErrorKind::InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl),
     /// [`Unavailable`](ringfence_core::ErrorKind::Unavailable) for servers that cannot be reached, or none of which is the
     /// primary, [`Refused`](ringfence_core::ErrorKind::Refused) for a wrong password or rights that are missing,
     /// [`Unsupported`](ringfence_core::ErrorKind::Unsupported) for a server that is too old, or a schema that is too new.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
         let (guarantees, options) = (guarantees(url)?, Arc::new(Options::parse(url)?));
         let (recipe, records) = match options.recipe {
-            options::Recipe::Leases => {
-                let leases = Leases::new(&options, Arc::clone(&clock));
+            options::Recipe::Leases { reclaims } => {
+                let leases = Leases::new(&options, reclaims, Arc::clone(&clock));
                 leases.connect().await?;
                 let records = RecordStore::new(Arc::clone(leases.affairs()), &options.schema, true);
                 (Recipe::Leases(leases), records)

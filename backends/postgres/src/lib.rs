@@ -12,7 +12,7 @@
 //! # Round trips
 //! | call | leases | `recipe=advisory` |
 //! |---|---|---|
-//! | connect | 3 | 3 |
+//! | connect | 4 | 4 |
 //! | acquire, free | 1 | 1 |
 //! | acquire, refused | 1 | 2 |
 //! | acquire, in line | 1 to join it; half of one for the turn | 1 to join it; half of one for the turn, 1 to claim it |
@@ -36,12 +36,12 @@ mod backend;
 mod checks;
 mod error;
 mod fence_table;
-mod holder;
 mod leases;
 mod link;
 mod options;
 mod place;
 mod records;
+mod rows;
 mod schema;
 mod setup;
 mod stream;

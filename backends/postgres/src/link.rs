@@ -388,7 +388,7 @@ impl Link {
                 [(&names, Type::TEXT_ARRAY), (&values, Type::TEXT_ARRAY)];
             greeted.client.query_typed(SET, &params).await.map_err(|why| error::of_connecting(&why))?;
         }
-        let arrive = schema.sql("SELECT * FROM @schema@.arrive()", &[]);
+        let arrive = schema.sql(ARRIVE, &[]);
         let row = greeted
             .client
             .query_typed_one(&arrive.text, &[])
@@ -415,7 +415,7 @@ impl Link {
 
     /// What has become of the server, in the life of this process and before: 1 round trip.
     pub(crate) async fn history(&self) -> Result<Vec<Finding>> {
-        let rows = self.query(&self.schema().sql("SELECT * FROM @schema@.arrive()", &[]), &[]).await?;
+        let rows = self.query(&self.schema().sql(ARRIVE, &[]), &[]).await?;
         let place = Place::of(&rows[0]);
         self.arrive(place.clone())?;
         Ok(std::iter::once(place.examine()).chain(self.lock().setback.clone()).collect())
@@ -468,6 +468,9 @@ const LOOK: &str = "
         (SELECT pg_catalog.has_function_privilege(p.oid, 'EXECUTE') FROM pg_catalog.pg_proc p
             WHERE p.pronamespace = s.oid AND p.proname = 'version') AS may_ask
     FROM (SELECT pg_catalog.to_regnamespace($1)::oid) AS s(oid)";
+
+/// Where the connection has led.
+const ARRIVE: &str = "SELECT * FROM @schema@.arrive()";
 
 /// Gives settings to a session.
 const SET: &str = "

@@ -54,8 +54,6 @@ pub(crate) struct Options {
     pub(crate) login: Config,
     pub(crate) tls: Tls,
     pub(crate) schema: Schema,
-    /// Whether a lease ends with a connection of its process, and not with its TTL alone.
-    pub(crate) reclaim: bool,
     pub(crate) connect_patience: Duration,
     pub(crate) recipe: Recipe,
     /// The URL as it may be shown.
@@ -65,8 +63,8 @@ pub(crate) struct Options {
 /// What a lock is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Recipe {
-    /// Rows.
-    Leases,
+    /// Rows. Where it `reclaims`, a lease ends with a connection of its process, and not with its TTL alone.
+    Leases { reclaims: bool },
     /// The server's own locks.
     Advisory(Keys),
 }
@@ -97,17 +95,11 @@ impl Options {
             login: login(url)?,
             tls: Tls::of(url)?,
             schema: Schema::new(url.param("schema").unwrap_or(Schema::DEFAULT))?,
-            reclaim: reclaims(url)?,
             connect_patience: connect_patience(url)?,
             recipe: recipe(url)?,
             shown: url.to_string(),
         })
     }
-}
-
-/// Whether leases end with a connection of their process.
-pub(crate) fn reclaims(url: &BackendUrl) -> Result<bool> {
-    url.choice("reclaim", ["ttl", "connection"])
 }
 
 /// The hosts of the URL or, as libpq has it, those of `host=`; each of them a name, an address or the directory of a socket.
@@ -177,9 +169,14 @@ fn once<'a>(param: &str, placed: Option<&'a str>, named: Option<&'a str>) -> Res
 /// Errors with [`ErrorKind::InvalidUrl`].
 pub(crate) fn recipe(url: &BackendUrl) -> Result<Recipe> {
     let is_verbatim = url.choice("keys", ["encoded", "verbatim"])?;
+    let reclaims = url.choice("reclaim", ["ttl", "connection"])?;
     match (url.choice("recipe", ["leases", "advisory"])?, url.param("keys")) {
+        (true, _) if reclaims => Err(invalid(
+            "reclaim=connection says nothing to recipe=advisory, whose locks end with their connection anyway: leave it out"
+                .to_owned(),
+        )),
         (true, _) => Ok(Recipe::Advisory(if is_verbatim { Keys::Verbatim } else { Keys::Hashed })),
-        (false, None) => Ok(Recipe::Leases),
+        (false, None) => Ok(Recipe::Leases { reclaims }),
         (false, Some(_)) => {
             Err(invalid("keys= is for advisory locks: leave it out, or write recipe=advisory".to_owned()))
         }
@@ -262,6 +259,9 @@ mod tests {
             ("postgres://one?connect_timeout=61", "from 1 to 60 seconds"),
             ("postgres://one?target_session_attrs=standby", "locks are taken on the primary"),
             ("postgres://one?schema=a-b", "lower-case letters"),
+            ("postgres://one?reclaim=conection", "did you mean \"connection\"?"),
+            ("postgres://one?recipe=advisory&reclaim=connection", "says nothing to recipe=advisory"),
+            ("postgres://one?keys=verbatim", "write recipe=advisory"),
         ] {
             let error = parse(url).expect_err(url);
             let is_said = error.kind() == ErrorKind::InvalidUrl && error.to_string().contains(hint);

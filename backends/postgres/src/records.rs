@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ringfence_core::table::Refusal;
-use ringfence_core::{
-    BoxFuture, FencedStore, FencingToken, Nonce, Opened, Record, RecordKey, Result, Version,
-};
+use ringfence_core::{BoxFuture, FencedStore, FencingToken, Opened, Record, RecordKey, Result, Version};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::error;
 use crate::link::{Link, Sql};
+use crate::rows;
 use crate::schema::Schema;
 
 /// The records of one recipe.
@@ -51,7 +50,7 @@ impl Records {
     /// Opens the record, or writes these bytes to it.
     async fn change(&self, key: &RecordKey, token: FencingToken, bytes: Option<&[u8]>) -> Result<Found> {
         let sequence = token.sequence().cast_signed();
-        let nonce = token.nonce().get().cast_signed();
+        let nonce = rows::write_nonce(token.nonce());
         let rows = self
             .link
             .query(&self.change, &[&self.live, &key.lock().as_str(), &key.field(), &sequence, &nonce, &bytes])
@@ -74,7 +73,7 @@ impl Records {
         let found = |row: &Row| -> Result<Found, tokio_postgres::Error> {
             let token = row.try_get::<_, Option<i64>>(3)?.zip(row.try_get(4)?).and_then(
                 |(sequence, nonce): (_, i64)| {
-                    FencingToken::new(sequence.cast_unsigned(), Nonce::from_u64(nonce.cast_unsigned())?).ok()
+                    FencingToken::new(sequence.cast_unsigned(), rows::read_nonce(nonce)?).ok()
                 },
             );
             let verdict: i8 = row.try_get(0)?;

@@ -9,7 +9,7 @@ use ringfence_core::{Backoff, BootInstant, HolderInfo, LockName, Nonce, Result};
 use tokio::sync::Notify;
 
 use super::{Client, PAUSES};
-use crate::holder;
+use crate::rows;
 
 /// For how long somebody holds or waits until that is written. Those who look wait for it.
 pub(super) const WRITTEN_AFTER: Duration = Duration::from_millis(50);
@@ -114,10 +114,6 @@ struct Page {
     holders: Vec<String>,
 }
 
-fn bits(nonce: Nonce) -> i64 {
-    nonce.get().cast_signed()
-}
-
 impl Client {
     /// What is to be written now; if nothing is, when.
     fn page(&self) -> std::result::Result<Page, BootInstant> {
@@ -126,7 +122,7 @@ impl Client {
         // Locks are taken in this order everywhere.
         let held = self.held();
         let mut state = self.journal.state();
-        page.gone = state.gone.drain(..).map(bits).collect();
+        page.gone = state.gone.drain(..).map(rows::write_nonce).collect();
         while page.nonces.len() < BATCH
             && let Some((_, nonce)) = state.due.pop_front_if(|(due, _)| *due <= now)
         {
@@ -146,14 +142,14 @@ impl Client {
                 }
                 (None, None) => continue,
             };
-            page.nonces.push(bits(nonce));
+            page.nonces.push(rows::write_nonce(nonce));
             page.signs.push(sign);
             page.keys.push(key);
             page.names.push(words.name.as_str().to_owned());
             page.numbers.push(number);
             page.shares.push(shared);
             page.ages.push(i64::try_from(now.saturating_since(since).as_millis()).unwrap_or(i64::MAX));
-            page.holders.push(holder::write(&words.holder));
+            page.holders.push(rows::write_holder(&words.holder));
             state.written.insert(nonce);
         }
         if page.gone.is_empty() && page.nonces.is_empty() {
@@ -173,9 +169,8 @@ impl Client {
 
     /// What could not be written is written later, if it is still true.
     fn again(&self, page: &Page) {
-        let nonces = |bits: &[i64]| -> Vec<Nonce> {
-            bits.iter().filter_map(|bits| Nonce::from_u64(bits.cast_unsigned())).collect()
-        };
+        let nonces =
+            |bits: &[i64]| -> Vec<Nonce> { bits.iter().filter_map(|bits| rows::read_nonce(*bits)).collect() };
         let now = self.now();
         let mut state = self.journal.state();
         state.gone.extend(nonces(&page.gone));

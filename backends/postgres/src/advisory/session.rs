@@ -22,6 +22,7 @@ use super::statements::Statements;
 use crate::error;
 use crate::link::{ANSWER_PATIENCE, Heard, Link, Setting, Sql};
 use crate::options::Options;
+use crate::rows;
 
 /// How many changes go together. The server makes one after the other, and the first is answered with the last.
 const BATCH: usize = 256;
@@ -116,7 +117,7 @@ impl Sessions {
     /// # Cancel safety
     /// Dropped, it ends what it began.
     pub(super) async fn open(&self, ttl: Ttl, place: Option<OwnedSemaphorePermit>) -> Result<Arc<Session>> {
-        let sign = Nonce::random().get().cast_signed();
+        let sign = rows::write_nonce(Nonce::random());
         let is_over = Arc::<AtomicBool>::default();
         let hears = {
             let (hears, is_over) = (Arc::clone(&self.hears), Arc::clone(&is_over));

@@ -10,7 +10,7 @@ use ringfence_core::{
 
 use super::journal::WRITTEN_AFTER;
 use super::{Client, PAUSES};
-use crate::{error, holder};
+use crate::{error, rows};
 
 /// How long one that looks waits for words about those who have none yet. Theirs may be a process that is stopped.
 const WORDS_PATIENCE: Duration = WRITTEN_AFTER.saturating_mul(20);
@@ -56,7 +56,7 @@ pub(super) async fn look(client: &Client, key: Option<i64>) -> Result<Vec<Seen>>
             shared: row.try_get("shared").ok()?,
             waits: row.try_get("waits_ms").ok()?,
             ours: sign.zip(ttl),
-            nonce: nonce.and_then(|nonce| Nonce::from_u64(nonce.cast_unsigned())),
+            nonce: nonce.and_then(rows::read_nonce),
             name: row.try_get("name").ok()?,
             number: row.try_get("number").ok()?,
             age: row.try_get("age_ms").ok()?,
@@ -93,7 +93,7 @@ async fn look_well(client: &Client, key: Option<i64>) -> Result<Vec<Seen>> {
 impl Seen {
     /// What one of ours says of himself.
     pub(super) fn known_holder(&self) -> Option<HolderInfo> {
-        holder::read(self.holder.as_deref()?)
+        rows::read_holder(self.holder.as_deref()?)
     }
 
     fn who(&self) -> HolderInfo {
@@ -194,7 +194,7 @@ pub(super) async fn evict(client: &Client, name: &LockName, nonce: Nonce) -> Res
         )
         .about(client.desk.shown()));
     };
-    client.desk.query(&client.statements.evict, &[&sign, &nonce.get().cast_signed()]).await?;
+    client.desk.query(&client.statements.evict, &[&sign, &rows::write_nonce(nonce)]).await?;
     let mut ends = client.now().saturating_add(EVICTION_PATIENCE);
     let (mut pauses, mut was_terminated) = (Backoff::new(PAUSES.0, PAUSES.1), false);
     loop {

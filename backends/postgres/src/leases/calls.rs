@@ -5,8 +5,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::error;
-use crate::holder;
 use crate::link::{Link, Sql};
+use crate::rows;
 use crate::schema::Schema;
 
 /// The statements, with the name of the schema in them.
@@ -85,11 +85,6 @@ impl AsRef<str> for Asked {
     }
 }
 
-/// A nonce as the rows have it: the same bits.
-pub(super) fn bits(nonce: Nonce) -> i64 {
-    nonce.get().cast_signed()
-}
-
 pub(super) fn millis(ttl: Ttl) -> i32 {
     ttl.as_millis().try_into().expect("a TTL is at most a day")
 }
@@ -160,9 +155,9 @@ impl Calls {
     /// Which of these stand in line no more. One round trip.
     pub(super) async fn look(&self, link: &Link, standing: &[(LockName, Nonce)]) -> Result<Vec<Nonce>> {
         let names: Vec<&str> = standing.iter().map(|(name, _)| name.as_str()).collect();
-        let nonces: Vec<i64> = standing.iter().map(|(_, nonce)| bits(*nonce)).collect();
+        let nonces: Vec<i64> = standing.iter().map(|(_, nonce)| rows::write_nonce(*nonce)).collect();
         let rows = link.query(&self.look, &[&names, &nonces]).await?;
-        let nonce = |row: &Row| Nonce::from_u64(row.try_get::<_, i64>(0).ok()?.cast_unsigned());
+        let nonce = |row: &Row| rows::read_nonce(row.try_get(0).ok()?);
         rows.iter().map(|row| nonce(row).ok_or_else(|| error::odd_answer(link.shown()))).collect()
     }
 
@@ -180,19 +175,19 @@ impl Calls {
 
     /// Undoes an attempt that may be under way still. One round trip.
     pub(super) async fn withdraw(&self, link: &Link, session: i64, lease: &LeaseKey) -> Result<()> {
-        let (name, nonce, ttl) = (lease.name.as_str(), bits(lease.nonce), millis(lease.ttl));
+        let (name, nonce, ttl) = (lease.name.as_str(), rows::write_nonce(lease.nonce), millis(lease.ttl));
         link.query(&self.withdraw, &[&session, &name, &nonce, &ttl]).await.map(drop)
     }
 
     /// Whether it lives, and is shared from now on. One round trip.
     pub(super) async fn downgrade(&self, link: &Link, lease: &LeaseKey) -> Result<bool> {
-        let (name, nonce, ttl) = (lease.name.as_str(), bits(lease.nonce), millis(lease.ttl));
+        let (name, nonce, ttl) = (lease.name.as_str(), rows::write_nonce(lease.nonce), millis(lease.ttl));
         boolean(link, &link.query(&self.downgrade, &[&name, &nonce, &ttl]).await?)
     }
 
     /// Whether there was such a holder. One round trip.
     pub(super) async fn evict(&self, link: &Link, name: &LockName, holder: Nonce) -> Result<bool> {
-        boolean(link, &link.query(&self.evict, &[&name.as_str(), &bits(holder)]).await?)
+        boolean(link, &link.query(&self.evict, &[&name.as_str(), &rows::write_nonce(holder)]).await?)
     }
 
     /// Everybody at the locks from a name on whose names begin so; those of at most so many locks. One round trip.
@@ -220,7 +215,7 @@ fn columns<'a>(leases: impl IntoIterator<Item = &'a LeaseKey>) -> Columns<'a> {
     let mut columns = Columns::default();
     for lease in leases {
         columns.0.push(lease.name.as_str());
-        columns.1.push(bits(lease.nonce));
+        columns.1.push(rows::write_nonce(lease.nonce));
         columns.2.push(millis(lease.ttl));
     }
     columns
@@ -234,7 +229,7 @@ fn answer(link: &Link, row: &Row, nonce: Nonce) -> Result<Answer> {
     let others: Option<Vec<String>> = row.try_get(3).map_err(|error| odd().because(error))?;
     let number = number.and_then(|number| u64::try_from(number).ok());
     let contention = || {
-        let holders = others.iter().flatten().filter_map(|text| holder::read(text)).collect();
+        let holders = others.iter().flatten().filter_map(|text| rows::read_holder(text)).collect();
         Contention::new(holders, usize::try_from(waiters).unwrap_or(0))
     };
     Ok(match verdict.cast_unsigned() {

@@ -1,7 +1,7 @@
 //! The connection on which a process hears of its turns, and whose end is the end of its leases where the URL says so; and how
 //! a process looks after those of its own who wait.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::Client;
 use super::line::Line;
 use crate::link::{ANSWER_PATIENCE, Heard, Link, Sql};
 use crate::options::Options;
+use crate::rows;
 
 /// How often a process looks after those who wait. It is the net under a message that was lost.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -38,8 +39,8 @@ struct Shared {
     /// What our process is called in the rows. Where leases end with the connection, each connection has a name of its own.
     session: watch::Sender<Session>,
     reclaims: bool,
-    /// Which leases end with which session, where they do.
-    held: Mutex<HashMap<Nonce, i64, RandomState>>,
+    /// Which leases end with the connection, where they do.
+    held: Mutex<HashSet<Nonce, RandomState>>,
 }
 
 #[derive(Debug)]
@@ -52,14 +53,10 @@ struct Session {
 }
 
 impl Ears {
-    pub(super) fn new(options: &Arc<Options>, line: Arc<Line>, runtime: &Handle) -> Self {
+    pub(super) fn new(options: &Arc<Options>, reclaims: bool, line: Arc<Line>, runtime: &Handle) -> Self {
         let session = Session { number: new_number(), is_heard: false, failure: None };
-        let shared = Arc::new(Shared {
-            line,
-            session: watch::Sender::new(session),
-            reclaims: options.reclaim,
-            held: Mutex::default(),
-        });
+        let shared =
+            Arc::new(Shared { line, session: watch::Sender::new(session), reclaims, held: Mutex::default() });
         let (wanted, ended) = (Arc::<Notify>::default(), Arc::<Notify>::default());
         let (hearing, telling) = (Arc::clone(&shared), Arc::clone(&ended));
         let connection = Link::new(Arc::clone(options), runtime.clone(), move |heard| match heard {
@@ -127,7 +124,7 @@ impl Ears {
                 let why = "the connection broke with which the lease ended";
                 return Err(Error::new(ErrorKind::Unavailable, why).with_unknown_effect());
             }
-            held.insert(lease.key.nonce, session);
+            held.insert(lease.key.nonce);
         }
         Ok(lease)
     }
@@ -154,20 +151,20 @@ impl Shared {
     fn ended(&self) {
         let mut held = self.held();
         self.session.send_modify(|session| session.is_heard = false);
-        let lost: Vec<Nonce> = held.drain().map(|(nonce, _)| nonce).collect();
+        let lost: Vec<Nonce> = held.drain().collect();
         drop(held);
         for nonce in lost {
             self.line.lost(nonce);
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<Nonce, i64, RandomState>> {
+    fn held(&self) -> MutexGuard<'_, HashSet<Nonce, RandomState>> {
         self.held.lock().expect("nothing panics while it has the leases")
     }
 }
 
 fn new_number() -> i64 {
-    Nonce::random().get().cast_signed()
+    rows::write_nonce(Nonce::random())
 }
 
 async fn listen_when_wanted(link: Arc<Link>, shared: Arc<Shared>, wanted: Arc<Notify>, ended: Arc<Notify>) {

@@ -65,9 +65,9 @@ impl AsRef<str> for ByName {
 
 impl Leases {
     /// On a server that is connected to when it is first used. Must be called in a tokio runtime.
-    pub(crate) fn new(options: &Arc<Options>, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(options: &Arc<Options>, reclaims: bool, clock: Arc<dyn Clock>) -> Self {
         let runtime = Handle::current();
-        let calls = Arc::new(Calls::new(&options.schema, options.reclaim));
+        let calls = Arc::new(Calls::new(&options.schema, reclaims));
         let connection = || Link::new(Arc::clone(options), runtime.clone(), |_| {});
         let (attempts, affairs) = (connection(), connection());
         let ask = {
@@ -86,7 +86,7 @@ impl Leases {
             }
         };
         let line = Arc::<Line>::default();
-        let ears = Ears::new(options, Arc::clone(&line), &runtime);
+        let ears = Ears::new(options, reclaims, Arc::clone(&line), &runtime);
         Self(Arc::new(Client {
             attempts: Together::new(runtime.clone(), ask),
             releases: Together::new(runtime.clone(), give_back),

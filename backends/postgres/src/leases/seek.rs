@@ -11,7 +11,7 @@ use ringfence_core::{
 use super::Client;
 use super::calls::{Answer, Asked, Verb};
 use super::line::{Stand, Standing};
-use crate::holder;
+use crate::rows;
 
 /// For how long a turn stands that was given to a waiter: `offer_ms()` in leases.sql.
 const OFFER: Duration = Duration::from_millis(750);
@@ -158,8 +158,8 @@ impl<'a> Seek<'a> {
         let asked = Asked {
             verb,
             lease: self.key(),
-            mode: holder::write_mode(self.request.mode),
-            holder: holder::write(&self.request.holder),
+            mode: rows::write_mode(self.request.mode),
+            holder: rows::write_holder(&self.request.holder),
             session: self.session,
         };
         // From here on it may be sent, whatever becomes of this future.

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use ringfence_core::{
-    FencingToken, HolderState, ListQuery, LockName, LockState, Nonce, PAGE_MAX, Page, Result, WaiterState,
+    FencingToken, HolderState, ListQuery, LockName, LockState, PAGE_MAX, Page, Result, WaiterState,
 };
 
 use super::Client;
 use super::calls::Shown;
-use crate::{error, holder};
+use crate::{error, rows};
 
 pub(super) async fn inspect(client: &Client, name: &LockName) -> Result<LockState> {
     let shown = client.calls.show(&client.affairs, name.as_str(), name.as_str(), None, 1).await?;
@@ -46,9 +46,9 @@ fn state(name: LockName, rows: Vec<Shown>) -> Option<LockState> {
     let millis = |millis: i64| Duration::from_millis(millis.max(0).cast_unsigned());
     let (mut holders, mut waiters) = (Vec::new(), Vec::new());
     for row in rows {
-        let (mode, who) = (holder::read_mode(row.mode).ok()?, holder::read(&row.holder)?);
+        let (mode, who) = (rows::read_mode(row.mode).ok()?, rows::read_holder(&row.holder)?);
         if row.holds {
-            let nonce = Nonce::from_u64(row.nonce.cast_unsigned())?;
+            let nonce = rows::read_nonce(row.nonce)?;
             let token = FencingToken::of_grant(u64::try_from(row.number?).ok()?, nonce).ok()?;
             // It was there when this was read: with less than a millisecond to live it lives.
             let remaining = millis(row.remaining?.max(1));

@@ -1,7 +1,17 @@
-//! How the rows say who holds or waits, and how.
+//! How the rows say who holds or waits, how, and by which attempt.
 
-use ringfence_core::{HolderInfo, Mode, Result};
+use ringfence_core::{HolderInfo, Mode, Nonce, Result};
 use serde::{Deserialize, Serialize};
+
+/// The same bits, in what the server has for them.
+pub(crate) fn write_nonce(nonce: Nonce) -> i64 {
+    nonce.get().cast_signed()
+}
+
+/// `None`: zero, which is no nonce.
+pub(crate) fn read_nonce(bits: i64) -> Option<Nonce> {
+    Nonce::from_u64(bits.cast_unsigned())
+}
 
 /// A holder as JSON, so that it is read in any client.
 #[derive(Serialize, Deserialize)]
@@ -15,7 +25,7 @@ struct Said<'a> {
     metadata: std::borrow::Cow<'a, str>,
 }
 
-pub(crate) fn write(holder: &HolderInfo) -> String {
+pub(crate) fn write_holder(holder: &HolderInfo) -> String {
     let said = Said {
         label: holder.label().into(),
         host: holder.host().into(),
@@ -26,7 +36,7 @@ pub(crate) fn write(holder: &HolderInfo) -> String {
 }
 
 /// `None`: nobody of us wrote it.
-pub(crate) fn read(text: &str) -> Option<HolderInfo> {
+pub(crate) fn read_holder(text: &str) -> Option<HolderInfo> {
     let Said { label, host, pid, metadata } = serde_json::from_str(text).ok()?;
     HolderInfo::new(&label, &host, pid).and_then(|holder| holder.with_metadata(&metadata)).ok()
 }
@@ -60,15 +70,21 @@ mod tests {
             label in "[^\\p{Cc}]{1,40}", host in "[^\\p{Cc}]{1,40}", pid: u32, metadata in "(\\PC|\n|\0|\"|\\\\){0,40}",
         ) {
             let holder = HolderInfo::new(&label, &host, pid).unwrap().with_metadata(&metadata).unwrap();
-            let written = write(&holder);
+            let written = write_holder(&holder);
             // A server's text has no such character.
             prop_assert!(!written.contains('\0'));
-            prop_assert_eq!(read(&written), Some(holder));
+            prop_assert_eq!(read_holder(&written), Some(holder));
         }
 
         #[test]
         fn what_anybody_wrote_is_no_panic(text in "\\PC{0,80}") {
-            let _ = read(&text);
+            let _ = read_holder(&text);
+        }
+
+        #[test]
+        fn a_nonce_is_read_back(bits in 1..=u64::MAX) {
+            let nonce = Nonce::from_u64(bits).unwrap();
+            prop_assert_eq!(read_nonce(write_nonce(nonce)), Some(nonce));
         }
 
         #[test]
