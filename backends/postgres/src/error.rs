@@ -261,6 +261,12 @@ fn because(error: &Theirs) -> String {
     format!("{} {}{hint}", said.code().code(), said.message()).replace('\n', ", ")
 }
 
+/// Of a statement that others took along, and that nobody was left to carry out.
+pub(crate) fn shutting_down() -> Error {
+    let why = "the statement ended without an answer, because the program is shutting down";
+    Error::new(ErrorKind::Unavailable, why).with_unknown_effect()
+}
+
 /// Of an answer that our own functions do not give.
 pub(crate) fn odd_answer(server: &str) -> Error {
     let why = format!(

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use ringfence_core::{BoxFuture, Coalescer, Effect, Error, ErrorKind, Result};
 use tokio::runtime::Handle;
 
+use crate::error;
+
 /// How many statements of one kind are under way at a time: their connection makes one after the other, and has the next one at
 /// hand when one is done.
 const FLIGHTS: usize = 2;
@@ -47,10 +49,7 @@ where
     /// # Cancel safety
     /// One that is dropped before it is sent never is. Otherwise it takes effect or not, and nobody is told.
     pub(crate) async fn send(&self, request: Request) -> Result<Answer> {
-        self.0.request(request).await.unwrap_or_else(|| {
-            let why = "the statement ended without an answer, because the program is shutting down";
-            Err(Error::new(ErrorKind::Unavailable, why).with_unknown_effect())
-        })
+        self.0.request(request).await.unwrap_or_else(|| Err(error::shutting_down()))
     }
 }
 

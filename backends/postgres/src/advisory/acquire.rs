@@ -74,7 +74,7 @@ async fn busy(client: &Client, asked: &Asked) -> Result<Contention> {
                 asked.key
             ),
         )
-        .about(client.desk.shown()));
+        .about(client.affairs.shown()));
     }
     let holders = seen.iter().filter(|seen| seen.held).filter_map(view::Seen::known_holder).collect();
     Ok(Contention::new(holders, seen.iter().filter(|seen| !seen.held).count()))
@@ -97,7 +97,7 @@ async fn attempt(client: &Arc<Client>, request: &AcquireRequest, asked: &Asked) 
         Seized::Shared(sharing) => {
             let at = client.now();
             let (probe, key) = (&client.statements.probe_shared, asked.key);
-            let probed = async { client.desk.query(probe, &[&key]).await };
+            let probed = async { client.affairs.query(probe, &[&key]).await };
             let (would_get, number) = tokio::join!(probed, session.number());
             let would_get = would_get.map_err(Error::without_effect)?;
             let number = number.map_err(Error::without_effect)?;

@@ -161,7 +161,7 @@ impl Client {
     async fn write(&self, page: &Page) -> Result<()> {
         let Page { gone, nonces, signs, keys, names, numbers, shares, ages, holders } = page;
         let sql = &self.statements.write;
-        self.desk
+        self.affairs
             .query(sql, &[gone, nonces, signs, keys, names, numbers, shares, ages, holders])
             .await
             .map(drop)

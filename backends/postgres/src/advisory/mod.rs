@@ -64,7 +64,7 @@ struct Client {
     statements: Arc<Statements>,
     pool: Pool,
     /// For everything that is no lock.
-    desk: Arc<Link>,
+    affairs: Arc<Link>,
     held: Mutex<Held>,
     /// There is something that lapses sooner than the one that looks after it thinks.
     sooner: Arc<Notify>,
@@ -120,7 +120,7 @@ impl Advisory {
                 keys,
                 statements,
                 pool: Pool::new(sessions),
-                desk: Link::new(Arc::clone(options), runtime.clone(), |_| {}),
+                affairs: Link::new(Arc::clone(options), runtime.clone(), |_| {}),
                 held: Mutex::default(),
                 sooner: Arc::default(),
                 journal: Journal::default(),
@@ -136,16 +136,16 @@ impl Advisory {
 
     /// Connects, so that what is wrong is said now.
     pub(crate) async fn connect(&self) -> Result<()> {
-        self.0.desk.connect().await?;
-        if self.0.desk.session().is_some_and(|open| open.is_pooled) {
-            return Err(session::pooled().about(self.0.desk.shown()));
+        self.0.affairs.connect().await?;
+        if self.0.affairs.session().is_some_and(|open| open.is_pooled) {
+            return Err(session::pooled().about(self.0.affairs.shown()));
         }
         Ok(())
     }
 
     /// The connection for everything that is no lock.
     pub(crate) fn affairs(&self) -> &Arc<Link> {
-        &self.0.desk
+        &self.0.affairs
     }
 
     pub(crate) async fn acquire(&self, request: AcquireRequest) -> Result<Attempt> {
@@ -182,12 +182,6 @@ impl Advisory {
     }
 }
 
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.desk.hang_up();
-    }
-}
-
 impl Client {
     fn now(&self) -> BootInstant {
         self.clock.now()
@@ -207,14 +201,14 @@ impl Client {
     /// Holds a lease from now on. Errors where the session is over: then it is lost before it was held.
     fn hold(&self, key: LeaseKey, holding: Holding, asked: BootInstant) -> Result<Lease> {
         let token = view::token(holding.number, key.nonce)
-            .ok_or_else(|| crate::error::odd_answer(self.desk.shown()))?;
+            .ok_or_else(|| crate::error::odd_answer(self.affairs.shown()))?;
         let lease = Lease::new(key, token, asked);
         let (nonce, deadline) = (lease.key.nonce, holding.deadline);
         let is_sooner = {
             let mut held = self.held();
             // Whoever ends a session says so first, and then looks what it had.
             if holding.session.is_over() {
-                return Err(session::broken().about(self.desk.shown()));
+                return Err(session::broken().about(self.affairs.shown()));
             }
             held.leases.insert(nonce, holding);
             held.looked_at.is_none_or(|looked_at| deadline < looked_at)
@@ -402,11 +396,11 @@ impl Client {
         let ends = self.now().saturating_add(session.ttl.as_duration());
         let mut pauses = Backoff::new(PAUSES.0, PAUSES.1);
         while self.now() < ends {
-            match self.desk.query(&self.statements.lives, &[&session.sign]).await {
+            match self.affairs.query(&self.statements.lives, &[&session.sign]).await {
                 Ok(rows) => match rows.first().map(|row| row.try_get::<_, i32>(0)) {
                     None => return,
                     // It is our own role's. Where that is not enough, its time ends it.
-                    Some(Ok(pid)) => drop(self.desk.query(&self.statements.terminate, &[&pid]).await),
+                    Some(Ok(pid)) => drop(self.affairs.query(&self.statements.terminate, &[&pid]).await),
                     Some(Err(_)) => {}
                 },
                 Err(error) => tracing::debug!(%error, "nobody says whether a session is over"),

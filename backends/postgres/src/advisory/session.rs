@@ -58,7 +58,6 @@ pub(super) enum Event {
 /// A session. Dropping it ends it, and frees what it has.
 pub(super) struct Session {
     wire: Wire,
-    _open: HangUp,
     /// Among those in which somebody waits or has waited.
     _place: Option<OwnedSemaphorePermit>,
     /// Tells it from all other sessions there are or were.
@@ -136,20 +135,14 @@ impl Sessions {
             }
         };
         let link = Link::with_settings(Arc::clone(&self.options), self.runtime.clone(), settings(ttl), hears);
-        let link = HangUp(link);
-        link.0.connect().await?;
-        let Some(open) = link.0.session() else {
-            return Err(broken().without_effect().about(link.0.shown()));
+        link.connect().await?;
+        let Some(open) = link.session() else {
+            return Err(broken().without_effect().about(link.shown()));
         };
         if open.is_pooled {
-            return Err(pooled().about(link.0.shown()));
+            return Err(pooled().about(link.shown()));
         }
-        let wire = Wire {
-            link: Arc::clone(&link.0),
-            serial: open.serial,
-            is_over,
-            statements: Arc::clone(&self.statements),
-        };
+        let wire = Wire { link, serial: open.serial, is_over, statements: Arc::clone(&self.statements) };
         let ttl_ms = i32::try_from(ttl.as_millis()).expect("a TTL is at most a day");
         let begun = wire.ask(ANSWER_PATIENCE, &self.statements.begin, &[&sign, &ttl_ms]).await;
         let rows = begun.map_err(Error::without_effect)?;
@@ -164,7 +157,6 @@ impl Sessions {
         };
         Ok(Arc::new(Session {
             wire,
-            _open: link,
             _place: place,
             sign,
             ttl,
@@ -192,12 +184,10 @@ fn settings(ttl: Ttl) -> Vec<Setting> {
     ]
 }
 
-/// A link whose connection ends with it.
-struct HangUp(Arc<Link>);
-
-impl Drop for HangUp {
+impl Drop for Session {
     fn drop(&mut self) {
-        self.0.hang_up();
+        // A statement that is under way for somebody who went away has the link as well.
+        self.wire.link.hang_up();
     }
 }
 
@@ -441,10 +431,8 @@ impl Session {
     }
 
     async fn change(&self, verb: Verb, key: i64) -> Result<Option<i64>> {
-        self.changes.request(Change { verb, key }).await.unwrap_or_else(|| {
-            let why = "the statement ended without an answer, because the program is shutting down";
-            Err(Error::new(ErrorKind::Unavailable, why).with_unknown_effect())
-        })
+        let made = self.changes.request(Change { verb, key }).await;
+        made.unwrap_or_else(|| Err(error::shutting_down()))
     }
 
     /// Frees a key, however the session has it: after all changes that were asked for before, whatever became of them. A session

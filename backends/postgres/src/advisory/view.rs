@@ -45,7 +45,7 @@ pub(super) fn token(number: i64, nonce: Nonce) -> Option<FencingToken> {
 /// Everybody at a key, or at all of them. One round trip.
 pub(super) async fn look(client: &Client, key: Option<i64>) -> Result<Vec<Seen>> {
     let keys = key.map(|key| vec![key]);
-    let rows = client.desk.query(&client.statements.look, &[&keys]).await?;
+    let rows = client.affairs.query(&client.statements.look, &[&keys]).await?;
     let read = |row: &tokio_postgres::Row| -> Option<Seen> {
         let (sign, ttl): (Option<i64>, Option<i32>) = (row.try_get("sign").ok()?, row.try_get("ttl").ok()?);
         let nonce: Option<i64> = row.try_get("nonce").ok()?;
@@ -65,7 +65,7 @@ pub(super) async fn look(client: &Client, key: Option<i64>) -> Result<Vec<Seen>>
             idle: row.try_get("idle_ms").ok()?,
         })
     };
-    rows.iter().map(read).collect::<Option<_>>().ok_or_else(|| error::odd_answer(client.desk.shown()))
+    rows.iter().map(read).collect::<Option<_>>().ok_or_else(|| error::odd_answer(client.affairs.shown()))
 }
 
 /// The same, when there are words about all of ours, or nobody can wait for them any longer.
@@ -148,7 +148,7 @@ fn state(name: LockName, seen: &[Seen]) -> Option<LockState> {
 
 pub(super) async fn inspect(client: &Client, name: &LockName) -> Result<LockState> {
     let seen = look_well(client, Some(client.keys.of(name)?)).await?;
-    state(name.clone(), &seen).ok_or_else(|| error::odd_answer(client.desk.shown()))
+    state(name.clone(), &seen).ok_or_else(|| error::odd_answer(client.affairs.shown()))
 }
 
 /// A key that nobody has given a name is no lock of ours.
@@ -172,7 +172,7 @@ pub(super) async fn list(client: &Client, query: &ListQuery) -> Result<Page<Lock
     let is_more = named.len() > limit;
     let states: Option<Vec<LockState>> =
         named.into_values().take(limit).map(|(name, seen)| state(name, &seen)).collect();
-    let items = states.ok_or_else(|| error::odd_answer(client.desk.shown()))?;
+    let items = states.ok_or_else(|| error::odd_answer(client.affairs.shown()))?;
     let next = items.last().filter(|_| is_more).map(|last| last.name.clone());
     Ok(Page::new(items, next))
 }
@@ -192,9 +192,9 @@ pub(super) async fn evict(client: &Client, name: &LockName, nonce: Nonce) -> Res
                 holder.pid
             ),
         )
-        .about(client.desk.shown()));
+        .about(client.affairs.shown()));
     };
-    client.desk.query(&client.statements.evict, &[&sign, &rows::write_nonce(nonce)]).await?;
+    client.affairs.query(&client.statements.evict, &[&sign, &rows::write_nonce(nonce)]).await?;
     let mut ends = client.now().saturating_add(EVICTION_PATIENCE);
     let (mut pauses, mut was_terminated) = (Backoff::new(PAUSES.0, PAUSES.1), false);
     loop {
@@ -212,9 +212,9 @@ pub(super) async fn evict(client: &Client, name: &LockName, nonce: Nonce) -> Res
                 )
                 .with_unknown_effect());
             }
-            for row in client.desk.query(&client.statements.lives, &[&sign]).await? {
-                let pid: i32 = row.try_get(0).map_err(|_| error::odd_answer(client.desk.shown()))?;
-                client.desk.query(&client.statements.terminate, &[&pid]).await?;
+            for row in client.affairs.query(&client.statements.lives, &[&sign]).await? {
+                let pid: i32 = row.try_get(0).map_err(|_| error::odd_answer(client.affairs.shown()))?;
+                client.affairs.query(&client.statements.terminate, &[&pid]).await?;
             }
             was_terminated = true;
             ends = client.now().saturating_add(EVICTION_PATIENCE);

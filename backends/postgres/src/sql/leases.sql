@@ -45,7 +45,7 @@ CREATE UNLOGGED TABLE @schema@.sessions (
 CREATE TABLE @schema@.forgotten (number bigint NOT NULL);
 INSERT INTO @schema@.forgotten VALUES (0);
 
--- For how long a turn stands that was given to one that waits. As in leases/line.rs.
+-- For how long a turn stands that was given to one that waits. As in leases/seek.rs.
 CREATE FUNCTION @schema@.offer_ms() RETURNS integer
 LANGUAGE sql IMMUTABLE AS 'SELECT 750';
 
@@ -88,6 +88,16 @@ BEGIN
         DELETE FROM @schema@.places WHERE name = asked AND kind = 'h' AND beacon AND @schema@.is_out(session);
     END IF;
     RETURN l;
+END $$;
+
+-- The same, of a lock that had no row: from now on it has one. What is new is not forgotten meanwhile.
+CREATE FUNCTION @schema@.make(asked text) RETURNS @schema@.locks
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO @schema@.locks (name, number, ends, since)
+    SELECT asked, f.number, clock_timestamp(), clock_timestamp() FROM @schema@.forgotten f
+    ON CONFLICT (name) DO NOTHING;
+    RETURN @schema@.settle(asked);
 END $$;
 
 -- Whether a mode fits beside those that hold.
@@ -263,11 +273,8 @@ BEGIN
     END IF;
     l := @schema@.settle(asked);
     IF l.name IS NULL AND verb <> 'l' THEN
-        INSERT INTO @schema@.locks (name, number, ends, since)
-        SELECT asked, f.number, clock_timestamp(), clock_timestamp() FROM @schema@.forgotten f
-        ON CONFLICT (name) DO NOTHING;
-        is_new := FOUND;
-        l := @schema@.settle(asked);
+        is_new := true;
+        l := @schema@.make(asked);
     END IF;
     number := @schema@.number_of(l, of_nonce);
     IF number IS NULL AND l.crowd AND EXISTS (
@@ -428,10 +435,10 @@ CREATE FUNCTION @schema@.withdraw(session bigint, asked text, of_nonce bigint, t
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM @schema@.durably();
-    INSERT INTO @schema@.locks (name, number, ends, since)
-    SELECT asked, f.number, clock_timestamp(), clock_timestamp() FROM @schema@.forgotten f
-    ON CONFLICT (name) DO NOTHING;
-    PERFORM FROM @schema@.locks WHERE name = asked FOR UPDATE;
+    -- It has to have a row, whose lock keeps it from being forgotten.
+    IF (@schema@.settle(asked)).name IS NULL THEN
+        PERFORM @schema@.make(asked);
+    END IF;
     PERFORM @schema@.leave(asked, of_nonce);
     INSERT INTO @schema@.places (name, nonce, kind, mode, ttl, ends, since, session, holder)
     VALUES (
