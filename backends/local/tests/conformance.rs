@@ -37,9 +37,7 @@ impl Harness for Local {
     ) -> Option<BoxFuture<'a, Box<dyn OtherProcess>>> {
         Some(Box::pin(async move {
             let url = self.open().expect("the store").to_string();
-            let mut taker = Taker::start(&url, name.as_str(), &["--ttl", &ttl.to_string()]);
-            taker.asks().await;
-            Box::new(taker) as Box<dyn OtherProcess>
+            Taker::asking(&url, name, ttl).await
         }))
     }
 }

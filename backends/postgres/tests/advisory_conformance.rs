@@ -39,11 +39,7 @@ impl Harness for Advisory {
         name: &'a LockName,
         ttl: Ttl,
     ) -> Option<BoxFuture<'a, Box<dyn OtherProcess>>> {
-        Some(Box::pin(async move {
-            let mut taker = Taker::start(&self.url(), name.as_str(), &["--ttl", &ttl.to_string()]);
-            taker.asks().await;
-            Box::new(taker) as Box<dyn OtherProcess>
-        }))
+        Some(Box::pin(async move { Taker::asking(&self.url(), name, ttl).await }))
     }
 
     fn connect_by_cable(&self) -> Option<BoxFuture<'_, Box<dyn Cable>>> {

@@ -3,7 +3,9 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use ringfence_core::{BootInstant, BoxFuture, Error, ErrorKind, FencingToken, Result, Version};
+use ringfence_core::{
+    BootInstant, BoxFuture, Error, ErrorKind, FencingToken, LockName, Result, Ttl, Version,
+};
 use ringfence_testkit::{OtherProcess, PATIENCE};
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +134,13 @@ impl Taker {
         prepare(&mut command);
         let process = Process::start(command).expect("the taker starts");
         Self { process, unseen: Vec::new(), printed: Vec::new() }
+    }
+
+    /// One that has begun to ask for a lock, as a harness of the conformance suite starts it.
+    pub async fn asking(url: &str, name: &LockName, ttl: Ttl) -> Box<dyn OtherProcess> {
+        let mut taker = Self::start(url, name.as_str(), &["--ttl", &ttl.to_string()]);
+        taker.asks().await;
+        Box::new(taker)
     }
 
     /// Tells it to do something: `acquire`, `release` or `write TEXT`.

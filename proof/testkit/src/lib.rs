@@ -32,11 +32,13 @@
 pub mod cases;
 mod client;
 mod clock;
+mod drops;
 mod harness;
 mod history;
 
 pub use client::PATIENCE;
 pub use clock::ShiftedClock;
+pub use drops::drop_after;
 pub use harness::{Cable, Harness, NotApplicable, OtherProcess, Verdict, run};
 pub use history::{Hold, check_exclusive};
 

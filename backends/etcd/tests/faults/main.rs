@@ -13,7 +13,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use common::{LONG, client, connect, granted, hold, name, of_each_version, release, renew, request, within};
@@ -24,6 +23,7 @@ use ringfence_core::{
     SystemClock, Wait, abandonment,
 };
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy, Taker};
+use ringfence_testkit::drop_after;
 
 const NAME: &str = "orders/42";
 
@@ -157,20 +157,6 @@ async fn without_a_majority_a_guard_is_lost_at_its_deadline_and_the_lock_is_free
         "a lock is free within twice its TTL and 3 s, not {took:?}"
     );
     assert!(lease.token.sequence() > first.sequence(), "tokens rise");
-}
-
-/// Polls a future so many times, and drops it. What it came to, if it did before that.
-async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    std::future::poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Ready(result) => Poll::Ready(Some(result)),
-        Poll::Pending => {
-            left -= 1;
-            if left == 0 { Poll::Ready(None) } else { Poll::Pending }
-        }
-    })
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

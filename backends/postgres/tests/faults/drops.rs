@@ -2,31 +2,17 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use ringfence::{Guard, Locks};
 use ringfence_core::{Attempt, Backend, Lease, Renewal, Wait};
 use ringfence_postgres::PostgresBackend;
+use ringfence_testkit::drop_after;
 
 use crate::stage::{FOR_EVER, LONG, NAME, Stage, exclusive, granted, release, renew, within};
 
 /// One that waits looks after its place every quarter of a second: within this it does everything that it does.
 const A_WHILE: Duration = Duration::from_millis(600);
-
-/// Polls a future so many times, and drops it. What it came to, if it did before that.
-async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    std::future::poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Ready(result) => Poll::Ready(Some(result)),
-        Poll::Pending => {
-            left -= 1;
-            if left == 0 { Poll::Ready(None) } else { Poll::Pending }
-        }
-    })
-    .await
-}
 
 /// One who acquires: the backend itself, whose future withdraws, or the hall, whose task does.
 trait Asks {

@@ -6,10 +6,9 @@ use std::time::Duration;
 use ringfence::{Guard, Locks};
 use ringfence_core::{Attempt, Backend, Lease, Mode, Renewal, Wait};
 use ringfence_redis::RedisBackend;
+use ringfence_testkit::drop_after;
 
-use crate::stage::{
-    FOR_EVER, LONG, NAME, Stage, drop_after, exclusive, granted, release, renew, request, within,
-};
+use crate::stage::{FOR_EVER, LONG, NAME, Stage, exclusive, granted, release, renew, request, within};
 
 /// One that waits looks after its place every quarter of a second: within this it does everything that it does.
 const A_WHILE: Duration = Duration::from_millis(600);

@@ -1,9 +1,7 @@
 //! A server of a test's own, clients of it, and somebody who looks on.
 
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use ringfence::Locks;
@@ -169,18 +167,4 @@ pub(crate) async fn renew(client: &RedisBackend, lease: &Lease) -> Result<Renewa
 
 pub(crate) fn refused<T: std::fmt::Debug>(what: &str, result: Result<T>) -> Error {
     result.err().unwrap_or_else(|| panic!("{what} must be refused"))
-}
-
-/// Polls a future so many times, and drops it. What it came to, if it did before that.
-pub(crate) async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    std::future::poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Ready(result) => Poll::Ready(Some(result)),
-        Poll::Pending => {
-            left -= 1;
-            if left == 0 { Poll::Ready(None) } else { Poll::Pending }
-        }
-    })
-    .await
 }
