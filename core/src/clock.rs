@@ -36,13 +36,47 @@ impl BootInstant {
     }
 }
 
+/// A time of day, by somebody's wall clock: milliseconds since the start of 1970 (UTC), leap seconds not counted.
+///
+/// For what people name by the calendar, as the window of a nightly run. It steps when somebody sets the clock: no lease, no
+/// deadline and no order of two writes ever depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WallTime(u64);
+
+impl WallTime {
+    /// The time this many milliseconds after the start of 1970.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the start of 1970.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// This time and `duration` more, in whole milliseconds, or the end of the calendar where that is past it.
+    #[must_use]
+    pub fn saturating_add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long from `earlier` to this time: zero if `earlier` is the later one.
+    pub fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
 /// The only reader of time in Ringfence.
 ///
 /// Deadlines use the boot-time clock because it counts suspend, as the servers' clocks do: a laptop that slept past
-/// its lease wakes up knowing that it lost. No wall clock is read anywhere.
+/// its lease wakes up knowing that it lost. The wall clock is for what people name by the calendar, and for nothing else.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Now. Never earlier than an instant this clock has returned before.
     fn now(&self) -> BootInstant;
+
+    /// The time of day on this machine. It steps when somebody sets the clock.
+    fn wall(&self) -> WallTime;
 
     /// How long to sleep before looking at the clock again, on the way to `deadline`.
     ///
@@ -56,7 +90,7 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// The machine's own boot-time clock (`CLOCK_BOOTTIME`).
+/// The machine's own clocks (`CLOCK_BOOTTIME` and `CLOCK_REALTIME`).
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct SystemClock;
@@ -74,6 +108,13 @@ impl Clock for SystemClock {
         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
         let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
         BootInstant(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+    }
+
+    fn wall(&self) -> WallTime {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        let millis = u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000;
+        WallTime(seconds.saturating_mul(1_000).saturating_add(millis))
     }
 }
 

@@ -28,7 +28,7 @@ mod url;
 
 pub use backend::{Backend, BoxFuture, LossListener};
 pub use backoff::Backoff;
-pub use clock::{BootInstant, Clock, SystemClock};
+pub use clock::{BootInstant, Clock, SystemClock, WallTime};
 pub use coalescer::Coalescer;
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
 pub use fenced_store::{FencedStore, Opened, RECORD_VALUE_MAX, Record, RecordKey, Version};

@@ -70,6 +70,8 @@ mod keeper;
 mod locks;
 #[cfg(not(loom))]
 mod meters;
+#[cfg(not(loom))]
+pub mod patterns;
 #[cfg(all(feature = "postgres", not(loom)))]
 pub mod postgres;
 #[cfg(not(loom))]
@@ -107,7 +109,7 @@ pub use ringfence_core::{
     LockName, LockState, LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX,
     Page, Permits, Queue, Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release,
     Renewal, Result, Retry, Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp,
-    abandonment, nearest, parse_duration,
+    WallTime, abandonment, nearest, parse_duration,
 };
 
 /// The README's example is a test.

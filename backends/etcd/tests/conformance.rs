@@ -83,3 +83,7 @@ mod of_3_5 {
         );
     }
 }
+
+mod patterns {
+    ringfence_patterns::patterns!(super::EtcdCluster::start(1).await.map(super::Etcd));
+}

@@ -49,3 +49,9 @@ mod for_locks_elsewhere {
 
     ringfence_testkit::conformance!(Some(super::Local::new(RecordGuard::HighWaterMark)));
 }
+
+mod patterns {
+    use ringfence_core::RecordGuard;
+
+    ringfence_patterns::patterns!(Some(super::Local::new(RecordGuard::LiveLease)));
+}

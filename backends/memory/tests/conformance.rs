@@ -35,3 +35,7 @@ impl Harness for Memory {
 }
 
 ringfence_testkit::conformance!(Some(Memory::new()));
+
+mod patterns {
+    ringfence_patterns::patterns!(Some(super::Memory::new()));
+}

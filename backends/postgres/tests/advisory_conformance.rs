@@ -61,3 +61,7 @@ impl Harness for Advisory {
 }
 
 ringfence_testkit::conformance!(Postgres::start().await.map(Advisory));
+
+mod patterns {
+    ringfence_patterns::patterns!(super::Postgres::start().await.map(super::Advisory));
+}

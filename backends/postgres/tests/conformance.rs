@@ -112,3 +112,7 @@ mod behind_a_pooler {
 
     ringfence_testkit::conformance!(start().await);
 }
+
+mod patterns {
+    ringfence_patterns::patterns!(super::Postgres::start().await.map(super::Leases::new));
+}

@@ -132,3 +132,7 @@ mod in_a_cluster {
 
     ringfence_testkit::conformance!(RedisCluster::start().await.map(Redis));
 }
+
+mod patterns {
+    ringfence_patterns::patterns!(super::RedisServer::start().await.map(super::Redis));
+}

@@ -100,3 +100,7 @@ fn key(lease: &Lease) -> String {
 }
 
 ringfence_testkit::conformance!(Redlock::start().await);
+
+mod patterns {
+    ringfence_patterns::patterns!(super::Redlock::start().await);
+}

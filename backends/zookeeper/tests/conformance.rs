@@ -70,3 +70,7 @@ mod in_an_ensemble {
 
     ringfence_testkit::conformance!(start(3).await);
 }
+
+mod patterns {
+    ringfence_patterns::patterns!(super::start(1).await);
+}

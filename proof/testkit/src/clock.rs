@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ringfence_core::{BootInstant, Clock, SystemClock};
+use ringfence_core::{BootInstant, Clock, SystemClock, WallTime};
 
 /// The machine's clock, as it would read if the machine had been suspended for a while.
 ///
@@ -24,10 +24,18 @@ impl ShiftedClock {
             u64::try_from(by.as_nanos()).expect("a test moves the clock by less than five hundred years");
         self.ahead.fetch_add(by, Ordering::SeqCst);
     }
+
+    fn ahead(&self) -> Duration {
+        Duration::from_nanos(self.ahead.load(Ordering::SeqCst))
+    }
 }
 
 impl Clock for ShiftedClock {
     fn now(&self) -> BootInstant {
-        SystemClock::new().now().saturating_add(Duration::from_nanos(self.ahead.load(Ordering::SeqCst)))
+        SystemClock::new().now().saturating_add(self.ahead())
+    }
+
+    fn wall(&self) -> WallTime {
+        SystemClock::new().wall().saturating_add(self.ahead())
     }
 }

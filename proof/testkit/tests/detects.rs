@@ -16,7 +16,7 @@ use ringfence_core::{
     AcquireRequest, Attempt, Backend, BootInstant, BoxFuture, Clock, Contention, Error, ErrorKind, Eviction,
     FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseKey, ListQuery, LockName, LockState,
     LossListener, Mode, Nonce, Opened, Page, RECORD_VALUE_MAX, Record, RecordKey, Release, Renewal, Result,
-    Ttl, Version, Wait, abandonment,
+    Ttl, Version, Wait, WallTime, abandonment,
 };
 use ringfence_memory::MemoryBackend;
 use ringfence_testkit::cases::{CONTRACT, Case, FAULTS};
@@ -67,6 +67,10 @@ struct VirtualClock {
 impl Clock for VirtualClock {
     fn now(&self) -> BootInstant {
         BootInstant::from_nanos(0).saturating_add(self.boot.elapsed())
+    }
+
+    fn wall(&self) -> WallTime {
+        WallTime::from_millis(0).saturating_add(self.boot.elapsed())
     }
 }
 

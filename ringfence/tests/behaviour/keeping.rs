@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ringfence::{Backend, BootInstant, Clock, ErrorKind, Locks, SystemClock};
+use ringfence::{Backend, BootInstant, Clock, ErrorKind, Locks, SystemClock, WallTime};
 
 use crate::stage::{Call, Fate, Gate, JumpingClock, Stage, eventually, is_ready, millis, soon, staged};
 
@@ -234,6 +234,10 @@ impl Clock for PanickingClock {
         SystemClock::new().now()
     }
 
+    fn wall(&self) -> WallTime {
+        SystemClock::new().wall()
+    }
+
     fn nap(&self, deadline: BootInstant) -> Option<Duration> {
         if self.armed.swap(false, Ordering::SeqCst) {
             self.panics.fetch_add(1, Ordering::SeqCst);
@@ -263,6 +267,10 @@ struct CountingClock(AtomicUsize);
 impl Clock for CountingClock {
     fn now(&self) -> BootInstant {
         SystemClock::new().now()
+    }
+
+    fn wall(&self) -> WallTime {
+        SystemClock::new().wall()
     }
 
     fn nap(&self, deadline: BootInstant) -> Option<Duration> {

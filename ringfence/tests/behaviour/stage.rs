@@ -13,7 +13,7 @@ use std::time::Duration;
 use ringfence::{
     AcquireRequest, Agreement, Attempt, Backend, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction,
     FencedStore, Finding, Guarantees, LeaseKey, ListQuery, LockName, LockState, Locks, LossListener, Nonce,
-    Page, Release, Renewal, Result, SystemClock,
+    Page, Release, Renewal, Result, SystemClock, WallTime,
 };
 use ringfence_memory::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -298,11 +298,19 @@ impl JumpingClock {
     pub(crate) fn jump(&self, time: Duration) {
         self.0.fetch_add(u64::try_from(time.as_nanos()).unwrap(), Ordering::SeqCst);
     }
+
+    fn ahead(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::SeqCst))
+    }
 }
 
 impl Clock for JumpingClock {
     fn now(&self) -> BootInstant {
-        SystemClock::new().now().saturating_add(Duration::from_nanos(self.0.load(Ordering::SeqCst)))
+        SystemClock::new().now().saturating_add(self.ahead())
+    }
+
+    fn wall(&self) -> WallTime {
+        SystemClock::new().wall().saturating_add(self.ahead())
     }
 }
 

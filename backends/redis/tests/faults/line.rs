@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ringfence_core::{
     Attempt, Backend, BootInstant, Clock, Effect, ErrorKind, Eviction, Lease, Release, Renewal, Retry,
-    SystemClock, Wait,
+    SystemClock, Wait, WallTime,
 };
 use ringfence_servers::{Proxy, Taker};
 use tokio::sync::mpsc;
@@ -24,6 +24,10 @@ pub(crate) struct Stopped(pub(crate) BootInstant);
 impl Clock for Stopped {
     fn now(&self) -> BootInstant {
         self.0
+    }
+
+    fn wall(&self) -> WallTime {
+        WallTime::from_millis(0).saturating_add(self.0.saturating_since(BootInstant::from_nanos(0)))
     }
 
     fn nap(&self, _: BootInstant) -> Option<Duration> {
