@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::clock::WallTime;
 use crate::error::Result;
 use crate::fenced_store::FencedStore;
 use crate::finding::Finding;
@@ -109,6 +110,15 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
     /// # Behaviour
     /// - Leases, places in line and records stay as they are. `[examination_changes_nothing]`
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>>;
+
+    /// The time of day by the service's own clock, which all of its clients share; `None` where it has none that it tells.
+    ///
+    /// It steps when somebody sets that clock. So it names what people name by the calendar, and decides no lease and no order
+    /// of two writes.
+    ///
+    /// # Behaviour
+    /// - It is the time of day, and goes on. `[tells_the_time]`
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>>;
 
     /// The records that live beside the locks, each behind its lock's fence.
     fn records(&self) -> &dyn FencedStore;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::clock::BootInstant;
+use crate::clock::{BootInstant, WallTime};
 use crate::finding::Finding;
 
 /// By how much two clocks may drift apart in a second that are both in order: the kernel slews a clock by at most half of
@@ -42,6 +42,11 @@ impl ServerClock {
     /// What it said, counted from 1970.
     pub fn theirs(&self) -> Duration {
         self.theirs
+    }
+
+    /// What it said, as a time of day.
+    pub fn wall(&self) -> WallTime {
+        WallTime::from_millis(0).saturating_add(self.theirs)
     }
 
     /// Whether the clock has gone, since an earlier reading, as far as ours has. The two are never compared with each other,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction,
     FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
-    Nonce, Page, Queue, Records, Release, Renewal, Result, Retry, Scope, Tokens, Ttl,
+    Nonce, Page, Queue, Records, Release, Renewal, Result, Retry, Scope, Tokens, Ttl, WallTime,
 };
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -291,6 +291,11 @@ impl Backend for EtcdBackend {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(checks::examine(&self.client))
+    }
+
+    /// None: etcd tells its clients no time of day.
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>> {
+        Box::pin(async { Ok(None) })
     }
 
     fn records(&self) -> &dyn FencedStore {

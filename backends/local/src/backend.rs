@@ -10,7 +10,7 @@ use ringfence_core::table::{Answer, Entry, Op, WAITERS_MAX};
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore,
     Finding, Guarantees, HolderDeath, Lease, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce,
-    Page, RecordGuard, Records, Release, Renewal, Result, Scope, Tokens, Wait,
+    Page, RecordGuard, Records, Release, Renewal, Result, Scope, Tokens, Wait, WallTime,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -682,6 +682,11 @@ impl Backend for LocalBackend {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(async { self.store.examine() })
+    }
+
+    /// This machine's, because the store has no other clients.
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>> {
+        Box::pin(async { Ok(Some(self.store.clock.wall())) })
     }
 
     fn records(&self) -> &dyn FencedStore {

@@ -38,7 +38,7 @@ use ringfence_core::table::{Answer, Effects, Entry, Op, Table, WAITERS_MAX};
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BootInstant, BoxFuture, Clock, Contention, Error, ErrorKind, Eviction,
     FencedStore, Finding, Guarantees, Lease, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce,
-    Page, Release, Renewal, Result, Wait,
+    Page, Release, Renewal, Result, Wait, WallTime,
 };
 use tokio::sync::Notify;
 
@@ -262,6 +262,10 @@ impl Backend for MemoryBackend {
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         let what = "the locks and records of this process, and of no other; they end with it";
         Box::pin(async move { Ok(vec![Finding::fine("store", what)]) })
+    }
+
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>> {
+        Box::pin(async { Ok(Some(self.clock.wall())) })
     }
 
     fn records(&self) -> &dyn FencedStore {

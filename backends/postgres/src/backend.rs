@@ -5,11 +5,11 @@ use std::sync::Arc;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Eviction, FencedStore, Finding,
     Guarantees, HolderDeath, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page,
-    Queue, Records, Release, Renewal, Result, Scope, Tokens,
+    Queue, Records, Release, Renewal, Result, Scope, Tokens, WallTime,
 };
 
 use crate::advisory::{self, Advisory};
-use crate::checks::Checks;
+use crate::checks::{self, Checks};
 use crate::leases::Leases;
 use crate::options::{self, Options};
 use crate::records::Records as RecordStore;
@@ -124,6 +124,14 @@ impl Backend for PostgresBackend {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(self.checks.examine(with!(self, recipe => recipe.affairs()), &*self.clock))
+    }
+
+    /// One round trip.
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>> {
+        Box::pin(async move {
+            let link = with!(self, recipe => recipe.affairs());
+            Ok(Some(checks::read_clock(link, &*self.clock).await?.wall()))
+        })
     }
 
     fn records(&self) -> &dyn FencedStore {

@@ -75,7 +75,7 @@ async fn one(link: &Link, sql: &Sql, param: &str) -> Result<Row> {
     Ok(rows.into_iter().next().expect("a SELECT without FROM has a row"))
 }
 
-async fn read_clock(link: &Link, clock: &dyn Clock) -> Result<ServerClock> {
+pub(crate) async fn read_clock(link: &Link, clock: &dyn Clock) -> Result<ServerClock> {
     let sql = Sql::new(CLOCK, &[]);
     // So that nothing but the question is between the two readings of ours.
     link.connect().await?;

@@ -10,7 +10,7 @@ use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, BoxFuture, Clock, Contention, Effect,
     Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding, Guarantees, Lease, LeaseClock, LeaseKey,
     ListQuery, LockName, LockState, LossListener, Mode, Nonce, Page, Queue, Records, Release, Renewal,
-    Result, Retry, Scope, Tokens, Ttl, Wait,
+    Result, Retry, Scope, Tokens, Ttl, Wait, WallTime,
 };
 use tokio::runtime::Handle;
 
@@ -586,6 +586,11 @@ impl Backend for RedisBackend {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(self.checks.examine(&self.client))
+    }
+
+    /// One round trip. In a cluster two, one of which learns of the masters: the time is that of the first master that answers.
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>> {
+        Box::pin(checks::time(&self.client))
     }
 
     fn records(&self) -> &dyn FencedStore {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{Cmd, Value, from_redis_value};
-use ringfence_core::{Finding, Result, ServerClock, Severity};
+use ringfence_core::{Finding, Result, ServerClock, Severity, WallTime};
 
 use crate::access;
 use crate::backend::Client;
@@ -132,6 +132,18 @@ pub(crate) async fn identity(client: &Client) -> Result<Option<String>> {
     let [node] = &nodes[..] else { return Ok(None) };
     let info = Info::of(node, redis::cmd("INFO").arg("server")).await?;
     Ok(info.as_ref().and_then(Info::run_id).map(str::to_owned))
+}
+
+/// The time of day by the first server that says it, in an order that is always the same; `None` where we may not ask.
+pub(crate) async fn time(client: &Client) -> Result<Option<WallTime>> {
+    let mut failed = None;
+    for node in &Node::all(client).await? {
+        match read_clock(node).await {
+            Ok(reading) => return Ok(reading.map(|reading| reading.wall())),
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), Err)
 }
 
 /// Asks for something that the server may refuse to say, to us or to everybody: then `None`.

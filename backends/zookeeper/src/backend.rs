@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, BoxFuture, Clock, Contention, Error,
     Eviction, FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState,
-    LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens, Ttl, Wait,
+    LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens, Ttl, Wait, WallTime,
 };
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -361,6 +361,11 @@ impl Backend for ZooKeeperBackend {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(checks::examine(&self.client))
+    }
+
+    /// None: ZooKeeper tells the time of a write and of nothing else.
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>> {
+        Box::pin(async { Ok(None) })
     }
 
     fn records(&self) -> &dyn FencedStore {

@@ -15,7 +15,7 @@ use crate::harness::Harness;
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a case waits where it must see that something does *not* happen and no event tells.
-const QUIET: Duration = Duration::from_millis(50);
+pub(crate) const QUIET: Duration = Duration::from_millis(50);
 
 /// A TTL that no case outlives.
 pub(crate) const LONG: Duration = Duration::from_mins(1);

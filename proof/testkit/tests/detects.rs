@@ -51,6 +51,8 @@ enum Flaw {
     ListsByPattern,
     EvictsNothing,
     ExaminesByTidying,
+    TimeStandsStill,
+    TellsAnotherTime,
     OpensForAnyone,
     WritesNothing,
     OpensByWriting,
@@ -299,6 +301,17 @@ impl Backend for Flawed {
         })
     }
 
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>> {
+        Box::pin(async move {
+            self.pass()?;
+            match self.flaw {
+                Flaw::TimeStandsStill => Ok(Some(WallTime::from_millis(0))),
+                Flaw::TellsAnotherTime => Ok(Some(self.clock.wall().saturating_add(Duration::from_hours(2)))),
+                _ => self.inner.time().await,
+            }
+        })
+    }
+
     fn records(&self) -> &dyn FencedStore {
         self
     }
@@ -476,6 +489,8 @@ detects! {
     evicting: eviction_frees_the_name finds EvictsNothing saying "waited 10s in vain";
     evicting_nobody: eviction_names_a_holder finds EvictsNothing saying "nobody holds a free name";
     examining: examination_changes_nothing finds ExaminesByTidying saying "nobody lost anything";
+    standing_still: tells_the_time finds TimeStandsStill saying "time goes on";
+    another_time: tells_the_time finds TellsAnotherTime saying "one and the same clock";
     stale_open: records_refuse_a_stale_open finds OpensForAnyone saying "must be refused";
     collision: records_refuse_a_collision finds OpensForAnyone saying "must be refused";
     stranger: records_refuse_a_token_of_another_lock finds OpensForAnyone saying "must be refused";

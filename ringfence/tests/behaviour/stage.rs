@@ -266,6 +266,11 @@ impl Backend for Stage {
         Box::pin(async move { Ok(findings.to_vec()) })
     }
 
+    /// None, as of a service without a clock.
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>> {
+        Box::pin(async { Ok(None) })
+    }
+
     fn records(&self) -> &dyn FencedStore {
         self.memory.records()
     }

@@ -29,7 +29,7 @@ use std::time::Duration;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Effect, Error, ErrorKind, Eviction,
     FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
-    Nonce, Page, Queue, Quorum, Records, Release, Renewal, Result, Scope, Tokens, Ttl, WakeUp,
+    Nonce, Page, Queue, Quorum, Records, Release, Renewal, Result, Scope, Tokens, Ttl, WakeUp, WallTime,
 };
 
 use self::nodes::{Node, Nodes};
@@ -234,6 +234,12 @@ impl Redlock {
         }
     }
 
+    /// The median of what a quorum of the nodes say that the time is.
+    async fn time(&self) -> Result<Option<WallTime>> {
+        let read = |node: Arc<Node>| async move { checks::time(&node.client).await };
+        Ok(median(self.nodes.ask_quorum(PATIENCE_MOST, read).await?.into_iter().flatten().collect()))
+    }
+
     /// Renews leases or downgrades them. One that too few nodes have is gone, and what is left of it is given back.
     async fn renewed(self: &Arc<Self>, verb: &'static str, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
         let renewed = self.decide(verb, leases).await?;
@@ -253,6 +259,12 @@ impl Redlock {
         };
         Ok(renewed.into_iter().map(renewal).collect())
     }
+}
+
+/// The one in the middle; of two, the earlier one.
+fn median(mut times: Vec<WallTime>) -> Option<WallTime> {
+    times.sort_unstable();
+    times.get(times.len().saturating_sub(1) / 2).copied()
 }
 
 const RELEASE: &str = "release";
@@ -339,6 +351,11 @@ impl Backend for RedlockBackend {
         Box::pin(self.redlock.examine())
     }
 
+    /// One round. The median of what a quorum says, which is no longer that of one clock that is wrong where three or more agree.
+    fn time(&self) -> BoxFuture<'_, Result<Option<WallTime>>> {
+        Box::pin(self.redlock.time())
+    }
+
     fn records(&self) -> &dyn FencedStore {
         self
     }
@@ -368,6 +385,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn one_clock_of_three_that_is_wrong_is_not_believed() {
+        for (told, believed) in [
+            (vec![], None),
+            (vec![7], Some(7)),
+            (vec![9, 7], Some(7)),
+            (vec![0, 9, 8], Some(8)),
+            (vec![7, 8, 1 << 60], Some(8)),
+        ] {
+            let times = told.into_iter().map(WallTime::from_millis).collect();
+            assert_eq!(median(times).map(WallTime::as_millis), believed);
+        }
+    }
 
     proptest! {
         #[test]

@@ -58,6 +58,7 @@ macro_rules! __with_every_case {
                 eviction_frees_the_name
                 eviction_names_a_holder
                 examination_changes_nothing
+                tells_the_time
                 records_refuse_a_stale_open
                 records_refuse_a_collision
                 records_refuse_a_token_of_another_lock

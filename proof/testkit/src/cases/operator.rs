@@ -1,10 +1,12 @@
+use std::time::Duration;
+
 use ringfence_core::{
     ErrorKind, Eviction, ListQuery, LockName, LockState, Mode, Nonce, Page, RecordGuard, RecordKey, Release,
     Renewal, Severity,
 };
 
-use crate::client::{Client, LONG, Waiter, clients, expect_refused, fresh, within};
-use crate::harness::{Harness, Verdict};
+use crate::client::{Client, LONG, QUIET, Waiter, clients, expect_refused, fresh, within};
+use crate::harness::{Harness, NotApplicable, Verdict};
 
 /// Shows the holder, its token, its age and its remaining time, and the waiters in line; a lock that nobody uses is free.
 pub async fn inspect_shows_holder_and_waiters(harness: &dyn Harness) -> Verdict {
@@ -190,5 +192,23 @@ pub async fn examination_changes_nothing(harness: &dyn Harness) -> Verdict {
     ann.gives_back(&lease).await;
     let next = waiting.granted().await;
     bob.gives_back(&next).await;
+    Ok(())
+}
+
+/// The time of day of the service goes on, and every client is told the same one: that of this machine, on which the servers of
+/// tests run.
+pub async fn tells_the_time(harness: &dyn Harness) -> Verdict {
+    const APART_MOST: Duration = Duration::from_hours(1);
+    let [ann, bob] = clients(harness).await;
+    let ask = async |client: &Client| within("the time", client.backend.time()).await.expect("the time");
+    let Some(first) = ask(&ann).await else {
+        return Err(NotApplicable("its service tells no time of day"));
+    };
+    let ours = harness.clock().wall();
+    let apart = ours.saturating_since(first).max(first.saturating_since(ours));
+    assert!(apart < APART_MOST, "here all look at one and the same clock: {first:?}, and not {ours:?}");
+    tokio::time::sleep(QUIET).await;
+    let second = ask(&bob).await.expect("all clients of a service are told its time");
+    assert!(second > first, "time goes on: {first:?}, then {second:?}");
     Ok(())
 }
