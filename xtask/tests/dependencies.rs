@@ -133,7 +133,7 @@ fn every_other_direction_is_refused() {
         (edge("backends/local", "backends/memory", true), "a backend knows the contract"),
         (edge("backends/local", "proof/testkit", false), "a backend knows the contract"),
         (edge("fences/http", "backends/local", false), "a fence checks tokens"),
-        (edge("apps/cli", "core", false), "a program sees the hall only"),
+        (edge("apps/cli", "core", false), "a program sees the hall, which"),
         (edge("ringfence", "apps/cli", false), "the hall stands on core"),
         (edge("ringfence", "tls", false), "the hall stands on core"),
         (edge("tls", "backends/local", false), "knows none of them"),
@@ -146,6 +146,7 @@ fn every_other_direction_is_refused() {
     }
     for allowed in [
         edge("apps/cli", "ringfence", false),
+        edge("apps/cli", "fences/http", false),
         edge("ringfence", "backends/local", false),
         edge("backends/local", "ringfence", true),
         edge("backends/local", "core", false),
