@@ -46,7 +46,8 @@ pub(crate) struct RoomKey {
     pub(crate) mode: Mode,
     pub(crate) ttl: Ttl,
     pub(crate) holder: Arc<HolderInfo>,
-    /// Only an exclusive lease can be handed on: whoever wants another mode has a room of its own, told apart by this.
+    /// Only an exclusive lease can be handed on: whoever wants another mode, or a grant of its own, has a room of its own, told
+    /// apart by this.
     pub(crate) alone: Option<Nonce>,
 }
 

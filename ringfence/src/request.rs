@@ -44,6 +44,8 @@ pub(crate) struct Terms {
     pub(crate) stakes: Stakes,
     pub(crate) label: Option<String>,
     pub(crate) metadata: Option<String>,
+    /// Stands in the backend's line itself, so that its grant is its own and never another task's before it.
+    pub(crate) alone: bool,
 }
 
 /// For how long a request waits.
@@ -206,7 +208,7 @@ impl Terms {
         if let Some(metadata) = &self.metadata {
             holder = Arc::new(HolderInfo::clone(&holder).with_metadata(metadata)?);
         }
-        let alone = (mode != Mode::Exclusive).then(Nonce::random);
+        let alone = (self.alone || mode != Mode::Exclusive).then(Nonce::random);
         Ok(RoomKey { name, mode, ttl, holder, alone })
     }
 }

@@ -10,6 +10,7 @@
 //! A holder that hangs past its lease is one whose hall does not renew ([`max_hold`](ringfence::LockRequest::max_hold)), so that
 //! these faults need nothing that a backend's harness would have to bring.
 
+pub mod leader;
 mod stage;
 
 /// Expands to one `#[test]` for each case, named after it. The expression makes the harness, as for
@@ -18,6 +19,13 @@ mod stage;
 macro_rules! patterns {
     ($harness:expr $(,)?) => {
         $crate::__tests! { ($harness)
+            leader::leader_is_one_and_the_next_has_a_later_term
+            leader::leader_is_observed_in_order
+            leader::leader_of_one_process_follows_another_in_its_own_term
+            leader::leader_that_gave_up_waiting_leaves_the_line
+            leader::leader_that_hangs_past_its_term_proclaims_no_more
+            leader::leader_that_is_evicted_learns_of_it
+            leader::leader_that_is_cut_off_ends_its_term_before_the_next_begins
         }
     };
 }

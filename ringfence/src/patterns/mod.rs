@@ -2,3 +2,14 @@
 //!
 //! Each stands on locks and records alone, in names of its own that begin with the pattern's: what a pattern does under
 //! `report` never meets a lock that you call `report`.
+
+mod leader;
+
+use ringfence_core::{LockName, Result};
+
+pub use self::leader::{Election, Leader, Leadership, Observation};
+
+/// The name of a pattern's lock.
+fn lock_of(pattern: &str, name: Result<LockName>) -> Result<LockName> {
+    LockName::new(format!("{pattern}/{}", name?))
+}
