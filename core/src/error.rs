@@ -17,12 +17,17 @@ pub enum ErrorKind {
     InvalidUrl,
     /// Another limit or rule of the request. Mend the caller.
     InvalidRequest,
+    /// The idempotency key was used before, for a request with another fingerprint. Mend the caller, which must draw a key for
+    /// each request.
+    KeyReused,
     /// The wait ended before the name was free. Nothing is left behind.
     WaitElapsed,
     /// The lease is gone or can no longer be proven.
     Lost,
     /// The fence refused the token: a higher one was seen, or its lease is over. Nothing was written.
     Stale,
+    /// Somebody else changed the value between the read and the write, in every try. Nothing was written.
+    Conflict,
     /// Two holders were given one sequence: the lock service has lost its memory. Nothing was written; alarm somebody.
     TokenCollision,
     /// The record was written without having been opened with this token. Nothing was written.
@@ -84,7 +89,9 @@ impl Error {
     /// An error of this kind, without effect, with the retry advice that is right for most errors of the kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let retry = match kind {
-            ErrorKind::WaitElapsed | ErrorKind::Full | ErrorKind::Unavailable => Retry::Later,
+            ErrorKind::WaitElapsed | ErrorKind::Conflict | ErrorKind::Full | ErrorKind::Unavailable => {
+                Retry::Later
+            }
             _ => Retry::Never,
         };
         Self(Box::new(Inner { kind, retry, effect: Effect::None, message: message.into(), source: None }))

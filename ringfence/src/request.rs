@@ -232,7 +232,8 @@ impl Ask {
         }
     }
 
-    async fn outcome(&self) -> Result<Outcome<Guard>> {
+    /// The guard, or who is in the way.
+    pub(crate) async fn outcome(&self) -> Result<Outcome<Guard>> {
         let Self { hall, room, .. } = self;
         let span = tracing::debug_span!(
             "ringfence.acquire",

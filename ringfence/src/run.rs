@@ -62,28 +62,10 @@ impl LockRequest {
     /// ```
     pub async fn run<T>(self, body: impl AsyncFnOnce(&Held) -> T) -> Result<T> {
         let held = Held { guard: self.acquire().await? };
-        held.guard.confirmed().await;
-        let finished = {
-            let body = pin!(body(&held));
-            let too_late = held.guard.lost_but_for(margin(held.guard.ttl()));
-            tokio::select! {
-                biased;
-                () = too_late => None,
-                result = body => Some(result),
-            }
-        };
+        let finished = held.guard.while_held(body(&held)).await;
         let name = held.guard.name().clone();
         let released = held.guard.release().await;
-        let Some(result) = finished else {
-            return Err(Error::new(
-                ErrorKind::Lost,
-                format!(
-                    "the work under {:?} was cancelled: its lease is lost, or could not be renewed in time; acquire the \
-                     lock again before you go on",
-                    name.as_str()
-                ),
-            ));
-        };
+        let result = finished?;
         match released {
             Err(error) if error.kind() == ErrorKind::Lost => Err(error),
             Err(error) => {
@@ -91,6 +73,26 @@ impl LockRequest {
                 Ok(result)
             }
             Ok(()) => Ok(result),
+        }
+    }
+}
+
+impl Guard {
+    /// What comes of a body that runs while this is held. It is dropped, with [`ErrorKind::Lost`], before the lease can be lost.
+    pub(crate) async fn while_held<T>(&self, body: impl Future<Output = T>) -> Result<T> {
+        self.confirmed().await;
+        let body = pin!(body);
+        tokio::select! {
+            biased;
+            () = self.lost_but_for(margin(self.ttl())) => Err(Error::new(
+                ErrorKind::Lost,
+                format!(
+                    "the work under {:?} was cancelled: its lease is lost, or could not be renewed in time; acquire the \
+                     lock again before you go on",
+                    self.name().as_str()
+                ),
+            )),
+            result = body => Ok(result),
         }
     }
 }

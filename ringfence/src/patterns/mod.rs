@@ -3,11 +3,15 @@
 //! Each stands on locks and records alone, in names of its own that begin with the pattern's: what a pattern does under
 //! `report` never meets a lock that you call `report`.
 
+mod idempotency;
 mod leader;
+mod optimistic;
 
 use ringfence_core::{LockName, Result};
 
+pub use self::idempotency::{Begun, Idempotency, KEY_MAX, RESULT_MAX, RETENTION_DEFAULT, Session};
 pub use self::leader::{Election, Leader, Leadership, Observation};
+pub use self::optimistic::{Swap, TRIES_DEFAULT, Versioned};
 
 /// The name of a pattern's lock.
 fn lock_of(pattern: &str, name: Result<LockName>) -> Result<LockName> {
