@@ -1,6 +1,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::token::FencingToken;
+
 /// What went wrong, by whose fault and what to do about it.
 ///
 /// May grow: match with a wildcard.
@@ -79,6 +81,7 @@ struct Inner {
     retry: Retry,
     effect: Effect,
     message: String,
+    mark: Option<FencingToken>,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -94,13 +97,21 @@ impl Error {
             }
             _ => Retry::Never,
         };
-        Self(Box::new(Inner { kind, retry, effect: Effect::None, message: message.into(), source: None }))
+        let message = message.into();
+        Self(Box::new(Inner { kind, retry, effect: Effect::None, message, mark: None, source: None }))
     }
 
     /// The same error with its cause.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into().into());
+        self
+    }
+
+    /// The same error of a fence whose mark was in the way.
+    #[must_use]
+    pub fn with_mark(mut self, mark: FencingToken) -> Self {
+        self.0.mark = Some(mark);
         self
     }
 
@@ -138,6 +149,12 @@ impl Error {
     /// Whether the operation took effect.
     pub fn effect(&self) -> Effect {
         self.0.effect
+    }
+
+    /// The mark of the fence that refused, where it was the mark that was in the way: of [`ErrorKind::Stale`], but for a token
+    /// whose lease is over without a later one, and of [`ErrorKind::TokenCollision`].
+    pub fn mark(&self) -> Option<FencingToken> {
+        self.0.mark
     }
 
     /// The message without its cause.

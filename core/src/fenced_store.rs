@@ -108,7 +108,8 @@ pub trait FencedStore: Send + Sync {
     /// Idempotent: opening again with the same token returns the record as it stands.
     ///
     /// # Behaviour
-    /// - A lower token than the mark is refused with [`ErrorKind::Stale`]. `[records_refuse_a_stale_open]`
+    /// - A lower token than the mark is refused with [`ErrorKind::Stale`], and [`Error::mark`] is the mark.
+    ///   `[records_refuse_a_stale_open]`
     /// - An equal sequence with another nonce is refused with [`ErrorKind::TokenCollision`].
     ///   `[records_refuse_a_collision]`
     /// - Where `Guarantees::record_guard` says so, a token of another lock is refused.

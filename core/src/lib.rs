@@ -24,6 +24,7 @@ mod request;
 mod server_clock;
 pub mod table;
 mod token;
+mod token_key;
 mod url;
 
 pub use backend::{Backend, BoxFuture, LossListener};
@@ -47,4 +48,5 @@ pub use name::{LockName, NAME_MAX};
 pub use request::{Abandoned, Abandoner, AcquireRequest, Ttl, Wait, abandonment};
 pub use server_clock::ServerClock;
 pub use token::{FencingToken, HANDOVER_BITS, Nonce};
+pub use token_key::{PresentedToken, TokenKey};
 pub use url::{BackendUrl, nearest, parse_duration, split_port};

@@ -225,6 +225,10 @@ impl Refusal {
 
     /// The error that a [`FencedStore`](crate::FencedStore) returns for it.
     pub fn into_error(self, key: &RecordKey, token: FencingToken) -> Error {
+        let mark = match &self {
+            Self::BelowMark(mark) | Self::Collision(mark) => Some(*mark),
+            _ => None,
+        };
         let (kind, why) = match self {
             Self::BelowMark(mark) => (
                 ErrorKind::Stale,
@@ -273,7 +277,8 @@ impl Refusal {
                 format!("all records of a store hold at most {RECORDS_BYTES_MAX} bytes together"),
             ),
         };
-        Error::new(kind, why).about(format_args!("record {key}"))
+        let error = Error::new(kind, why).about(format_args!("record {key}"));
+        mark.into_iter().fold(error, Error::with_mark)
     }
 }
 

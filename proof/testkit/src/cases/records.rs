@@ -27,7 +27,10 @@ pub async fn records_refuse_a_stale_open(harness: &dyn Harness) -> Verdict {
     let old = overtaken(&ann, &key).await;
     let new = bob.hold(key.lock(), Mode::Exclusive, LONG).await;
     bob.opens(&key, &new).await;
-    expect_refused("opening with a token below the mark", ann.open(&key, &old).await, &[ErrorKind::Stale]);
+    let refused = ann.open(&key, &old).await;
+    let mark = refused.as_ref().err().and_then(Error::mark);
+    assert_eq!(mark, Some(new.token), "whoever is refused for the mark is told what it is: {refused:?}");
+    expect_refused("opening with a token below the mark", refused, &[ErrorKind::Stale]);
     bob.writes(&key, &new, "second").await;
     bob.gives_back(&new).await;
     Ok(())
