@@ -172,6 +172,41 @@ impl Guard {
         }
     }
 
+    /// Neither releases the lock nor renews it any more: its lease is left to lapse. Nobody else gets it before a TTL has gone by
+    /// since the grant, which makes a limit on the *rate* of a limit on how many hold at once: a permit that is left to lapse is
+    /// one of `limit` in a TTL.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> ringfence::Result<()> {
+    /// # use std::time::Duration;
+    /// # let locks = ringfence::Locks::connect("memory:").await?;
+    /// let one_in_ten = || locks.lock("api").permits(10).ttl(Duration::from_secs(60));
+    /// one_in_ten().acquire().await?.leave_to_lapse().await?;         // at most ten in a minute get past this line
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// From the moment this is called the guard claims nothing. No round trip, but for [`confirmed`](Self::confirmed), which is
+    /// waited for; a TTL later, one to tidy up, in the background. Neither dropping nor [closing](crate::Locks::close) the `Locks`
+    /// ends the lease sooner. What does, as it would of any lease: an eviction, a server that forgets, and, where
+    /// [`HolderDeath`](crate::HolderDeath) says so, the death of this process.
+    ///
+    /// Errors with [`ErrorKind::Lost`] if the lease turned out to be lost, and with [`ErrorKind::InvalidRequest`] while
+    /// [nested](Self::nested) guards rely on it. On an error this guard is released as if it were dropped.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it resolves drops the guard: the lock is released.
+    pub async fn leave_to_lapse(self) -> Result<()> {
+        self.confirmed().await;
+        let name = self.name().clone();
+        let hold = Arc::into_inner(self.hold).ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidRequest,
+                format!("{name:?} has nested guards that rely on its lease: release them before you leave it to lapse"),
+            )
+        })?;
+        hold.turn.lapse()
+    }
+
     /// A second guard on the same lease, with the same token: for code that needs a guard of its own inside of code that
     /// has one. The last one out releases.
     pub fn nested(&self) -> Guard {

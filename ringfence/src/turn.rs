@@ -11,6 +11,7 @@ use ringfence_core::{
 };
 use tokio::sync::Notify;
 
+use crate::guard::sleep_until;
 use crate::hall::{Hall, Outcome, RoomKey};
 use crate::keeper::Keeper;
 use crate::lease_state::LeaseState;
@@ -107,8 +108,8 @@ impl Lease {
 
 /// The turn of one holder with a lease; the only turn, until it is over.
 ///
-/// It ends in one of three ways: the lease is handed to the next one in the waiting room, or given back to the backend,
-/// or the turn is just dropped, which does one of the two in the background.
+/// It ends in one of four ways: the lease is handed to the next one in the waiting room, or given back to the backend, or left
+/// to lapse, or the turn is just dropped, which does one of the first two in the background.
 #[derive(Debug)]
 pub(crate) struct Turn {
     pub(crate) hall: Arc<Hall>,
@@ -142,6 +143,29 @@ impl Turn {
         let background = self.hall.background.clone();
         drop(self);
         background.finish(given_back).await
+    }
+
+    /// Ends the turn and lets its lease lapse: nothing renews it, and nobody gets it before a TTL has gone by since the grant and
+    /// since the last renewal. Errors with [`ErrorKind::Lost`] if the lease was lost before.
+    pub(crate) fn lapse(mut self) -> Result<()> {
+        let now = self.hall.clock.now();
+        let Some(deadline) = self.lease.state.deadline(now) else {
+            return Err(self.lease.lost_error());
+        };
+        self.over = true;
+        self.hall.meters.hold.record(now.saturating_since(self.since));
+        self.hall.keeper.forget(self.lease.key.nonce);
+        self.lease.state.release(now);
+        // The deadline counts from before the grant, the turn from after it.
+        let lapses = deadline.max(self.since.saturating_add(self.lease.key.ttl.as_duration()));
+        let (hall, lease) = (Arc::clone(&self.hall), Arc::clone(&self.lease));
+        // Nobody waits for it, not even the end of the hall, which it keeps: with some backends the leases would end.
+        self.hall.background.runtime().spawn(async move {
+            sleep_until(&*hall.clock, lapses).await;
+            // On some backends it has lapsed by itself; on others it would live for as long as other leases of this process.
+            let _ = give_back(hall, lease).await;
+        });
+        Ok(())
     }
 
     /// Ends the turn in favour of the next one in the waiting room, without a round trip. `false`: nobody waits there, or

@@ -11,6 +11,7 @@
 //! these faults need nothing that a backend's harness would have to bring.
 
 pub mod leader;
+pub mod rate_limit;
 mod stage;
 
 /// Expands to one `#[test]` for each case, named after it. The expression makes the harness, as for
@@ -26,6 +27,10 @@ macro_rules! patterns {
             leader::leader_that_hangs_past_its_term_proclaims_no_more
             leader::leader_that_is_evicted_learns_of_it
             leader::leader_that_is_cut_off_ends_its_term_before_the_next_begins
+            rate_limit::rate_limit_grants_a_permit_again_a_ttl_later
+            rate_limit::rate_limit_outlives_the_locks_of_those_who_took_their_permits
+            rate_limit::rate_limit_holds_for_everybody_who_hammers_at_it
+            rate_limit::rate_limit_lets_an_operator_give_a_permit_back
         }
     };
 }

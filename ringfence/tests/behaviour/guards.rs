@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringfence::{Agreement, Backend, Effect, ErrorKind, Locks, Mode};
+use ringfence::{Agreement, Backend, Clock, Effect, ErrorKind, Locks, Mode, SystemClock};
 
 use crate::stage::{
     Call, Fate, Gate, JumpingClock, Stage, eventually, free, in_line, is_ready, memory, millis, soon, staged,
@@ -299,4 +299,82 @@ async fn a_guard_says_what_it_took_for_several_nodes_to_agree() {
     let agreed = locks.lock("b").acquire().await.unwrap();
     assert_eq!(agreed.agreement(), Some(agreement));
     assert_eq!(agreed.nested().agreement(), Some(agreement), "it is the lease's");
+}
+
+#[tokio::test]
+async fn a_lease_that_is_left_to_lapse_is_renewed_no_more_and_nobody_gets_it_before_its_ttl() {
+    let (locks, stage) = staged();
+    let guard = locks.lock("a").ttl(millis(300)).acquire().await.unwrap();
+    let (granted, token) = (SystemClock::new().now(), guard.token());
+    let mut lost = Box::pin(guard.lost());
+    guard.leave_to_lapse().await.unwrap();
+    assert_eq!(stage.calls(Call::Release), 0, "it is not released");
+    assert!(locks.lock("a").try_acquire().await.unwrap().is_none(), "nor is it handed on inside the process");
+    let next = soon(locks.lock("a").acquire()).await.unwrap();
+    assert!(SystemClock::new().now().saturating_since(granted) >= millis(300), "not before its TTL");
+    assert!(next.token().sequence() > token.sequence());
+    assert_eq!(stage.calls(Call::Renew), 0);
+    assert!(!is_ready(&mut lost).await, "what was left was not lost");
+}
+
+#[tokio::test]
+async fn what_is_left_to_lapse_counts_from_the_last_renewal_where_there_was_one() {
+    let (locks, stage) = staged();
+    let guard = locks.lock("a").ttl(millis(600)).acquire().await.unwrap();
+    let granted_until = SystemClock::new().now().saturating_add(guard.remaining());
+    let proven_until = || SystemClock::new().now().saturating_add(guard.remaining());
+    eventually(async || proven_until().saturating_since(granted_until) > millis(100)).await;
+    let renewed_until = granted_until.saturating_add(millis(100));
+    assert_eq!(stage.calls(Call::Renew), 1);
+    guard.leave_to_lapse().await.unwrap();
+    let _next = soon(locks.lock("a").acquire()).await.unwrap();
+    assert!(SystemClock::new().now() > renewed_until);
+}
+
+#[tokio::test]
+async fn neither_closing_the_locks_nor_dropping_them_ends_what_was_left_to_lapse() {
+    for closes in [true, false] {
+        let stage = Stage::new();
+        let backend: Arc<dyn Backend> = Arc::clone(&stage) as _;
+        let locks = Locks::new(Arc::clone(&backend));
+        locks.lock("a").ttl(millis(300)).acquire().await.unwrap().leave_to_lapse().await.unwrap();
+        if closes {
+            soon(locks.close()).await.unwrap();
+        }
+        drop(locks);
+        assert_eq!(stage.calls(Call::Release), 0, "closed: {closes}");
+        eventually(async || stage.calls(Call::Release) == 1).await;
+        assert!(backend.inspect(&"a".parse().unwrap()).await.unwrap().is_free());
+    }
+}
+
+#[tokio::test]
+async fn a_guard_with_nested_ones_or_without_a_lease_is_not_left_to_lapse() {
+    let (locks, stage) = staged();
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let nested = guard.nested();
+    assert_eq!(guard.leave_to_lapse().await.unwrap_err().kind(), ErrorKind::InvalidRequest);
+    assert!(nested.is_held(), "the other one still holds it");
+    let nonce = nested.token().nonce();
+    locks.evict("a", nonce).await.unwrap();
+    assert_eq!(nested.leave_to_lapse().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(stage.calls(Call::Renew), 0);
+    drop(soon(locks.lock("a").acquire()).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_offer_is_confirmed_before_it_is_left_to_lapse() {
+    let (locks, stage) = staged();
+    stage.offer_for(millis(100));
+    let gate = Gate::new();
+    stage.next(Call::Renew, [Fate::held_back(&gate)]);
+    let guard = locks.lock("a").ttl(millis(400)).acquire().await.unwrap();
+    let granted = SystemClock::new().now();
+    let mut left = Box::pin(guard.leave_to_lapse());
+    gate.somebody_is_there().await;
+    assert!(!is_ready(&mut left).await, "until then it would lapse much sooner");
+    gate.open();
+    soon(left).await.unwrap();
+    let _next = soon(locks.lock("a").acquire()).await.unwrap();
+    assert!(SystemClock::new().now().saturating_since(granted) >= millis(400));
 }
