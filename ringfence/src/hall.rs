@@ -94,7 +94,6 @@ impl Hall {
     }
 
     /// The time of day that all processes share who use this backend: its own, and this machine's where it tells none.
-    #[expect(dead_code, reason = "the patterns that go by the calendar are being built")]
     pub(crate) async fn time(&self) -> Result<WallTime> {
         Ok(self.backend.time().await?.unwrap_or_else(|| self.clock.wall()))
     }

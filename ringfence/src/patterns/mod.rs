@@ -5,12 +5,16 @@
 
 mod idempotency;
 mod leader;
+mod once;
 mod optimistic;
 
 use ringfence_core::{LockName, Result};
 
 pub use self::idempotency::{Begun, Idempotency, KEY_MAX, RESULT_MAX, RETENTION_DEFAULT, Session};
 pub use self::leader::{Election, Leader, Leadership, Observation};
+pub use self::once::{
+    HISTORY_MAX, Missed, Once, OnceOutcome, OnceStart, Run, RunEntry, RunOutcome, Skipped, Window,
+};
 pub use self::optimistic::{Swap, TRIES_DEFAULT, Versioned};
 
 /// The name of a pattern's lock.
