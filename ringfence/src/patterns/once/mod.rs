@@ -7,7 +7,9 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_core::{Backoff, BootInstant, ErrorKind, FencingToken, LockName, Result, Retry, WallTime};
+use ringfence_core::{
+    Backoff, BootInstant, Error, ErrorKind, FencingToken, LockName, RecordKey, Result, Retry, WallTime,
+};
 
 pub use self::ledger::{HISTORY_MAX, RunEntry, RunOutcome};
 pub use self::window::{Missed, Window};
