@@ -35,7 +35,7 @@ impl Locks {
     /// let Swap::Swapped(first) = limits.compare_and_set(None, "rate=10").await? else { panic!("there was one") };
     ///
     /// // Somebody has it open in an editor, and somebody else is faster.
-    /// limits.compare_and_set(Some(first), "rate=20").await?;
+    /// assert!(matches!(limits.compare_and_set(Some(first), "rate=20").await?, Swap::Swapped(_)));
     /// match limits.compare_and_set(Some(first), "rate=11").await? {
     ///     Swap::Swapped(_) => panic!("this would have thrown away rate=20"),
     ///     Swap::Conflict(current) => assert_eq!(current.unwrap().value, "rate=20"),

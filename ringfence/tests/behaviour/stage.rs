@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use ringfence::{
     AcquireRequest, Agreement, Attempt, Backend, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction,
-    FencedStore, Finding, Guarantees, LeaseKey, ListQuery, LockName, LockState, Locks, LossListener, Nonce,
-    Page, Release, Renewal, Result, SystemClock, WallTime,
+    FencedStore, FencingToken, Finding, Guarantees, LeaseKey, ListQuery, LockName, LockState, Locks,
+    LossListener, Nonce, Opened, Page, Record, RecordKey, Release, Renewal, Result, SystemClock, Version,
+    WallTime,
 };
 use ringfence_memory::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -27,6 +29,10 @@ pub(crate) enum Call {
     Renew,
     Release,
     Downgrade,
+    Inspect,
+    Open,
+    Write,
+    Read,
 }
 
 /// What becomes of a call.
@@ -34,6 +40,8 @@ pub(crate) enum Call {
 pub(crate) enum Fate {
     /// It does not arrive.
     Unreachable,
+    /// It does not arrive, and nobody can tell that.
+    Vanishes,
     /// It arrives, and its answer does not.
     ReplyLost,
     Arrives,
@@ -160,6 +168,12 @@ impl Stage {
         self.calls.lock().unwrap().get(&call).copied().unwrap_or_default()
     }
 
+    /// How many calls of these kinds came in since the last time that this was asked.
+    pub(crate) fn took<const N: usize>(&self, calls: [Call; N]) -> [usize; N] {
+        let mut counted = self.calls.lock().unwrap();
+        calls.map(|call| counted.remove(&call).unwrap_or_default())
+    }
+
     /// The sizes of the renewals that came in.
     pub(crate) fn batches(&self) -> Vec<usize> {
         self.batches.lock().unwrap().clone()
@@ -180,6 +194,7 @@ impl Stage {
         match fate {
             Fate::Arrives => arrives.await,
             Fate::Unreachable => Err(unreachable()),
+            Fate::Vanishes => Err(unreachable().with_unknown_effect()),
             Fate::ReplyLost => {
                 arrives.await?;
                 Err(unreachable().with_unknown_effect())
@@ -244,7 +259,7 @@ impl Backend for Stage {
     }
 
     fn inspect<'a>(&'a self, name: &'a LockName) -> BoxFuture<'a, Result<LockState>> {
-        self.memory.inspect(name)
+        Box::pin(self.suffer(Call::Inspect, self.memory.inspect(name)))
     }
 
     fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<LockState>>> {
@@ -272,7 +287,7 @@ impl Backend for Stage {
     }
 
     fn records(&self) -> &dyn FencedStore {
-        self.memory.records()
+        self
     }
 
     fn on_loss(&self, listener: LossListener) {
@@ -286,6 +301,25 @@ impl Backend for Stage {
 
     fn lifeline(&self) -> Result<Option<OwnedFd>> {
         self.memory.lifeline()
+    }
+}
+
+impl FencedStore for Stage {
+    fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>> {
+        Box::pin(self.suffer(Call::Open, self.memory.records().open(key, token)))
+    }
+
+    fn write<'a>(
+        &'a self,
+        key: &'a RecordKey,
+        token: FencingToken,
+        value: Bytes,
+    ) -> BoxFuture<'a, Result<Version>> {
+        Box::pin(self.suffer(Call::Write, self.memory.records().write(key, token, value)))
+    }
+
+    fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
+        Box::pin(self.suffer(Call::Read, self.memory.records().read(key)))
     }
 }
 
