@@ -10,7 +10,9 @@
 //! A holder that hangs past its lease is one whose hall does not renew ([`max_hold`](ringfence::LockRequest::max_hold)), so that
 //! these faults need nothing that a backend's harness would have to bring.
 
+pub mod idempotency;
 pub mod leader;
+pub mod optimistic;
 pub mod rate_limit;
 mod stage;
 
@@ -20,6 +22,13 @@ mod stage;
 macro_rules! patterns {
     ($harness:expr $(,)?) => {
         $crate::__tests! { ($harness)
+            idempotency::idempotency_gives_a_duplicate_the_result
+            idempotency::idempotency_does_concurrent_requests_once
+            idempotency::idempotency_starts_again_after_a_failure
+            idempotency::idempotency_refuses_the_result_of_one_that_hung
+            idempotency::idempotency_keeps_the_result_that_was_stored_first
+            idempotency::idempotency_of_one_that_is_cut_off_is_done_by_another
+            idempotency::idempotency_of_a_killed_process_starts_again
             leader::leader_is_one_and_the_next_has_a_later_term
             leader::leader_is_observed_in_order
             leader::leader_of_one_process_follows_another_in_its_own_term
@@ -27,6 +36,11 @@ macro_rules! patterns {
             leader::leader_that_hangs_past_its_term_proclaims_no_more
             leader::leader_that_is_evicted_learns_of_it
             leader::leader_that_is_cut_off_ends_its_term_before_the_next_begins
+            optimistic::optimistic_writes_are_refused_who_read_before_the_last_one
+            optimistic::optimistic_updates_lose_nothing
+            optimistic::optimistic_writes_of_one_that_hung_are_refused
+            optimistic::optimistic_writes_wait_for_whoever_holds_the_lock
+            optimistic::optimistic_writes_of_one_that_is_cut_off_are_whole_or_not_at_all
             rate_limit::rate_limit_grants_a_permit_again_a_ttl_later
             rate_limit::rate_limit_outlives_the_locks_of_those_who_took_their_permits
             rate_limit::rate_limit_holds_for_everybody_who_hammers_at_it

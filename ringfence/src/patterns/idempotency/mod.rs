@@ -3,7 +3,6 @@
 mod kept;
 mod session;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -161,7 +160,7 @@ impl Idempotency {
 
     /// Starts the work, or says that it is done or in flight.
     ///
-    /// Where it is done: one round trip, a read. Where it is new: three, to read, to acquire and to open the record, and two more in
+    /// Where it is done: one round trip, in which the record and the time of day are asked for together. Where it is new: three, to read, to acquire and to open the record, and two more in
     /// [`Session::complete`]. Where it is in flight: two, and a third where the backend does not say on its own who is in the way.
     /// After a [wait](Self::wait) another two. Those who wait are served one after another, each with one round trip to find
     /// the result, and one in the background to let the next one look.
@@ -326,17 +325,13 @@ struct Calendar {
 impl Calendar {
     async fn of(hall: &Hall) -> Result<Self> {
         let asked = hall.clock.now();
-        Ok(Self { asked, time: time_of(hall).await? })
+        Ok(Self { asked, time: hall.time().await? })
     }
 
     /// The time of day now.
     fn time(&self, clock: &dyn Clock) -> WallTime {
         self.time.saturating_add(clock.now().saturating_since(self.asked))
     }
-}
-
-fn time_of(hall: &Hall) -> impl Future<Output = Result<WallTime>> {
-    std::future::ready(Ok(hall.clock.wall()))
 }
 
 fn name_of(key: &str) -> Result<LockName> {
