@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ringfence_core::{
-    Backend, BackendUrl, Clock, Error, ErrorKind, Eviction, FencedStore, Finding, Guarantees, HolderInfo,
-    LABEL_MAX, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page, RecordKey, Result,
-    SystemClock, Ttl, parse_duration,
+    Backend, BackendUrl, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding,
+    Guarantees, HolderInfo, LABEL_MAX, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Opened,
+    Page, Record, RecordKey, Result, SystemClock, Ttl, Version, parse_duration,
 };
 use tokio::runtime::Handle;
 
@@ -205,6 +206,26 @@ impl Locks {
         let released = released.await;
         self.hall.background.idle().await;
         released
+    }
+}
+
+/// The [records](Locks::records), for a fence that wants a store of its own to keep its marks in.
+impl FencedStore for Locks {
+    fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>> {
+        self.records().open(key, token)
+    }
+
+    fn write<'a>(
+        &'a self,
+        key: &'a RecordKey,
+        token: FencingToken,
+        value: Bytes,
+    ) -> BoxFuture<'a, Result<Version>> {
+        self.records().write(key, token, value)
+    }
+
+    fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
+        self.records().read(key)
     }
 }
 

@@ -1,0 +1,354 @@
+//! Who may pass: marks in a store, and the requests of an older token that are still on their way.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::HeaderMap;
+use ringfence_core::{Error, ErrorKind, FencedStore, FencingToken, LockName, RecordKey, TokenKey};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::header::TokenHeader;
+use crate::refusal::Refusal;
+
+/// The field of a lock's record whose mark a gate raises.
+pub const GATE_FIELD: &str = "gate";
+
+/// How long a newer token waits for the requests of an older one, unless you choose otherwise.
+pub const DRAIN_DEFAULT: Duration = Duration::from_secs(10);
+
+/// How long a request that was cut may take to let go. One whose client does not read its answer is not polled, and cannot.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
+
+/// The most resources whose marks are remembered while this gate is alone. Beyond it the store is asked again.
+const REMEMBERED_MAX: usize = 65_536;
+
+/// Says whether a gate is alone before its resource, and by which lease: see [`Gate::alone`].
+pub type Alone = dyn Fn() -> Option<FencingToken> + Send + Sync;
+
+/// A fence before what knows nothing of tokens: it lets a request through only with a token that is not older than the highest seen.
+///
+/// The resource is the lock that the request's [header](TokenHeader) names. Its mark is that of the record `gate` of that lock, in
+/// any store; where the store checks the lease as well ([`RecordGuard::LiveLease`](ringfence_core::RecordGuard::LiveLease)), a token
+/// whose lease is over is refused even if no later one came. Whatever goes wrong with the store, nothing passes.
+///
+/// # Round trips
+/// One to the store for each request, because there may be other gates; see [`alone`](Self::alone).
+///
+/// # What it cannot promise
+/// Between its look at the mark and the resource lies time. A request that has passed cannot be called back: it arrives even if
+/// this process is paused in between, and a newer token passes meanwhile at another gate. At this gate a newer token waits until
+/// the requests of the older ones are answered, or until the [drain](Self::drain) is over and they are cut.
+pub struct Gate {
+    store: Arc<dyn FencedStore>,
+    drain: Duration,
+    key: Option<TokenKey>,
+    alone: Option<Box<Alone>>,
+    resources: Mutex<HashMap<LockName, Known>>,
+}
+
+impl Gate {
+    /// A gate whose marks are kept in this store, as in `Gate::new(Arc::new(locks.clone()))` of a `Locks` of the hall.
+    pub fn new(store: Arc<dyn FencedStore>) -> Self {
+        Self { store, drain: DRAIN_DEFAULT, key: None, alone: None, resources: Mutex::default() }
+    }
+
+    /// How long a newer token waits for the requests of an older one before they are cut: [`DRAIN_DEFAULT`] unless you choose.
+    #[must_use]
+    pub fn drain(self, drain: Duration) -> Self {
+        Self { drain, ..self }
+    }
+
+    /// Takes only tokens that are sealed with this key.
+    #[must_use]
+    pub fn key(self, key: TokenKey) -> Self {
+        Self { key: Some(key), ..self }
+    }
+
+    /// Answers from memory while this gate is alone, so that only a token that it has not seen costs a round trip.
+    ///
+    /// `alone` says by which exclusive lease that can be proven right now, as in `|| guard.is_held().then(|| guard.token())`. While it
+    /// says `None` every request is refused: another gate may be alone then, and remember what this one does not know. So all gates
+    /// before one resource have to be alone in turn, by the same lock, or none. What was learned under one lease is not
+    /// believed under the next. Call [`cut`](Self::cut) when the lease is lost.
+    #[must_use]
+    pub fn alone(self, alone: impl Fn() -> Option<FencingToken> + Send + Sync + 'static) -> Self {
+        Self { alone: Some(Box::new(alone)), ..self }
+    }
+
+    /// Cuts every request that has passed and is not answered yet.
+    pub fn cut(&self) {
+        for known in self.resources().values() {
+            if let Some(passing) = &known.resource.state().passing {
+                passing.cut.send_replace(true);
+            }
+        }
+    }
+
+    /// Lets a request through by its header, once no request of an older token is under way here any more.
+    ///
+    /// # Cancel safety
+    /// The mark may have been raised; nothing else is left behind.
+    pub async fn admit(self: &Arc<Self>, headers: &HeaderMap) -> Result<Pass, Refusal> {
+        let header = TokenHeader::of(headers)
+            .map_err(|error| Refusal::malformed(&error))?
+            .ok_or_else(Refusal::missing)?;
+        let (name, shown) = (header.name(), header.token());
+        let about = |refusal: Refusal| refusal.about(name, shown.token());
+        let token = match &self.key {
+            Some(key) => key.verify(name, &shown).map_err(|error| about(Refusal::forged(&error)))?,
+            None => shown.token(),
+        };
+        self.admit_token(name, token).await.map_err(about)
+    }
+
+    async fn admit_token(self: &Arc<Self>, name: &LockName, token: FencingToken) -> Result<Pass, Refusal> {
+        let visit = Arc::new(self.enter(name));
+        let resource = &visit.resource;
+        let lease = self.lease()?;
+        if lease.is_none() || resource.state().known != Some((lease, token)) {
+            let key = RecordKey::new(name.clone(), GATE_FIELD).expect("it is a field");
+            self.store.open(&key, token).await.map_err(|error| Refusal::by_store(&error))?;
+        }
+        loop {
+            let raised = resource.raised.notified();
+            if self.lease()? != lease {
+                return Err(Refusal::standing_by());
+            }
+            let older = match resource.pass(token, lease)? {
+                Turn::Now(cut) => return Ok(Pass { token, cut, _visit: Arc::clone(&visit) }),
+                Turn::After(older) => older,
+            };
+            tokio::select! {
+                () = older.closed() => {}
+                () = raised => {}
+                () = sleep(self.drain) => {
+                    tracing::warn!(%name, %token, "requests of an older token are cut: they took longer than the drain");
+                    older.send_replace(true);
+                    // What has not let go by then has been told all the same.
+                    let _ = timeout(LET_GO_WITHIN, older.closed()).await;
+                    resource.leave_behind(&older);
+                }
+            }
+        }
+    }
+
+    /// By which lease this gate is alone; `None` where it need not be.
+    fn lease(&self) -> Result<Option<FencingToken>, Refusal> {
+        let Some(alone) = &self.alone else { return Ok(None) };
+        alone().map(Some).ok_or_else(Refusal::standing_by)
+    }
+
+    fn enter(self: &Arc<Self>, name: &LockName) -> Visit {
+        let mut resources = self.resources();
+        if resources.len() >= REMEMBERED_MAX && !resources.contains_key(name) {
+            resources.retain(|_, known| known.visits > 0);
+        }
+        let known = resources.entry(name.clone()).or_default();
+        known.visits += 1;
+        Visit { gate: Arc::clone(self), name: name.clone(), resource: Arc::clone(&known.resource) }
+    }
+
+    fn resources(&self) -> MutexGuard<'_, HashMap<LockName, Known>> {
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { drain, key, .. } = self;
+        f.debug_struct("Gate").field("drain", drain).field("key", key).finish_non_exhaustive()
+    }
+}
+
+/// A request that has passed, for as long as somebody has this: its body, its answer and the answer's body each have one.
+#[derive(Clone, Debug)]
+pub struct Pass {
+    token: FencingToken,
+    cut: watch::Receiver<bool>,
+    /// After `cut`: whoever waits for the last request of a token finds its resource still there.
+    _visit: Arc<Visit>,
+}
+
+impl Pass {
+    /// The token that it passed with.
+    pub fn token(&self) -> FencingToken {
+        self.token
+    }
+
+    /// Resolves when the request is to be cut: a newer token has waited long enough, or the gate is no longer alone. The future
+    /// does not keep the pass.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a cut stays one.
+    pub fn cut(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut cut = self.cut.clone();
+        async move {
+            // The sender goes only after it has said so, or after every pass is gone.
+            let _ = cut.wait_for(|cut| *cut).await;
+        }
+    }
+}
+
+/// Keeps a resource's memory while a request is anywhere near it; the last one out forgets it, unless this gate is alone.
+struct Visit {
+    gate: Arc<Gate>,
+    name: LockName,
+    resource: Arc<Resource>,
+}
+
+impl fmt::Debug for Visit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Visit").field(&self.name).finish()
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let mut resources = self.gate.resources();
+        if let Some(known) = resources.get_mut(&self.name) {
+            known.visits -= 1;
+            if known.visits == 0 && self.gate.alone.is_none() {
+                resources.remove(&self.name);
+            }
+        }
+    }
+}
+
+/// A resource that somebody is near, or that is remembered.
+#[derive(Debug, Default)]
+struct Known {
+    resource: Arc<Resource>,
+    visits: usize,
+}
+
+/// What this gate knows of one resource.
+#[derive(Debug, Default)]
+struct Resource {
+    state: Mutex<State>,
+    /// A newer token came: whoever waits with an older one need not.
+    raised: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The highest token that the store let through here. The answer for a lower one may still be on its way.
+    mark: Option<FencingToken>,
+    /// The lease by which this gate was alone when the store last answered, and what it let through then.
+    known: Option<(Option<FencingToken>, FencingToken)>,
+    /// The requests under way. They are all of one token, because a newer one waits for them.
+    passing: Option<Passing>,
+}
+
+/// The requests of one token that are under way: each has a receiver, so the sender knows when the last one has gone.
+#[derive(Debug)]
+struct Passing {
+    token: FencingToken,
+    cut: Arc<watch::Sender<bool>>,
+}
+
+/// When a request may pass.
+enum Turn {
+    Now(watch::Receiver<bool>),
+    After(Arc<watch::Sender<bool>>),
+}
+
+impl Resource {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn of a token that the store lets through.
+    fn pass(&self, token: FencingToken, lease: Option<FencingToken>) -> Result<Turn, Refusal> {
+        let mut state = self.state();
+        match state.mark {
+            Some(mark) if mark == token => {}
+            Some(mark) if mark.sequence() >= token.sequence() => return Err(Refusal::overtaken(token, mark)),
+            _ => {
+                state.mark = Some(token);
+                self.raised.notify_waiters();
+            }
+        }
+        state.known = Some((lease, token));
+        match &state.passing {
+            Some(passing) if passing.token == token && !*passing.cut.borrow() => {
+                Ok(Turn::Now(passing.cut.subscribe()))
+            }
+            Some(passing) if passing.token != token && !passing.cut.is_closed() => {
+                Ok(Turn::After(Arc::clone(&passing.cut)))
+            }
+            _ => {
+                let (cut, receiver) = watch::channel(false);
+                state.passing = Some(Passing { token, cut: Arc::new(cut) });
+                Ok(Turn::Now(receiver))
+            }
+        }
+    }
+
+    /// Waits no longer for requests that were cut and have not let go.
+    fn leave_behind(&self, cut: &Arc<watch::Sender<bool>>) {
+        let mut state = self.state();
+        if state.passing.as_ref().is_some_and(|passing| Arc::ptr_eq(&passing.cut, cut)) {
+            state.passing = None;
+        }
+    }
+}
+
+impl Refusal {
+    /// This gate has let a later token through, while the store's answer for this one was on its way.
+    fn overtaken(token: FencingToken, mark: FencingToken) -> Self {
+        let kind =
+            if mark.sequence() == token.sequence() { ErrorKind::TokenCollision } else { ErrorKind::Stale };
+        let why = format!(
+            "token {token} was overtaken: the gate has seen {mark}; stop, and acquire the lock again"
+        );
+        Self::by_store(&Error::new(kind, why).with_mark(mark))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringfence::Locks;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_is_near_is_forgotten_unless_the_gate_is_alone() {
+        let locks = Locks::connect("memory:").await.unwrap();
+        let guard = locks.lock("a").acquire().await.unwrap();
+        let pass = async |gate: Gate| {
+            let gate = Arc::new(gate);
+            let first = gate.admit_token(guard.name(), guard.token()).await.unwrap();
+            let second = gate.admit_token(guard.name(), guard.token()).await.unwrap();
+            drop(first.clone());
+            drop(first);
+            assert_eq!(gate.resources().len(), 1, "one is still near");
+            drop(second);
+            let known = gate.resources().len();
+            known
+        };
+        let store = Arc::new(locks.clone());
+        assert_eq!(pass(Gate::new(store.clone())).await, 0);
+        let token = guard.token();
+        assert_eq!(pass(Gate::new(store).alone(move || Some(token))).await, 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_has_a_limit() {
+        let locks = Locks::connect("memory:").await.unwrap();
+        let guard = locks.lock("a").acquire().await.unwrap();
+        let token = guard.token();
+        let gate = Arc::new(Gate::new(Arc::new(locks)).alone(move || Some(token)));
+        let near = gate.enter(guard.name());
+        for number in 1..REMEMBERED_MAX {
+            gate.enter(&number.to_string().parse().unwrap());
+        }
+        assert_eq!(gate.resources().len(), REMEMBERED_MAX);
+        gate.enter(&"one more".parse().unwrap());
+        let left: Vec<LockName> = gate.resources().keys().cloned().collect();
+        assert_eq!(left.len(), 2, "who is near stays, and the new one comes: {left:?}");
+        assert!(left.contains(&near.name));
+    }
+}
