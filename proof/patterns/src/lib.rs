@@ -12,6 +12,7 @@
 
 pub mod idempotency;
 pub mod leader;
+pub mod once;
 pub mod optimistic;
 pub mod rate_limit;
 mod stage;
@@ -36,6 +37,14 @@ macro_rules! patterns {
             leader::leader_that_hangs_past_its_term_proclaims_no_more
             leader::leader_that_is_evicted_learns_of_it
             leader::leader_that_is_cut_off_ends_its_term_before_the_next_begins
+            once::once_is_run_by_one_of_many_at_the_same_instant
+            once::once_runs_again_in_the_next_window
+            once::once_a_failed_run_is_retried_only_where_that_is_asked_for
+            once::once_a_run_that_lost_its_lease_ends_nothing
+            once::once_a_run_that_is_killed_has_crashed
+            once::once_a_run_that_is_cut_off_is_cancelled_in_time
+            once::once_a_run_longer_than_its_window_is_alone
+            once::once_a_wrong_clock_runs_no_window_twice
             optimistic::optimistic_writes_are_refused_who_read_before_the_last_one
             optimistic::optimistic_updates_lose_nothing
             optimistic::optimistic_writes_of_one_that_hung_are_refused
