@@ -8,6 +8,7 @@ mod idempotency;
 mod keeping;
 mod observing;
 mod offers;
+mod once;
 mod optimistic;
 mod requests;
 mod running;

@@ -224,8 +224,8 @@ impl Once {
     /// The body is cancelled (its future is dropped) *before* the lease can be lost, as [`LockRequest::run`] does it, and this
     /// errors with [`ErrorKind::Lost`]. It errors with [`ErrorKind::Stale`] if the lease was lost all the same and somebody else
     /// took over before the end was taken down: what *they* wrote stands, and what the body did may have overlapped with it. On
-    /// any other error after the body ran, nobody could be told how it ended, for as long as the lease lived, and the run counts
-    /// as crashed unless the history says otherwise. Before that it errors as [`start`](Self::start) does.
+    /// any other error after the body ran, how it ended could not be taken down within a TTL, and the run counts as crashed
+    /// unless the history says otherwise. Before that it errors as [`start`](Self::start) does.
     ///
     /// # Cancel safety
     /// Dropping the future drops the body and releases the lock in the background. If the run was begun, it counts as crashed.
@@ -392,7 +392,7 @@ impl Run {
     }
 
     /// Takes down that the run did what it was for, and releases the lock. Two round trips; what does not arrive is written again
-    /// for as long as the lease lives.
+    /// for as long as the lease is held, and at most for its TTL.
     ///
     /// Errors with [`ErrorKind::Stale`] or [`ErrorKind::Lost`] if the lease was lost before, and as the backend does where it could
     /// not be reached all that time. Then the run counts as crashed, unless the history says otherwise. A failed release is
@@ -424,15 +424,17 @@ impl Run {
     }
 }
 
-/// Writes a job's history, again and again until it arrives, for as long as the lease lives. With one token and one value it is
-/// one write, however often it arrives.
+/// Writes a job's history, again and again until it arrives, for as long as the lease is held and at most for its TTL. With one
+/// token and one value it is one write, however often it arrives.
 async fn write(guard: &Guard, record: &RecordHandle, ledger: &Ledger) -> Result<()> {
     let value = ledger.to_bytes();
+    let clock = &guard.hold().turn.hall.clock;
+    let until = clock.now().saturating_add(guard.ttl().as_duration());
     let mut backoff = Backoff::new(WRITE_PAUSE, WRITE_PAUSE_MOST);
     loop {
         match record.write(guard.token(), value.clone()).await {
             Ok(_) => return Ok(()),
-            Err(error) if error.retry() == Retry::Later && guard.is_held() => {
+            Err(error) if error.retry() == Retry::Later && guard.is_held() && clock.now() < until => {
                 tracing::debug!(name = %guard.name(), %error, "a history is written again");
             }
             Err(error) => return Err(error),
