@@ -1,10 +1,10 @@
-//! The command of `run`: how it starts, what becomes of it, how it is told to end.
+//! A command that we run: how it starts, what becomes of it, how it is told to end.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{self, Command, ExitCode};
+use std::process::{self, Command, ExitCode, Stdio};
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
@@ -63,6 +63,8 @@ pub(crate) struct Start<'a> {
     pub(crate) environment: &'a [(&'static str, String)],
     /// A descriptor that it and all its descendants keep open.
     pub(crate) lifeline: Option<OwnedFd>,
+    /// Whether it has our standard input, or none.
+    pub(crate) takes_input: bool,
     /// Whether it has the terminal from the start.
     pub(crate) takes_terminal: bool,
     /// In which form it says that the command cannot be run.
@@ -80,6 +82,7 @@ impl Child {
             .args([start.takes_terminal.to_string(), start.json.to_string()])
             .args(start.command)
             .envs(start.environment.iter().map(|(key, value)| (key, value)))
+            .stdin(if start.takes_input { Stdio::inherit() } else { Stdio::null() })
             .process_group(0)
             .spawn()?;
         drop(inherited);

@@ -41,6 +41,7 @@ pub(crate) enum Verb {
     Ls(LsArgs),
     Show(ShowArgs),
     Evict(EvictArgs),
+    Elect(ElectArgs),
     #[command(subcommand)]
     Record(RecordVerb),
     FenceTable(FenceTableArgs),
@@ -90,6 +91,44 @@ pub(crate) struct RunArgs {
 pub(crate) struct HoldArgs {
     #[command(flatten)]
     pub(crate) lock: LockArgs,
+}
+
+/// Run a command while leading an election
+///
+/// Waits until this candidate leads, then runs the command as `ringfence run` does, with the term in RINGFENCE_TOKEN: it ends before
+/// the term can. After a lost term this is a candidate again, and the command is started anew in the next term; it stays one while the
+/// locks cannot be reached. When the command ends by itself, this resigns and ends with its exit code.
+///
+/// With --observe it runs nothing, and prints a line for each change of the leader: its term, what it proclaims and who it is, or
+/// nobody. It looks once a second, and never prints a leader older than one it printed.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "ringfence elect [OPTIONS] <NAME> [--] <COMMAND>...\n       ringfence elect [OPTIONS] --observe <NAME>",
+    after_long_help = exit_codes::HELP
+)]
+pub(crate) struct ElectArgs {
+    /// What the leader proclaims, such as its address [default: nothing]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) value: String,
+    /// After a lost term do not campaign again: exit with 123
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print who leads, and each change
+    #[arg(long, conflicts_with_all = ["value", "once", "ttl", "stakes", "label", "command"])]
+    pub(crate) observe: bool,
+    #[command(flatten)]
+    pub(crate) lease: LeaseArgs,
+    /// Which election; its lock is leader/NAME
+    pub(crate) name: String,
+    /// The command and its arguments; it is not passed through a shell
+    #[arg(required_unless_present = "observe", trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// What to lock, and how: the flags of flock(1) mean what they mean there.
@@ -144,10 +183,7 @@ pub(crate) struct LockArgs {
 impl LockArgs {
     /// What a double run would cost.
     pub(crate) fn stakes(&self) -> Stakes {
-        match self.stakes {
-            StakesArg::Efficiency => Stakes::Efficiency,
-            StakesArg::Correctness => Stakes::Correctness,
-        }
+        self.stakes.into()
     }
 }
 
@@ -155,6 +191,36 @@ impl LockArgs {
 enum StakesArg {
     Efficiency,
     Correctness,
+}
+
+impl From<StakesArg> for Stakes {
+    fn from(stakes: StakesArg) -> Self {
+        match stakes {
+            StakesArg::Efficiency => Self::Efficiency,
+            StakesArg::Correctness => Self::Correctness,
+        }
+    }
+}
+
+/// What is held for a command by a verb that names its locks itself.
+#[derive(Debug, Args)]
+pub(crate) struct LeaseArgs {
+    /// How long a lease lives without renewal, with a unit, as in 30s [default: 30s, or the URL's ttl]
+    #[arg(long, value_name = "DURATION", value_parser = parse_ttl, allow_hyphen_values = true)]
+    pub(crate) ttl: Option<Ttl>,
+    /// What two holders at once would cost: efficiency, or correctness, which a backend without durable tokens refuses
+    #[arg(long, value_name = "STAKES", default_value = "efficiency")]
+    stakes: StakesArg,
+    /// What we call ourselves in `ringfence show` [default: the command's name]
+    #[arg(long, value_name = "TEXT", value_parser = parse_label)]
+    pub(crate) label: Option<String>,
+}
+
+impl LeaseArgs {
+    /// What two holders at once would cost.
+    pub(crate) fn stakes(&self) -> Stakes {
+        self.stakes.into()
+    }
 }
 
 /// What happens to the command of `run` when its lease is lost.

@@ -1,4 +1,4 @@
-//! Getting a lock for a while and giving it back: what `run` and `hold` have in common.
+//! Getting a lock for a while and giving it back: what the verbs have in common that hold one.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -97,7 +97,16 @@ pub(crate) async fn acquire(
 /// Gives the lock back, or finds that it was lost. Waits no longer than there is something to give back.
 pub(crate) async fn release(guard: Guard) -> Result<()> {
     let (name, remaining) = (guard.name().clone(), guard.remaining());
-    timeout(remaining, guard.release()).await.unwrap_or_else(|_| {
+    while_it_lasts(&name, remaining, guard.release()).await
+}
+
+/// Waits for a release, but for no longer than the lease lasts.
+pub(crate) async fn while_it_lasts(
+    name: &LockName,
+    remaining: Duration,
+    release: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    timeout(remaining, release).await.unwrap_or_else(|_| {
         Err(if remaining.is_zero() {
             Error::new(ErrorKind::Lost, format!("the lease on {name} is over"))
         } else {

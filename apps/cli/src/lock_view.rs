@@ -35,8 +35,9 @@ struct WaiterView<'a> {
     age_ms: Option<u64>,
 }
 
+/// Who it is.
 #[derive(Debug, Serialize)]
-struct WhoView<'a> {
+pub(crate) struct WhoView<'a> {
     label: &'a str,
     host: &'a str,
     pid: u32,

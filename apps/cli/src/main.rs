@@ -6,12 +6,14 @@ mod child;
 mod cli;
 mod completions;
 mod doctor;
+mod elect;
 mod evict;
 mod exit_codes;
 mod failure;
 mod fence_table;
 mod guarantees;
 mod hold;
+mod job;
 mod job_control;
 mod lock;
 mod lock_view;
@@ -73,6 +75,7 @@ async fn dispatch(Cli { global, verb }: Cli) -> Result<u8, Failure> {
         Verb::Ls(args) => ls::run(args, &global).await,
         Verb::Show(args) => show::run(args, &global).await,
         Verb::Evict(args) => evict::run(args, &global).await,
+        Verb::Elect(args) => elect::run(args, &global).await,
         Verb::Record(verb) => record::run(verb, &global).await,
         Verb::FenceTable(args) => fence_table::run(args, global).await,
         Verb::Doctor(args) => doctor::run(args, global).await,

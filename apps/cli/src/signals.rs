@@ -13,6 +13,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::getpgrp;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::SignalKind;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::failure::Failure;
 
@@ -76,6 +77,39 @@ impl Signals {
             biased;
             done = work => Ok(done),
             signal = interrupted => signal.map(|never| match never {}),
+        }
+    }
+}
+
+/// Where a command's supervisor learns of signals.
+#[derive(Debug)]
+pub(crate) enum Source<'a> {
+    /// From the queue itself.
+    Queue(&'a Signals),
+    /// From whoever reads the queue, and passes it on to several of us.
+    Shared(broadcast::Receiver<Signal>),
+}
+
+impl Source<'_> {
+    /// Whether there are others beside us who learn of them.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
+    /// The next signal.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as [`Signals::next`].
+    pub(crate) async fn next(&mut self) -> io::Result<Signal> {
+        match self {
+            Self::Queue(signals) => signals.next().await,
+            Self::Shared(signals) => match signals.recv().await {
+                Ok(signal) => Ok(signal),
+                // What was missed is news of a command more likely than not, and to look for that once more is harmless.
+                Err(RecvError::Lagged(_)) => Ok(Signal::SIGCHLD),
+                Err(RecvError::Closed) => Err(io::Error::other("nobody reads the signals any more")),
+            },
         }
     }
 }

@@ -14,6 +14,7 @@ fn every_verb_has_its_help() {
         &["ls"],
         &["show"],
         &["evict"],
+        &["elect"],
         &["record"],
         &["record", "get"],
         &["record", "put"],

@@ -3,6 +3,7 @@
 mod child;
 mod death;
 mod doctor;
+mod elect;
 mod exit_codes;
 mod fence_table;
 mod help;

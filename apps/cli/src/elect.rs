@@ -1,0 +1,139 @@
+use std::future::pending;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use ringfence::patterns::{Election, Leader, Leadership};
+use ringfence::{ErrorKind, FencingToken, LockName, Retry};
+use serde::Serialize;
+use tokio::time::sleep;
+
+use crate::child::Ended;
+use crate::cli::{ElectArgs, Global, OnLost};
+use crate::exit_codes;
+use crate::failure::Failure;
+use crate::job::{End, Orders, SIGNALS};
+use crate::lock;
+use crate::lock_view::WhoView;
+use crate::print;
+use crate::signals::{Signals, Source};
+
+/// What ends an observation.
+const END_SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
+
+/// How long a candidate waits after the locks could not be used.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Leads and runs the command, or prints who leads.
+pub(crate) async fn run(mut args: ElectArgs, global: &Global) -> Result<u8, Failure> {
+    if args.observe {
+        return observe(&args.name, global).await;
+    }
+    let name = LockName::new(format!("leader/{}", args.name))?;
+    let signals = Signals::take(&SIGNALS)?;
+    let command = std::mem::take(&mut args.command);
+    let orders = Orders::take(command, OnLost::Term, global, &signals).await?;
+    let mut election = orders.locks.leader(&args.name).stakes(args.lease.stakes());
+    if let Some(ttl) = args.lease.ttl {
+        election = election.ttl(ttl.as_duration());
+    }
+    if let Some(label) = args.lease.label.as_deref().or(orders.label()) {
+        election = election.label(label);
+    }
+    let outcome = campaign_and_lead(&orders, &election, &args, global, &signals).await;
+    lock::close(&orders.locks, &name, global.messages()).await;
+    orders.pass_on_interrupt(&outcome)?;
+    Ok(outcome?.code())
+}
+
+/// Campaigns and leads until the command ends by itself, or somebody wants us to end.
+async fn campaign_and_lead(
+    orders: &Orders,
+    election: &Election,
+    args: &ElectArgs,
+    global: &Global,
+    signals: &Signals,
+) -> Result<Ended, Failure> {
+    loop {
+        match signals.unless_interrupted(election.campaign(&args.value)).await? {
+            Ok(leadership) => match lead(orders, leadership, global, signals).await? {
+                End::ByItself(ended) => return Ok(ended),
+                End::Lost(Some(signal)) => return Err(Failure::Interrupted(signal)),
+                End::Told | End::Lost(None) if args.once => {
+                    return Err(Failure::new(
+                        exit_codes::LOST,
+                        format!("{} was lost while the command ran", args.name),
+                    ));
+                }
+                End::Told | End::Lost(None) => {}
+            },
+            Err(error) if error.retry() == Retry::Later && !args.once => {
+                global.messages().note(&format!("no candidate at the moment: {error}"));
+                signals.unless_interrupted(sleep(TRY_AGAIN_AFTER)).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Runs the command for a term.
+async fn lead(
+    orders: &Orders,
+    leadership: Leadership,
+    global: &Global,
+    signals: &Signals,
+) -> Result<End, Failure> {
+    let end = match orders.start(leadership.guard(), Source::Queue(signals), &[]) {
+        Ok(job) => job.supervise(pending()).await,
+        Err(failure) => Err(failure),
+    };
+    let (name, remaining) = (leadership.guard().name().clone(), leadership.guard().remaining());
+    match lock::while_it_lasts(&name, remaining, leadership.resign()).await {
+        Ok(()) => end,
+        Err(error) if error.kind() == ErrorKind::Lost => match end? {
+            End::ByItself(_) => Err(error.into()),
+            end => Ok(end),
+        },
+        Err(error) => {
+            global.messages().note(&format!("{name} stays held until its TTL is over: {error}"));
+            end
+        }
+    }
+}
+
+/// A line of `--observe --json`.
+#[derive(Serialize)]
+struct Report<'a> {
+    leader: Option<LeaderView<'a>>,
+}
+
+#[derive(Serialize)]
+struct LeaderView<'a> {
+    term: FencingToken,
+    value: &'a str,
+    #[serde(flatten)]
+    who: WhoView<'a>,
+}
+
+/// Prints who leads, and each change, until a signal comes.
+async fn observe(name: &str, global: &Global) -> Result<u8, Failure> {
+    let signals = Signals::take(&END_SIGNALS)?;
+    let locks = signals.unless_interrupted(global.connect()).await??;
+    let mut observation = locks.leader(name).observe();
+    loop {
+        match signals.unless_interrupted(observation.next()).await? {
+            Ok(leader) if global.json => print::json(&Report { leader: leader.as_ref().map(view) })?,
+            Ok(Some(Leader { value, term, holder, .. })) => {
+                print::line(&print::visible(&format!("{term}  {value}  {holder}")))?;
+            }
+            Ok(None) => print::line("nobody")?,
+            Err(error) if error.retry() == Retry::Later => {
+                global.messages().note(&format!("nobody knows who leads: {error}"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn view(leader: &Leader) -> LeaderView<'_> {
+    LeaderView { term: leader.term, value: &leader.value, who: (&leader.holder).into() }
+}
