@@ -207,6 +207,14 @@ impl Guard {
         hold.turn.lapse()
     }
 
+    /// Gives the lock back although there are [nested](Self::nested) guards: they have lost it from now on.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the release.
+    pub(crate) async fn take_back(self) -> Result<()> {
+        self.hold.turn.take_back().await
+    }
+
     /// A second guard on the same lease, with the same token: for code that needs a guard of its own inside of code that
     /// has one. The last one out releases.
     pub fn nested(&self) -> Guard {

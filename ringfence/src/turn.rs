@@ -116,13 +116,13 @@ pub(crate) struct Turn {
     pub(crate) lease: Arc<Lease>,
     pub(crate) token: FencingToken,
     since: BootInstant,
-    over: bool,
+    over: AtomicBool,
 }
 
 impl Turn {
     fn begin(hall: &Arc<Hall>, lease: &Arc<Lease>, token: FencingToken, since: BootInstant) -> Self {
         lease.set_renewed_until(BootInstant::MAX);
-        Self { hall: Arc::clone(hall), lease: Arc::clone(lease), token, since, over: false }
+        Self { hall: Arc::clone(hall), lease: Arc::clone(lease), token, since, over: AtomicBool::new(false) }
     }
 
     /// Whether the lease can be proven right now.
@@ -136,6 +136,9 @@ impl Turn {
 
     /// Ends the turn. Errors with [`ErrorKind::Lost`] if the lease was lost before.
     pub(crate) async fn end(mut self) -> Result<()> {
+        if *self.over.get_mut() {
+            return Err(self.lease.lost_error());
+        }
         if self.hand_over() {
             return Ok(());
         }
@@ -147,12 +150,12 @@ impl Turn {
 
     /// Ends the turn and lets its lease lapse: nothing renews it, and nobody gets it before a TTL has gone by since the grant and
     /// since the last renewal. Errors with [`ErrorKind::Lost`] if the lease was lost before.
-    pub(crate) fn lapse(mut self) -> Result<()> {
+    pub(crate) fn lapse(self) -> Result<()> {
         let now = self.hall.clock.now();
         let Some(deadline) = self.lease.state.deadline(now) else {
             return Err(self.lease.lost_error());
         };
-        self.over = true;
+        self.over.store(true, Ordering::Release);
         self.hall.meters.hold.record(now.saturating_since(self.since));
         self.hall.keeper.forget(self.lease.key.nonce);
         self.lease.state.release(now);
@@ -168,11 +171,20 @@ impl Turn {
         Ok(())
     }
 
+    /// Ends the turn although others still have guards of it: for them the lease is lost, from before this is polled.
+    pub(crate) fn take_back(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.over.store(true, Ordering::Release);
+        let given_back = give_back(Arc::clone(&self.hall), Arc::clone(&self.lease));
+        self.lease.gone.notify_waiters();
+        let background = self.hall.background.clone();
+        async move { background.finish(given_back).await }
+    }
+
     /// Ends the turn in favour of the next one in the waiting room, without a round trip. `false`: nobody waits there, or
     /// other processes have their turn now; this turn is over all the same, and its lease has to be given back.
     fn hand_over(&mut self) -> bool {
-        self.over = true;
-        let Self { hall, lease, token, since, .. } = self;
+        let Self { hall, lease, token, since, over } = self;
+        *over.get_mut() = true;
         let now = hall.clock.now();
         hall.meters.hold.record(now.saturating_since(*since));
         let Some(next) = token.handed_over() else {
@@ -194,7 +206,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if self.over || self.hand_over() {
+        if *self.over.get_mut() || self.hand_over() {
             return;
         }
         let lease = Arc::clone(&self.lease);
@@ -235,7 +247,7 @@ fn seat_next(hall: &Arc<Hall>, lease: &Arc<Lease>, token: FencingToken, now: Boo
         match answer.send(Ok(Outcome::Granted(Turn::begin(hall, lease, token, now)))) {
             Ok(()) => return true,
             // That one has gone. Nobody has seen the token, so the next one gets the same.
-            Err(Ok(Outcome::Granted(mut unseen))) => unseen.over = true,
+            Err(Ok(Outcome::Granted(mut unseen))) => *unseen.over.get_mut() = true,
             Err(_) => unreachable!("what comes back is what was sent"),
         }
     }

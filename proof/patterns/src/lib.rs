@@ -14,6 +14,7 @@ pub mod idempotency;
 pub mod leader;
 pub mod once;
 pub mod optimistic;
+pub mod partitions;
 pub mod rate_limit;
 mod stage;
 
@@ -54,6 +55,13 @@ macro_rules! patterns {
             rate_limit::rate_limit_outlives_the_locks_of_those_who_took_their_permits
             rate_limit::rate_limit_holds_for_everybody_who_hammers_at_it
             rate_limit::rate_limit_lets_an_operator_give_a_permit_back
+            partitions::partitions_are_dealt_to_all_and_move_to_a_newcomer_only
+            partitions::partitions_are_finished_before_the_next_owner_has_them
+            partitions::partitions_are_revoked_when_the_membership_is_lost
+            partitions::partitions_are_taken_when_the_hand_over_is_over
+            partitions::partitions_in_another_number_are_refused_while_anybody_takes_part
+            partitions::partitions_of_a_killed_process_have_an_owner_soon
+            partitions::partitions_of_one_that_is_cut_off_have_an_owner_soon
         }
     };
 }

@@ -7,6 +7,7 @@ mod idempotency;
 mod leader;
 mod once;
 mod optimistic;
+mod partitions;
 
 use ringfence_core::{LockName, Result};
 
@@ -16,6 +17,7 @@ pub use self::once::{
     HISTORY_MAX, Missed, Once, OnceOutcome, OnceStart, Run, RunEntry, RunOutcome, Skipped, Window,
 };
 pub use self::optimistic::{Swap, TRIES_DEFAULT, Versioned};
+pub use self::partitions::{MEMBERS_MAX, Membership, PARTITIONS_MAX, Partition, PartitionEvent, Partitions};
 
 /// The name of a pattern's lock.
 fn lock_of(pattern: &str, name: Result<LockName>) -> Result<LockName> {
