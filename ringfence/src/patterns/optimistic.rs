@@ -192,13 +192,15 @@ impl Versioned {
     /// # Ok(()) }
     /// ```
     #[doc(alias = "retry_on_conflict")]
-    pub async fn update<V, E>(
+    pub async fn update<V, E, F>(
         &self,
-        mut change: impl AsyncFnMut(Option<&Record>) -> Result<V, E>,
+        // Not `AsyncFnMut`, whose future the compiler cannot see to be `Send` where it borrows: no web handler could call it.
+        mut change: impl FnMut(Option<Record>) -> F,
     ) -> Result<Version, E>
     where
         V: Into<Bytes>,
         E: From<Error>,
+        F: Future<Output = Result<V, E>>,
     {
         if self.tries == 0 {
             return Err(Error::new(ErrorKind::InvalidRequest, "an update takes at least one try").into());
@@ -207,8 +209,9 @@ impl Versioned {
         let mut backoff = Backoff::new(first, most);
         for tried in 1.. {
             let current = self.read().await?;
-            let value = change(current.as_ref()).await?;
-            match self.compare_and_set(current.map(|record| record.version), value).await? {
+            let version = current.as_ref().map(|record| record.version);
+            let value = change(current).await?;
+            match self.compare_and_set(version, value).await? {
                 Swap::Swapped(version) => return Ok(version),
                 Swap::Conflict(_) if tried < self.tries => tokio::time::sleep(backoff.pause()).await,
                 Swap::Conflict(_) => break,
