@@ -109,7 +109,7 @@ const REDIS: Scheme = Scheme {
 };
 
 /// The parameters that the hall knows for every scheme.
-pub(crate) const HALL_PARAMS: [&str; 3] = ["ttl", "handovers", "handover_time"];
+pub(crate) const HALL_PARAMS: [&str; 4] = ["ttl", "handovers", "handover_time", "token_key_file"];
 
 /// The URL schemes that are compiled in, in alphabetical order.
 pub fn schemes() -> Vec<&'static str> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    Agreement, BootInstant, Error, ErrorKind, FencingToken, LockName, Mode, Renewal, Result, Ttl,
+    Agreement, BootInstant, Error, ErrorKind, FencingToken, LockName, Mode, PresentedToken, Renewal, Result,
+    Ttl,
 };
 
 use crate::holder::Enrolment;
@@ -73,6 +74,16 @@ impl Guard {
     /// What it took to get the lease, where several independent nodes had to agree to it; `None` elsewhere.
     pub fn agreement(&self) -> Option<Agreement> {
         self.hold.turn.lease.agreement
+    }
+
+    /// The token as it is shown to a resource that may ask for a MAC: sealed with the key of these locks, where they have one, else
+    /// bare.
+    pub fn presented_token(&self) -> PresentedToken {
+        let turn = &self.hold.turn;
+        match &turn.hall.settings.token_key {
+            Some(key) => key.seal(self.name(), turn.token),
+            None => turn.token.into(),
+        }
     }
 
     /// Whether holding can be proven right now: the lease is not known to be lost, and its deadline has not come.

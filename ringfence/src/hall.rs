@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    Backend, Clock, Contention, Error, ErrorKind, HolderInfo, LockName, Mode, Nonce, Result, Ttl, WallTime,
+    Backend, Clock, Contention, Error, ErrorKind, HolderInfo, LockName, Mode, Nonce, Result, TokenKey, Ttl,
+    WallTime,
 };
 use tokio::sync::oneshot;
 
@@ -37,6 +38,7 @@ pub(crate) struct Settings {
     pub(crate) handovers: u8,
     pub(crate) handover_time: Duration,
     pub(crate) holder: Arc<HolderInfo>,
+    pub(crate) token_key: Option<TokenKey>,
 }
 
 /// What a waiting room is for: one lease of this kind can serve everybody in it.

@@ -87,6 +87,8 @@ mod stakes;
 #[cfg(not(loom))]
 mod stander;
 #[cfg(not(loom))]
+mod token_key_file;
+#[cfg(not(loom))]
 mod turn;
 
 #[cfg(not(loom))]
@@ -107,9 +109,9 @@ pub use ringfence_core::{
     Claim, Clock, Contention, Effect, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding,
     Guarantees, HolderDeath, HolderInfo, HolderState, LABEL_MAX, Lease, LeaseClock, LeaseKey, ListQuery,
     LockName, LockState, LossListener, METADATA_MAX, Mode, NAME_MAX, Nonce, Opened, PAGE_MAX, PERMITS_MAX,
-    Page, Permits, Queue, Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records, Release,
-    Renewal, Result, Retry, Scope, Severity, SystemClock, Tokens, Ttl, Version, Wait, WaiterState, WakeUp,
-    WallTime, abandonment, nearest, parse_duration,
+    Page, Permits, PresentedToken, Queue, Quorum, RECORD_VALUE_MAX, Record, RecordGuard, RecordKey, Records,
+    Release, Renewal, Result, Retry, Scope, Severity, SystemClock, TokenKey, Tokens, Ttl, Version, Wait,
+    WaiterState, WakeUp, WallTime, abandonment, nearest, parse_duration,
 };
 
 /// The README's example is a test.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ringfence_core::{
     Backend, BackendUrl, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore, FencingToken, Finding,
     Guarantees, HolderInfo, LABEL_MAX, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Opened,
-    Page, Record, RecordKey, Result, SystemClock, Ttl, Version, parse_duration,
+    Page, Record, RecordKey, Result, SystemClock, TokenKey, Ttl, Version, parse_duration,
 };
 use tokio::runtime::Handle;
 
@@ -21,6 +21,7 @@ use crate::keeper::{Keeper, RENEW_BATCH_MAX};
 use crate::meters::Meters;
 use crate::record::RecordHandle;
 use crate::request::{LockRequest, Terms};
+use crate::token_key_file;
 use crate::waiting_room::WaitingRooms;
 
 /// The most hand-overs inside one process under one grant, unless you choose otherwise.
@@ -41,8 +42,9 @@ pub struct Locks {
 impl Locks {
     /// Connects to the backend of a URL, such as `memory:`, `local:` or `local:/var/lib/locks?ttl=10s`.
     ///
-    /// Every URL takes `ttl` (the default TTL, as in `ttl=10s`), `handovers` (0 to 255) and `handover_time`; see
-    /// [`LocksBuilder`]. Errors with [`ErrorKind::InvalidUrl`] for an unknown scheme or parameter, and names the nearest
+    /// Every URL takes `ttl` (the default TTL, as in `ttl=10s`), `handovers` (0 to 255), `handover_time` and `token_key_file` (the
+    /// absolute path of a file of at least 32 bytes that only its owner and group can read, as in
+    /// `token_key_file=/etc/ringfence/key`); see [`LocksBuilder`]. Errors with [`ErrorKind::InvalidUrl`] for an unknown scheme or parameter, and names the nearest
     /// known one; and with what the backend says about itself.
     ///
     /// Call it inside of a tokio runtime with its timer enabled: renewals run there, so the runtime must live for as long
@@ -110,6 +112,11 @@ impl Locks {
     /// The URL of the backend, without secrets.
     pub fn backend_url(&self) -> String {
         self.hall.backend.to_string()
+    }
+
+    /// The key that tokens are sealed with, where there is one.
+    pub fn token_key(&self) -> Option<&TokenKey> {
+        self.hall.settings.token_key.as_ref()
     }
 
     /// The records that live beside the locks.
@@ -244,6 +251,7 @@ pub struct LocksBuilder {
     handovers: Option<u8>,
     handover_time: Option<Duration>,
     default_ttl: Option<Duration>,
+    token_key: Option<TokenKey>,
     clock: Option<Arc<dyn Clock>>,
 }
 
@@ -279,6 +287,12 @@ impl LocksBuilder {
         self
     }
 
+    /// The key that tokens are sealed with when they are shown to a resource: none unless you choose.
+    pub fn token_key(mut self, key: TokenKey) -> Self {
+        self.token_key = Some(key);
+        self
+    }
+
     /// Another clock than the machine's, for tests.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
@@ -305,6 +319,9 @@ impl LocksBuilder {
             })?;
             self.handovers = Some(number);
         }
+        if let Some(path) = url.param("token_key_file") {
+            self.token_key = Some(token_key_file::read(path)?);
+        }
         let backend = connect::open(url, self.the_clock()).await?;
         self.with_backend(backend)
     }
@@ -326,6 +343,7 @@ impl LocksBuilder {
             handovers: self.handovers.unwrap_or(HANDOVERS_DEFAULT),
             handover_time: self.handover_time.unwrap_or(HANDOVER_TIME_DEFAULT),
             holder: Arc::new(holder),
+            token_key: self.token_key.clone(),
         };
         let hall = Arc::new_cyclic(|hall: &std::sync::Weak<Hall>| {
             let told = hall.clone();

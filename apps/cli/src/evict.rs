@@ -1,4 +1,4 @@
-use ringfence::{Eviction, FencingToken, LockName, Nonce, Result};
+use ringfence::{Eviction, LockName, Nonce, PresentedToken, Result};
 use serde::Serialize;
 
 use crate::cli::{EvictArgs, Global};
@@ -53,5 +53,5 @@ pub(crate) async fn run(args: EvictArgs, global: &Global) -> Result<u8, Failure>
 
 /// A holder is named by its whole token, as `show` prints it, or by the part after the dot.
 fn nonce(text: &str) -> Result<Nonce> {
-    if text.contains('.') { text.parse::<FencingToken>().map(FencingToken::nonce) } else { text.parse() }
+    if text.contains('.') { Ok(text.parse::<PresentedToken>()?.token().nonce()) } else { text.parse() }
 }

@@ -3,7 +3,7 @@ use std::mem;
 use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
-use ringfence::{ErrorKind, FencingToken, LockName, Locks};
+use ringfence::{ErrorKind, LockName, Locks};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
@@ -21,9 +21,9 @@ const SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Event<'a> {
-    Held { name: &'a LockName, token: FencingToken, ttl_ms: u64, remaining_ms: u64 },
-    Lost { name: &'a LockName, token: FencingToken },
-    Released { name: &'a LockName, token: FencingToken },
+    Held { name: &'a LockName, token: &'a str, ttl_ms: u64, remaining_ms: u64 },
+    Lost { name: &'a LockName, token: &'a str },
+    Released { name: &'a LockName, token: &'a str },
 }
 
 /// Gets the lock and keeps it until standard input closes or a signal comes.
@@ -44,7 +44,7 @@ async fn hold(
     signals: &Signals,
 ) -> Result<u8, Failure> {
     let guard = lock::acquire(locks, name, &args.lock, None, signals, global.messages()).await?;
-    let token = guard.token();
+    let token = &guard.presented_token().reveal();
     let (ttl_ms, remaining_ms) = (guard.ttl().as_millis(), print::millis(guard.remaining()));
     print::json(&Event::Held { name, token, ttl_ms, remaining_ms })?;
     tokio::select! {

@@ -82,7 +82,7 @@ impl Orders {
         let terminal = self.terminal.as_ref().filter(|_| !signals.is_shared());
         let mut environment = vec![
             ("RINGFENCE_LOCK", guard.name().to_string()),
-            ("RINGFENCE_TOKEN", guard.token().to_string()),
+            ("RINGFENCE_TOKEN", guard.presented_token().reveal()),
             ("RINGFENCE_URL", self.url.clone()),
         ];
         environment.extend_from_slice(more);

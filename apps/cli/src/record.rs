@@ -1,7 +1,9 @@
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
-use ringfence::{Error, ErrorKind, FencingToken, LockName, RECORD_VALUE_MAX, RecordKey, Result, Version};
+use ringfence::{
+    Error, ErrorKind, FencingToken, LockName, PresentedToken, RECORD_VALUE_MAX, RecordKey, Result, Version,
+};
 use serde::Serialize;
 
 use crate::cli::{Global, RecordGetArgs, RecordKeyArgs, RecordPutArgs, RecordVerb};
@@ -67,7 +69,7 @@ async fn get(args: RecordGetArgs, global: &Global) -> Result<u8, Failure> {
 
 async fn put(args: RecordPutArgs, global: &Global) -> Result<u8, Failure> {
     let key = key(&args.key)?;
-    let token: FencingToken = args.token.parse()?;
+    let token = args.token.parse::<PresentedToken>()?.token();
     // One byte more than a record takes tells that there is too much, however much there is.
     let mut value = Vec::new();
     io::stdin().lock().take(RECORD_VALUE_MAX as u64 + 1).read_to_end(&mut value)?;

@@ -326,8 +326,7 @@ mod tests {
             drop(first);
             assert_eq!(gate.resources().len(), 1, "one is still near");
             drop(second);
-            let known = gate.resources().len();
-            known
+            gate.resources().len()
         };
         let store = Arc::new(locks.clone());
         assert_eq!(pass(Gate::new(store.clone())).await, 0);

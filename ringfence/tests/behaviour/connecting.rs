@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ringfence::{ErrorKind, ListQuery, Locks, RecordGuard, RecordKey, Severity, guarantees_of, schemes};
+use ringfence::{
+    ErrorKind, ListQuery, Locks, RecordGuard, RecordKey, Severity, TokenKey, guarantees_of, schemes,
+};
 
 use crate::stage::{memory, millis, staged};
 
@@ -19,6 +21,8 @@ async fn what_is_wrong_with_a_url_is_said() {
         ("memory:?handover_time=x", "parameter handover_time"),
         ("memory:?ttl=1s&ttl=2s", "twice"),
         ("memory:/somewhere", "takes no path"),
+        ("memory:?token_key_file=key", "an absolute path"),
+        ("memory:?token_key_file=/nowhere/key", "cannot be read"),
         ("memory://host", "takes no host"),
         ("memory", "no scheme"),
     ] {
@@ -40,6 +44,22 @@ async fn a_url_sets_the_defaults_and_wins_over_the_builder() {
         memory().await.lock("a").acquire().await.unwrap().ttl().as_duration(),
         Duration::from_secs(30)
     );
+}
+
+#[tokio::test]
+async fn a_url_names_the_key_that_tokens_are_sealed_with() {
+    let bare = memory().await.lock("a").acquire().await.unwrap();
+    assert_eq!(bare.presented_token(), bare.token().into());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, [7; 32]).unwrap();
+    let url = format!("memory:?token_key_file={}", file.path().display());
+    let locks = Locks::builder().token_key(TokenKey::new(&[8; 32]).unwrap()).connect(&url).await.unwrap();
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let shown = guard.presented_token();
+    assert_eq!(TokenKey::new(&[7; 32]).unwrap().verify(guard.name(), &shown).unwrap(), guard.token());
+    assert_eq!(locks.token_key().unwrap().verify(guard.name(), &shown).unwrap(), guard.token());
+    let mac = shown.reveal().rsplit_once('.').unwrap().1.to_owned();
+    assert!(!format!("{locks:?} {guard:?} {shown:?}").contains(&mac));
 }
 
 #[tokio::test]
