@@ -3,10 +3,13 @@
 #![expect(clippy::doc_markdown, reason = "these doc comments are the help, which is plain text")]
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringfence::{Error, ErrorKind, HolderInfo, PERMITS_MAX, Result, Stakes, Ttl, parse_duration};
+use http::Uri;
+use http::uri::{Authority, PathAndQuery};
+use ringfence::{Error, ErrorKind, HolderInfo, LockName, PERMITS_MAX, Result, Stakes, Ttl, parse_duration};
 
 use crate::exit_codes;
 
@@ -45,6 +48,7 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Record(RecordVerb),
     FenceTable(FenceTableArgs),
+    Gate(GateArgs),
     Doctor(DoctorArgs),
     Setup(SetupArgs),
     Guarantees(GuaranteesArgs),
@@ -330,6 +334,35 @@ pub(crate) struct FenceTableArgs {
     pub(crate) key: String,
 }
 
+/// Put a fence before an HTTP server: no request without a token, none with an old one
+///
+/// A proxy that lets a request through only with the header Ringfence-Token: name;sequence.nonce of a lock's holder, and answers
+/// 412 if it has seen a later token of that lock. It prints a line when it listens, and ends in order when it is told to.
+///
+/// The marks are kept in the records of --url, which is asked for each request, so that several gates can share them; when it does
+/// not answer, nothing passes (503). A newer token waits until the requests of the older ones are answered, or until --drain is
+/// over and they are cut. What has reached the upstream cannot be called back. Where the URL names a token_key_file, only tokens
+/// that were sealed with that key pass.
+#[derive(Debug, Args)]
+pub(crate) struct GateArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// The server behind the gate, as in http://127.0.0.1:8080
+    #[arg(long, value_name = "URL", value_parser = parse_upstream)]
+    pub(crate) upstream: Authority,
+    /// How long a newer token waits for the requests of an older one, and the end of the program for all
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) drain: Duration,
+    /// How long the upstream may be silent
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Be the only gate of this name: hold the lock gate/NAME, and ask the store only for tokens not seen yet. The others
+    /// of the name stand by and answer 503; all gates before one upstream have to have the name
+    #[arg(long, value_name = "NAME", value_parser = parse_gate_name)]
+    pub(crate) alone: Option<LockName>,
+}
+
 /// Look for what would break a backend's promises here
 ///
 /// Prints what it looked at and what it found, the worst first, each with what to do about it: a server that evicts keys
@@ -403,6 +436,35 @@ fn parse_wait(text: &str) -> Result<Duration> {
         )));
     }
     Ok(wait)
+}
+
+fn parse_upstream(text: &str) -> Result<Authority> {
+    let invalid = |why: &str| {
+        Error::new(
+            ErrorKind::InvalidRequest,
+            format!("{why}: write http://host:port, as in http://127.0.0.1:8080"),
+        )
+    };
+    let uri: Uri = text.parse().map_err(|_| invalid("it is no URL"))?;
+    let authority = uri.authority().ok_or_else(|| invalid("it names no host"))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => return Err(invalid("TLS to the upstream is not spoken, put the gate beside it")),
+        _ => return Err(invalid("its scheme is not http")),
+    }
+    if authority.as_str().contains('@')
+        || authority.as_str().ends_with(':')
+        || !matches!(uri.path_and_query().map(PathAndQuery::as_str), None | Some("/"))
+    {
+        return Err(invalid(
+            "a host and a port are all it can have, and the path of each request is the client's",
+        ));
+    }
+    Ok(authority.clone())
+}
+
+fn parse_gate_name(name: &str) -> Result<LockName> {
+    LockName::new(format!("gate/{name}"))
 }
 
 /// A bare number is refused here: a wrong unit in a lease is an outage.

@@ -11,6 +11,7 @@ mod evict;
 mod exit_codes;
 mod failure;
 mod fence_table;
+mod gate;
 mod guarantees;
 mod hold;
 mod job;
@@ -78,6 +79,7 @@ async fn dispatch(Cli { global, verb }: Cli) -> Result<u8, Failure> {
         Verb::Elect(args) => elect::run(args, &global).await,
         Verb::Record(verb) => record::run(verb, &global).await,
         Verb::FenceTable(args) => fence_table::run(args, global).await,
+        Verb::Gate(args) => gate::run(args, &global).await,
         Verb::Doctor(args) => doctor::run(args, global).await,
         Verb::Setup(args) => setup::run(args, global).await,
         Verb::Guarantees(args) => guarantees::run(&args, &global),

@@ -19,6 +19,7 @@ fn every_verb_has_its_help() {
         &["record", "get"],
         &["record", "put"],
         &["fence-table"],
+        &["gate"],
         &["doctor"],
         &["setup"],
         &["guarantees"],

@@ -6,6 +6,7 @@ mod doctor;
 mod elect;
 mod exit_codes;
 mod fence_table;
+mod gate;
 mod help;
 mod hold;
 mod input;

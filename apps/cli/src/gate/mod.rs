@@ -1,0 +1,194 @@
+//! `gate`: a fence before an HTTP server, as a process of its own.
+
+mod alone;
+mod proxy;
+
+use std::future::pending;
+use std::io;
+use std::net::SocketAddr;
+use std::panic;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use nix::sys::signal::Signal;
+use ringfence::{LockName, Locks};
+use ringfence_http::{FenceLayer, Gate};
+use serde::Serialize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{sleep, timeout};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::cli::{GateArgs, Global};
+use crate::exit_codes;
+use crate::failure::Failure;
+use crate::print::{self, Messages};
+use crate::signals::Signals;
+
+use alone::Lookout;
+use proxy::{Proxy, Upstream};
+
+/// What ends the gate: in order the first time, at once the second time.
+const SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// The most connections of clients. More of them wait in the kernel's line.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// How long a client may take to send the head of a request, and a connection may lie idle.
+const HEAD_WITHIN: Duration = Duration::from_secs(30);
+
+/// The largest head of a request, and of an answer, in bytes; what arrives together with its end is not counted.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// How long to leave the kernel alone when it takes no more connections, for want of descriptors for one.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long the store may take when everything else has ended.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What is printed, as a line of text or of JSON.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Event<'a> {
+    Listening { address: SocketAddr, upstream: &'a str },
+    Alone { name: &'a LockName },
+    StandingBy { name: &'a LockName },
+}
+
+impl Event<'_> {
+    fn print(&self, json: bool) -> io::Result<()> {
+        if json {
+            return print::json(self);
+        }
+        print::line(&match self {
+            Self::Listening { address, upstream } => format!("listening on {address}, before {upstream}"),
+            Self::Alone { name } => format!("alone: has the lock {}", print::visible(name.as_str())),
+            Self::StandingBy { name } => {
+                format!("standing by for the lock {}", print::visible(name.as_str()))
+            }
+        })
+    }
+}
+
+/// Listens until a signal comes, then lets what is under way end.
+pub(crate) async fn run(args: GateArgs, global: &Global) -> Result<u8, Failure> {
+    let signals = Signals::take(&SIGNALS)?;
+    let (url, json, messages) = (global.url()?, global.json, global.messages());
+    // The program's own thread waits for signals; here every processor works, and leases are renewed.
+    let workers = runtime::Builder::new_multi_thread().thread_name("gate").enable_all().build()?;
+    let (stop, stopped) = oneshot::channel();
+    let mut served = workers.spawn(serve(args, url, json, messages, stopped));
+    let ended = tokio::select! {
+        biased;
+        ended = &mut served => ended,
+        signal = signals.next() => {
+            signal?;
+            drop(stop);
+            signals.unless_interrupted(served).await?
+        }
+    };
+    // What hangs has had its time.
+    workers.shutdown_background();
+    ended.unwrap_or_else(|panicked| panic::resume_unwind(panicked.into_panic()))
+}
+
+async fn serve(
+    args: GateArgs,
+    url: String,
+    json: bool,
+    messages: Messages,
+    stopped: oneshot::Receiver<()>,
+) -> Result<u8, Failure> {
+    let locks = Locks::connect(&url).await?;
+    let mut gate = Gate::new(Arc::new(locks.clone())).drain(args.drain);
+    if let Some(key) = locks.token_key() {
+        gate = gate.key(key.clone());
+    }
+    let lookout = args.alone.clone().map(|name| Arc::new(Lookout::new(locks.clone(), name, json, messages)));
+    if let Some(lookout) = lookout.clone() {
+        gate = gate.alone(move || lookout.lease());
+    }
+    let gate = Arc::new(gate);
+    let listener = TcpListener::bind(args.listen).await.map_err(|error| {
+        Failure::new(exit_codes::IO, format!("cannot listen on {}: {error}", args.listen))
+    })?;
+    let address = listener.local_addr()?;
+    Event::Listening { address, upstream: args.upstream.as_str() }.print(json)?;
+
+    let clients = GracefulShutdown::new();
+    let stays_alone = async {
+        match &lookout {
+            Some(lookout) => lookout.stand(&gate).await,
+            None => pending().await,
+        }
+    };
+    let fence = FenceLayer::new(Arc::clone(&gate));
+    let upstream = Arc::new(Upstream::new(args.upstream, args.timeout));
+    let failed = tokio::select! {
+        never = accept(&listener, &fence, &upstream, args.timeout, &clients) => match never {},
+        failed = stays_alone => Some(failed),
+        // Whoever told us to stop has dropped its end.
+        _ = stopped => None,
+    };
+    drop(listener);
+    if timeout(args.drain, clients.shutdown()).await.is_err() {
+        gate.cut();
+    }
+    if let Some(lookout) = &lookout {
+        lookout.leave();
+    }
+    if timeout(CLOSE_WITHIN, locks.close()).await.is_err() {
+        messages.note("the store does not answer: what was held there ends at its TTL");
+    }
+    failed.map_or(Ok(exit_codes::OK), |failed| Err(failed.into()))
+}
+
+/// Serves every client, each in a task of its own.
+async fn accept(
+    listener: &TcpListener,
+    fence: &FenceLayer,
+    upstream: &Arc<Upstream>,
+    silence: Duration,
+    clients: &GracefulShutdown,
+) -> std::convert::Infallible {
+    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES_MAX);
+    loop {
+        let seat = Arc::clone(&seats).acquire_owned().await.expect("nobody closes it");
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        if let Err(error) = prepare(&stream, silence) {
+            tracing::debug!(%error, %client, "a connection was gone before it began");
+            continue;
+        }
+        let fenced = fence.layer(Proxy::new(Arc::clone(upstream), client.ip()));
+        let service = service_fn(move |request| fenced.clone().call(request));
+        let connection = clients.watch(server.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, %client, "a connection ended early");
+            }
+            drop(seat);
+        });
+    }
+}
+
+/// Answers leave at once, and a client that takes none of an answer for so long is gone.
+fn prepare(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let millis = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
+    Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, millis)?)
+}
