@@ -5,7 +5,7 @@
 
 mod log;
 
-use ringfence::{BackendUrl, ErrorKind, FencingToken, LockName, Nonce};
+use ringfence::{BackendUrl, ErrorKind, FencingToken, LockName, Nonce, PresentedToken};
 
 pub use log::log;
 
@@ -45,11 +45,18 @@ pub fn name(data: &[u8]) {
     }
 }
 
-/// A token has one text form, and every token comes back from its own.
+/// A token has one text form, sealed or not, and every token comes back from its own.
 pub fn token(data: &[u8]) {
     if let Ok(text) = str::from_utf8(data) {
         match text.parse::<FencingToken>() {
             Ok(token) => assert_eq!(token.to_string(), text),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidToken, "{text:?}"),
+        }
+        match text.parse::<PresentedToken>() {
+            Ok(shown) => {
+                assert_eq!(shown.reveal(), text);
+                assert_eq!(shown.is_sealed(), text.parse::<FencingToken>().is_err(), "{text:?}");
+            }
             Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidToken, "{text:?}"),
         }
     }

@@ -26,7 +26,7 @@ proptest! {
     }
 
     #[test]
-    fn token(data in nearly("[+-]?[0-9]{0,20}\\.?[+-]?[0-9a-fA-F]{0,17}")) {
+    fn token(data in nearly("[+-]?[0-9]{0,20}\\.?[+-]?[0-9a-fA-F]{0,17}(\\.[+0-9a-fA-F]{0,33})?")) {
         targets::token(&data);
     }
 }
