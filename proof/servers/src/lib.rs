@@ -11,6 +11,7 @@
 //! - [`Ensemble`] is one ZooKeeper server of a test's own, or several.
 //! - [`Postgres`] is a PostgreSQL server of a test's own, of the version of Debian or of [a later one](postgres_18), with standbys
 //!   that are promoted; [`Pgbouncer`] is a pool of connections before it.
+//! - [`MariaDb`] is a MariaDB server of a test's own, [`S3`] an object store that speaks S3.
 //! - [`Disk`] is a file system whose power is cut.
 //! - [`Proxy`] is the network between a client and a server, with its faults.
 //! - [`Taker`] is a process that takes a lock and can be stopped or killed in any state.
@@ -20,6 +21,7 @@ mod disk;
 mod etcd;
 mod interconnect;
 mod links;
+mod mariadb;
 mod peers;
 mod pgbouncer;
 mod port;
@@ -28,6 +30,7 @@ mod process;
 mod proxy;
 mod redis;
 mod require;
+mod s3;
 mod sentinels;
 mod system_calls;
 mod taker;
@@ -38,6 +41,7 @@ mod zookeeper;
 pub use cluster::RedisCluster;
 pub use disk::Disk;
 pub use etcd::{EtcdCluster, EtcdOptions};
+pub use mariadb::MariaDb;
 pub use peers::{curator, etcd_3_5, go_etcd_lock, node, postgres_18, python, valkey};
 pub use pgbouncer::Pgbouncer;
 pub use postgres::{Postgres, PostgresOptions, Psql};
@@ -45,6 +49,7 @@ pub use process::Process;
 pub use proxy::Proxy;
 pub use redis::{RedisOptions, RedisServer};
 pub use require::{require, skip};
+pub use s3::S3;
 pub use sentinels::Sentinels;
 pub use system_calls::SystemCallFault;
 pub use taker::{Event, Taker, taker};

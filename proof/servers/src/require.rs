@@ -15,6 +15,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fsfreeze", "util-linux"),
     ("java", "default-jre-headless"),
     ("javac", "default-jdk-headless"),
+    ("mariadbd", "mariadb-server-core"),
     ("mkfs.ext4", "e2fsprogs"),
     ("pgbouncer", "pgbouncer"),
     ("postgres", "postgresql"),
