@@ -374,7 +374,7 @@ impl LocksBuilder {
 }
 
 /// This process, as a holder, by the name of its program.
-fn this_process() -> HolderInfo {
+pub(crate) fn this_process() -> HolderInfo {
     let program = std::env::current_exe().ok();
     let label = program
         .as_deref()

@@ -4,6 +4,8 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -49,6 +51,8 @@ pub(crate) enum Verb {
     Record(RecordVerb),
     FenceTable(FenceTableArgs),
     Gate(GateArgs),
+    #[command(subcommand)]
+    Outbox(OutboxVerb),
     Doctor(DoctorArgs),
     Setup(SetupArgs),
     Guarantees(GuaranteesArgs),
@@ -363,6 +367,113 @@ pub(crate) struct GateArgs {
     pub(crate) alone: Option<LockName>,
 }
 
+/// Send what transactions have put into an outbox, on PostgreSQL or SQLite
+#[derive(Debug, Subcommand)]
+pub(crate) enum OutboxVerb {
+    Setup(OutboxSetupArgs),
+    Relay(OutboxRelayArgs),
+    Status(OutboxStatusArgs),
+    Retry(OutboxRetryArgs),
+}
+
+/// Make the tables of an outbox in the database of your transactions
+///
+/// Calling it again makes nothing twice. To enqueue a message is an INSERT, in your own transaction:
+///
+///   INSERT INTO ringfence_outbox.messages (topic, key, payload) VALUES ('orders', '42', '{"state":"paid"}');
+///
+/// In SQLite the table is ringfence_outbox_messages.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct OutboxSetupArgs {
+    #[command(flatten)]
+    pub(crate) database: OutboxUrlArgs,
+    /// Let this role enqueue, and nothing else (PostgreSQL)
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) grant_to: Option<String>,
+    /// Let this role relay, look, and put dead letters back (PostgreSQL)
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) grant_relay_to: Option<String>,
+    /// Print all of it as a script for psql or sqlite3, and connect to nothing
+    #[arg(long)]
+    pub(crate) print: bool,
+}
+
+/// Send messages, until SIGTERM, SIGINT, SIGQUIT or SIGHUP
+///
+/// At least once, and in order per key; several relays share the work. A message that is sent again has the same id, and an
+/// attempt above 1. What the sink refuses is tried again with growing pauses, and is a dead letter after --refusals; what cannot be
+/// sent because the sink is not there is tried again without end.
+///
+/// On a signal it ends what is under way and gives back its claim. Killed, it loses nothing: what it had sent and not settled is
+/// sent again when its claim is over. It logs to standard error; RINGFENCE_LOG says how much [default: ringfence=info].
+#[derive(Debug, Args)]
+pub(crate) struct OutboxRelayArgs {
+    #[command(flatten)]
+    pub(crate) database: OutboxUrlArgs,
+    /// Where to: stdout (JSON lines), http://… or https://… (a webhook), redis://… or rediss://… (a stream for each topic)
+    #[arg(long, value_name = "SINK", env = "RINGFENCE_OUTBOX_TO", hide_env_values = true)]
+    pub(crate) to: String,
+    /// Headers for the webhook, as Authorization and Content-Type, a line each: NAME: VALUE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) headers: Option<PathBuf>,
+    /// How many messages to claim at most, and so how many can come twice when it is killed
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) batch: u32,
+    /// How long a claim lasts: at least twice the timeout
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) claim: Duration,
+    /// How long the sink may take for a message
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// After how many refusals a message is a dead letter; unlimited: never, and its key waits
+    #[arg(long, value_name = "N", default_value = "12", value_parser = parse_refusals)]
+    pub(crate) refusals: Refusals,
+}
+
+/// Show how many messages are pending, waiting for another try, and dead
+#[derive(Debug, Args)]
+pub(crate) struct OutboxStatusArgs {
+    #[command(flatten)]
+    pub(crate) database: OutboxUrlArgs,
+}
+
+/// Put dead letters back, at the end of their keys' lines
+#[derive(Debug, Args)]
+pub(crate) struct OutboxRetryArgs {
+    #[command(flatten)]
+    pub(crate) database: OutboxUrlArgs,
+    #[command(flatten)]
+    pub(crate) which: OutboxWhichArgs,
+}
+
+/// Which dead letters.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct OutboxWhichArgs {
+    /// All of them
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Those of this key
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
+    pub(crate) key: Option<String>,
+    /// This one
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<String>,
+}
+
+/// Which database.
+#[derive(Debug, Args)]
+pub(crate) struct OutboxUrlArgs {
+    /// The database, as postgres://user@host/database or sqlite:/some/file.db, instead of --url and RINGFENCE_URL
+    #[arg(value_name = "URL", id = "of")]
+    pub(crate) of: Option<String>,
+}
+
+/// How many refusals make a dead letter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refusals(pub(crate) Option<NonZeroU32>);
+
 /// Look for what would break a backend's promises here
 ///
 /// Prints what it looked at and what it found, the worst first, each with what to do about it: a server that evicts keys
@@ -465,6 +576,16 @@ fn parse_upstream(text: &str) -> Result<Authority> {
 
 fn parse_gate_name(name: &str) -> Result<LockName> {
     LockName::new(format!("gate/{name}"))
+}
+
+fn parse_refusals(text: &str) -> Result<Refusals> {
+    if text == "unlimited" {
+        return Ok(Refusals(None));
+    }
+    let most = text.parse().map_err(|_| {
+        Error::new(ErrorKind::InvalidRequest, "write a number from 1 on, or unlimited".to_owned())
+    })?;
+    Ok(Refusals(Some(most)))
 }
 
 /// A bare number is refused here: a wrong unit in a lease is an outage.

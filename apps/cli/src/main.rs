@@ -20,6 +20,7 @@ mod lock;
 mod lock_view;
 mod ls;
 mod man;
+mod outbox;
 mod print;
 mod record;
 mod run;
@@ -36,7 +37,7 @@ use clap::Parser;
 use ringfence::{Error, ErrorKind, Locks};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Global, Verb};
+use crate::cli::{Cli, Global, OutboxVerb, Verb};
 use crate::failure::Failure;
 use crate::print::Messages;
 
@@ -60,7 +61,9 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<u8, Failure> {
-    start_log()?;
+    // A relay has nobody to show to what it does but its log.
+    let logs = matches!(cli.verb, Verb::Outbox(OutboxVerb::Relay(_))).then_some("ringfence=info");
+    start_log(logs)?;
     // One thread: a command started from another one would be killed with that thread, not with the program.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(dispatch(cli));
@@ -80,6 +83,7 @@ async fn dispatch(Cli { global, verb }: Cli) -> Result<u8, Failure> {
         Verb::Record(verb) => record::run(verb, &global).await,
         Verb::FenceTable(args) => fence_table::run(args, global).await,
         Verb::Gate(args) => gate::run(args, &global).await,
+        Verb::Outbox(verb) => outbox::run(verb, global).await,
         Verb::Doctor(args) => doctor::run(args, global).await,
         Verb::Setup(args) => setup::run(args, global).await,
         Verb::Guarantees(args) => guarantees::run(&args, &global),
@@ -105,9 +109,9 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     exit_codes::USAGE.into()
 }
 
-/// Logs to standard error, where `RINGFENCE_LOG` says what, as in `RINGFENCE_LOG=debug`.
-fn start_log() -> Result<(), Failure> {
-    let Some(filter) = variable("RINGFENCE_LOG")? else { return Ok(()) };
+/// Logs to standard error, where `RINGFENCE_LOG` says what, as in `RINGFENCE_LOG=debug`; else what is logged by default.
+fn start_log(default: Option<&str>) -> Result<(), Failure> {
+    let Some(filter) = variable("RINGFENCE_LOG")?.or(default.map(str::to_owned)) else { return Ok(()) };
     let filter = EnvFilter::try_new(&filter).map_err(|error| {
         Error::new(ErrorKind::InvalidRequest, format!("RINGFENCE_LOG={filter:?} is no log filter"))
             .because(error)

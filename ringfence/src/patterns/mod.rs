@@ -7,6 +7,8 @@ mod idempotency;
 mod leader;
 mod once;
 mod optimistic;
+#[cfg(feature = "outbox")]
+pub mod outbox;
 mod partitions;
 
 use ringfence_core::{LockName, Result};
