@@ -13,6 +13,7 @@ use http::Uri;
 use http::uri::{Authority, PathAndQuery};
 use ringfence::{Error, ErrorKind, HolderInfo, LockName, PERMITS_MAX, Result, Stakes, Ttl, parse_duration};
 
+use crate::advise::AdviseArgs;
 use crate::exit_codes;
 
 /// The longest `--wait`. A longer one is a mistake: leave it out to wait without limit.
@@ -53,6 +54,7 @@ pub(crate) enum Verb {
     Gate(GateArgs),
     #[command(subcommand)]
     Outbox(OutboxVerb),
+    Advise(AdviseArgs),
     Doctor(DoctorArgs),
     Setup(SetupArgs),
     Guarantees(GuaranteesArgs),

@@ -2,6 +2,7 @@
 //!
 //! One file per verb, named after it; [`cli`] has the flags, [`exit_codes`] what scripts decide by.
 
+mod advise;
 mod child;
 mod cli;
 mod completions;
@@ -84,6 +85,7 @@ async fn dispatch(Cli { global, verb }: Cli) -> Result<u8, Failure> {
         Verb::FenceTable(args) => fence_table::run(args, global).await,
         Verb::Gate(args) => gate::run(args, &global).await,
         Verb::Outbox(verb) => outbox::run(verb, global).await,
+        Verb::Advise(args) => advise::run(args, &global),
         Verb::Doctor(args) => doctor::run(args, global).await,
         Verb::Setup(args) => setup::run(args, global).await,
         Verb::Guarantees(args) => guarantees::run(&args, &global),
