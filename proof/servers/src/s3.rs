@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use ringfence_testkit::PATIENCE;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -26,13 +27,22 @@ impl S3 {
     ///
     /// Panics, with what it said, when it does not start.
     pub async fn start() -> Option<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one that ignores the conditions of a put, as older servers do.
+    pub async fn start_unconditional() -> Option<Self> {
+        Self::start_with(&["unconditional"]).await
+    }
+
+    async fn start_with(arguments: &[&str]) -> Option<Self> {
         let python = python()?;
         let port = Port::claim();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/s3.py");
         let mut command = Command::new("sh");
         // It speaks of each request on stderr.
         command.args(["-c", LEASH, "sh", "-c", r#"exec "$0" "$@" 2>/dev/null"#]).arg(python.get_program());
-        command.arg(script).arg(port.number().to_string());
+        command.arg(script).arg(port.number().to_string()).args(arguments);
         let instance = Instance::start(command, "ready").await;
         let server = Self { _instance: instance, port };
         server.make_bucket().await;
@@ -55,7 +65,8 @@ impl S3 {
             format!("PUT /{} HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n", Self::BUCKET);
         stream.write_all(request.as_bytes()).await.expect("it reads");
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("it answers");
+        let read = stream.read_to_string(&mut answer);
+        tokio::time::timeout(PATIENCE, read).await.expect("an answer in time").expect("it answers");
         assert!(answer.contains(" 200 "), "a bucket is made: {answer}");
     }
 }
