@@ -23,7 +23,7 @@ pub struct FencedObjects {
 impl FencedObjects {
     /// Takes a store, if an object with a name of its own in `folder` shows that it does what a fence needs: keep metadata, create an
     /// object only where there is none, and replace one only if it is still the one that was seen. The object is deleted again. Six
-    /// to eight round trips.
+    /// or seven round trips.
     ///
     /// It shows that the store looks at conditions. That it does so in one step with the write, for all at once, is its makers'
     /// word: S3, R2, Azure and GCS give it.
@@ -31,7 +31,7 @@ impl FencedObjects {
     /// Errors with [`ErrorKind::Unsupported`] for a store that does not do it, as directories of the local file system
     /// (`object_store` writes neither metadata nor on condition there) and servers that ignore `If-Match`: keep
     /// small values in the records of a backend instead, as `local:/some/dir?fence=mark` does in a directory. With
-    /// [`ErrorKind::Refused`] where the right to get, put or delete is missing, or the bucket, with [`ErrorKind::InvalidRequest`] for a
+    /// [`ErrorKind::Refused`] where the right to get or to put is missing, or the bucket, with [`ErrorKind::InvalidRequest`] for a
     /// folder that can be none, and with [`ErrorKind::Unavailable`] where the store does not answer.
     ///
     /// # Cancel safety
