@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::BoxFuture;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lease::{ListQuery, Page};
 use crate::name::{LockName, check_text};
 use crate::token::FencingToken;
 
@@ -85,7 +86,7 @@ impl Record {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Opened {
-    /// The record, `None` if it was never written.
+    /// The record, `None` if it was never written, or removed.
     pub record: Option<Record>,
 }
 
@@ -131,6 +132,27 @@ pub trait FencedStore: Send + Sync {
         token: FencingToken,
         value: Bytes,
     ) -> BoxFuture<'a, Result<Version>>;
+
+    /// Removes the record, durably, by the right of a token that opened it, as a write.
+    ///
+    /// Its value goes, and with it the mark where no token below it could pass any more: where the token is the first of an
+    /// exclusive lease, and the lease has to live. Otherwise the mark stays behind without a value, or a stale token could
+    /// begin the record anew; the documentation of each backend says when, and what it takes up. Where the mark stays, the
+    /// count of the versions goes on; where it goes, it begins at 1 again. Open the record again before it is written anew.
+    ///
+    /// # Behaviour
+    /// - What was removed reads as if it had never been written, and can be opened and written anew.
+    ///   `[records_can_be_removed]`
+    /// - A token is refused as by `write`, and what was stale before a removal is refused after it.
+    ///   `[records_refuse_a_stale_removal]`
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>>;
+
+    /// The records that hold a value, in the byte order of their locks' names and then of their fields, a page at a time. The
+    /// query's limit counts locks: all records of a lock are on one page.
+    ///
+    /// # Behaviour
+    /// - Lists by prefix, in byte order, page by page. `[records_are_listed_by_prefix]`
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>>;
 
     /// The record as it stands, for anyone: not for modification, because no mark is raised.
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>>;

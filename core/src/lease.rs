@@ -3,6 +3,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::BootInstant;
+use crate::fenced_store::RecordKey;
 use crate::holder::HolderInfo;
 use crate::mode::Mode;
 use crate::name::LockName;
@@ -264,6 +265,16 @@ impl ListQuery {
         self.limit = limit;
         self
     }
+
+    /// How many locks a page has at most.
+    pub fn page_size(&self) -> usize {
+        if self.limit == 0 { PAGE_MAX } else { self.limit.min(PAGE_MAX) }
+    }
+
+    /// Whether a lock of this name is asked for.
+    pub fn asks_for(&self, name: &LockName) -> bool {
+        name.as_str().starts_with(&self.prefix) && self.after.as_ref().is_none_or(|after| name > after)
+    }
 }
 
 /// A page of a listing, in byte order of the names.
@@ -274,6 +285,26 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// The name to list after, where there is more.
     pub next: Option<LockName>,
+}
+
+impl Page<RecordKey> {
+    /// The page that a query asks for, of records in the order of their keys. All records of a lock are on one page.
+    pub fn of_records(query: &ListQuery, records: impl IntoIterator<Item = RecordKey>) -> Self {
+        let mut page = Self::new(Vec::new(), None);
+        let mut locks = 0;
+        for record in records.into_iter().filter(|record| query.asks_for(record.lock())) {
+            let last = page.items.last().map(RecordKey::lock);
+            if last != Some(record.lock()) {
+                if locks == query.page_size() {
+                    page.next = last.cloned();
+                    break;
+                }
+                locks += 1;
+            }
+            page.items.push(record);
+        }
+        page
+    }
 }
 
 impl<T> Page<T> {

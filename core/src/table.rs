@@ -18,7 +18,7 @@
 //! - A record takes no token below its mark, and none but those of living leases unless it was first opened for a lock that
 //!   lives elsewhere.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,7 +30,7 @@ use crate::error::{Error, ErrorKind};
 use crate::fenced_store::{RECORD_VALUE_MAX, Record, RecordKey, Version};
 use crate::guarantees::RecordGuard;
 use crate::holder::HolderInfo;
-use crate::lease::{Contention, HolderState, ListQuery, LockState, PAGE_MAX, Page, WaiterState};
+use crate::lease::{Contention, HolderState, ListQuery, LockState, Page, WaiterState};
 use crate::mode::Mode;
 use crate::name::LockName;
 use crate::request::Ttl;
@@ -134,6 +134,15 @@ pub enum Op {
         /// When.
         at: BootInstant,
     },
+    /// Removes a record's value, and the record itself where its mark keeps nobody out any more.
+    Remove {
+        /// Which record.
+        key: RecordKey,
+        /// By which right.
+        token: FencingToken,
+        /// When.
+        at: BootInstant,
+    },
 }
 
 /// One that asks for a lease.
@@ -183,6 +192,8 @@ pub enum Answer {
     Opened,
     /// The record was written.
     Written(Version),
+    /// The record holds nothing any more.
+    Removed,
     /// The record refused the token.
     Refused(Refusal),
 }
@@ -332,6 +343,12 @@ impl Entry {
     }
 }
 
+impl StoredRecord {
+    fn size(&self) -> usize {
+        self.written.as_ref().map_or(0, |(value, _)| value.len())
+    }
+}
+
 impl Grant {
     fn seat(&self) -> Seat {
         Seat { nonce: self.nonce, session: self.session }
@@ -350,7 +367,7 @@ pub struct Table {
     by_name: HashMap<LockName, LineId, foldhash::fast::RandomState>,
     /// Where each attempt stands or holds, and for which session.
     attempts: HashMap<Nonce, (LineId, Nonce), foldhash::fast::RandomState>,
-    records: HashMap<RecordKey, StoredRecord>,
+    records: BTreeMap<RecordKey, StoredRecord>,
     record_bytes: usize,
     numbers: Numbers,
     /// Names whose head could be granted if there were durable numbers left.
@@ -383,7 +400,10 @@ struct Line {
 struct StoredRecord {
     guard: RecordGuard,
     mark: FencingToken,
-    written: Option<(Bytes, Version, FencingToken)>,
+    /// How often it was written.
+    version: Version,
+    /// What it holds, and which token wrote that.
+    written: Option<(Bytes, FencingToken)>,
 }
 
 /// Grant numbers are handed out of a range that was made durable beforehand.
@@ -468,6 +488,7 @@ impl Table {
             }
             Op::Open { key, token, guard, at } => self.open_record(key, token, guard, at, &mut effects),
             Op::Write { key, token, value, at } => self.write_record(&key, token, value, at, &mut effects),
+            Op::Remove { key, token, at } => self.remove_record(&key, token, at, &mut effects),
         };
         (answer, effects)
     }
@@ -562,13 +583,8 @@ impl Table {
 
     /// The locks that are held or waited for, a page at a time.
     pub fn list(&self, query: &ListQuery, now: BootInstant) -> Page<LockState> {
-        let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
-        let mut names: Vec<&LockName> = self
-            .by_name
-            .keys()
-            .filter(|name| name.as_str().starts_with(&query.prefix))
-            .filter(|name| query.after.as_ref().is_none_or(|after| *name > after))
-            .collect();
+        let limit = query.page_size();
+        let mut names: Vec<&LockName> = self.by_name.keys().filter(|name| query.asks_for(name)).collect();
         names.sort_unstable();
         let next = (names.len() > limit).then(|| names[limit - 1].clone());
         Page::new(names.into_iter().take(limit).map(|name| self.state(name, now)).collect(), next)
@@ -576,8 +592,15 @@ impl Table {
 
     /// A record as it stands.
     pub fn record(&self, key: &RecordKey) -> Option<Record> {
-        let (value, version, token) = self.records.get(key)?.written.as_ref()?;
-        Some(Record::new(value.clone(), *version, *token))
+        let record = self.records.get(key)?;
+        let (value, token) = record.written.as_ref()?;
+        Some(Record::new(value.clone(), record.version, *token))
+    }
+
+    /// The records that hold a value, a page at a time.
+    pub fn list_records(&self, query: &ListQuery) -> Page<RecordKey> {
+        let written = self.records.iter().filter(|(_, record)| record.written.is_some());
+        Page::of_records(query, written.map(|(key, _)| key.clone()))
     }
 
     /// Everything, piece by piece, so that a large table is never there twice.
@@ -606,7 +629,7 @@ impl Table {
                 vacant.insert(line);
             }
             Part::Record(key, record) => {
-                self.record_bytes += record.written.as_ref().map_or(0, |(value, ..)| value.len());
+                self.record_bytes += record.size();
                 self.records.insert(key, record);
             }
         }
@@ -801,7 +824,8 @@ impl Table {
         if let Err(refusal) = self.check_token(&key, token, guard) {
             return Answer::Refused(refusal);
         }
-        self.records.entry(key).or_insert(StoredRecord { guard, mark: token, written: None }).mark = token;
+        let new = StoredRecord { guard, mark: token, version: Version(0), written: None };
+        self.records.entry(key).or_insert(new).mark = token;
         Answer::Opened
     }
 
@@ -814,28 +838,52 @@ impl Table {
         effects: &mut Effects,
     ) -> Answer {
         self.settle_name(key.lock(), at, effects);
-        let Some(StoredRecord { guard, .. }) = self.records.get(key) else {
-            return Answer::Refused(Refusal::NotOpened);
-        };
-        if let Err(refusal) = self.check_token(key, token, *guard) {
+        if let Err(refusal) = self.check_open(key, token).and_then(|()| Refusal::of_size(&value)) {
             return Answer::Refused(refusal);
         }
-        if let Err(refusal) = Refusal::of_size(&value) {
-            return Answer::Refused(refusal);
-        }
-        let Some(record) = self.records.get_mut(key).filter(|record| record.mark == token) else {
-            return Answer::Refused(Refusal::NotOpened);
-        };
-        let (old_size, old_version) =
-            record.written.as_ref().map_or((0, 0), |(value, version, _)| (value.len(), version.0));
-        let bytes = self.record_bytes - old_size + value.len();
+        let record = self.records.get_mut(key).expect("it is open");
+        let bytes = self.record_bytes - record.size() + value.len();
         if bytes > RECORDS_BYTES_MAX {
             return Answer::Refused(Refusal::StoreFull);
         }
         self.record_bytes = bytes;
-        let version = Version(old_version + 1);
-        record.written = Some((value, version, token));
-        Answer::Written(version)
+        record.version = Version(record.version.0 + 1);
+        record.written = Some((value, token));
+        Answer::Written(record.version)
+    }
+
+    fn remove_record(
+        &mut self,
+        key: &RecordKey,
+        token: FencingToken,
+        at: BootInstant,
+        effects: &mut Effects,
+    ) -> Answer {
+        self.settle_name(key.lock(), at, effects);
+        if let Err(refusal) = self.check_open(key, token) {
+            return Answer::Refused(refusal);
+        }
+        let is_lowest = self.is_lowest_of_living(key.lock(), token);
+        let record = self.records.get_mut(key).expect("it is open");
+        self.record_bytes -= record.size();
+        record.written = None;
+        if is_lowest && record.guard == RecordGuard::LiveLease {
+            self.records.remove(key);
+        }
+        Answer::Removed
+    }
+
+    /// Whether no token of a living lease of this lock is below this one: then no mark is needed to refuse one.
+    fn is_lowest_of_living(&self, lock: &LockName, token: FencingToken) -> bool {
+        let grants = self.line(lock).map_or(&[][..], |line| &line.grants);
+        matches!(grants, [grant] if grant.mode == Mode::Exclusive && grant.token() == token)
+    }
+
+    /// Whether a token may change what a record holds: it has opened it, and nobody came after it.
+    fn check_open(&self, key: &RecordKey, token: FencingToken) -> Result<(), Refusal> {
+        let record = self.records.get(key).ok_or(Refusal::NotOpened)?;
+        self.check_token(key, token, record.guard)?;
+        if record.mark == token { Ok(()) } else { Err(Refusal::NotOpened) }
     }
 
     /// The fence: first the mark, then the life of the lease, where it is a lease of this table.

@@ -231,6 +231,14 @@ impl FencedStore for Locks {
         self.records().write(key, token, value)
     }
 
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        self.records().remove(key, token)
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        self.records().list(query)
+    }
+
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
         self.records().read(key)
     }

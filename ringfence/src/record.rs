@@ -50,7 +50,16 @@ impl RecordHandle {
         self.hall.backend.records().write(&self.key, token, value.into()).await
     }
 
-    /// The record as it stands, `None` if it was never written: for anyone, but not for modification. One round trip.
+    /// Removes the record: its value, and its mark where nobody stale is left whom it would keep out. Refused as a write. See
+    /// [`FencedStore::remove`](crate::FencedStore::remove). One round trip.
+    ///
+    /// # Cancel safety
+    /// It may have been removed or not; the record says which.
+    pub async fn remove(&self, token: FencingToken) -> Result<()> {
+        self.hall.backend.records().remove(&self.key, token).await
+    }
+
+    /// The record as it stands, `None` if it was never written, or removed: for anyone, but not for modification. One round trip.
     pub async fn read(&self) -> Result<Option<Record>> {
         self.hall.backend.records().read(&self.key).await
     }

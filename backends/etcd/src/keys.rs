@@ -80,11 +80,30 @@ impl Keys {
 
     /// The key of a record.
     pub(crate) fn record(&self, key: &RecordKey) -> Vec<u8> {
-        // A lock and its verbatim twin share nothing.
-        let kind = if self.is_verbatim { "verbatim-record" } else { "record" };
-        let mut record = self.encode(kind, key.lock().as_str(), true);
+        let mut record = self.records(key.lock()).begin;
         record.extend(key.field().as_bytes());
         record
+    }
+
+    /// The keys of all records of a lock.
+    pub(crate) fn records(&self, lock: &LockName) -> Range {
+        Range::beginning_with(self.encode(self.kind_of_records(), lock.as_str(), true))
+    }
+
+    /// The keys of all records of locks whose names begin so. They are in the order of the records.
+    pub(crate) fn all_records(&self, prefix: &str) -> Range {
+        Range::beginning_with(self.encode(self.kind_of_records(), prefix, false))
+    }
+
+    /// The record that has this key.
+    pub(crate) fn record_of(&self, key: &[u8]) -> Option<RecordKey> {
+        let (lock, field) = self.decode(self.kind_of_records(), key)?;
+        RecordKey::new(lock, std::str::from_utf8(field).ok()?).ok()
+    }
+
+    /// A lock and its verbatim twin share nothing.
+    fn kind_of_records(&self) -> &'static str {
+        if self.is_verbatim { "verbatim-record" } else { "record" }
     }
 
     /// The keys of all locks whose names begin so.
@@ -112,10 +131,15 @@ impl Keys {
             let (name, _) = key.rsplit_once('/')?;
             return LockName::new(name).ok().filter(|name| self.check(name).is_ok());
         }
-        let rest = key.strip_prefix(format!("{}lock/", self.prefix).as_bytes())?;
-        let encoded = &rest[..rest.iter().position(|byte| *byte == END)?];
-        let mut name = Vec::with_capacity(encoded.len());
-        let mut bytes = encoded.iter();
+        self.decode("lock", key).map(|(name, _)| name)
+    }
+
+    /// The name that is encoded in a key, and what comes after it.
+    fn decode<'a>(&self, kind: &str, key: &'a [u8]) -> Option<(LockName, &'a [u8])> {
+        let rest = key.strip_prefix(format!("{}{kind}/", self.prefix).as_bytes())?;
+        let end = rest.iter().position(|byte| *byte == END)?;
+        let mut name = Vec::with_capacity(end);
+        let mut bytes = rest[..end].iter();
         while let Some(&byte) = bytes.next() {
             if byte == ESCAPE {
                 let stands_for = bytes.next()?;
@@ -124,7 +148,7 @@ impl Keys {
                 name.push(byte);
             }
         }
-        LockName::new(std::str::from_utf8(&name).ok()?).ok()
+        Some((LockName::new(std::str::from_utf8(&name).ok()?).ok()?, &rest[end + 1..]))
     }
 
     /// Errors for a name that cannot be used as it stands, because its keys and our own would meet.
@@ -233,6 +257,18 @@ mod tests {
             let begins = name.as_str().starts_with(prefix.as_str());
             prop_assert_eq!(holds(&keys.all(prefix.as_str()), &key), begins);
             prop_assert!(holds(&keys.all(""), &key));
+        }
+
+        #[test]
+        fn a_record_comes_back_and_is_found_by_its_prefix(name in name(), field in name(), prefix in name()) {
+            let record = RecordKey::new(name.clone(), field.as_str()).unwrap();
+            for keys in [Keys::encoded("ringfence"), Keys::verbatim("ringfence")] {
+                let key = keys.record(&record);
+                prop_assert_eq!(keys.record_of(&key), Some(record.clone()));
+                prop_assert!(holds(&keys.records(&name), &key));
+                let begins = name.as_str().starts_with(prefix.as_str());
+                prop_assert_eq!(holds(&keys.all_records(prefix.as_str()), &key), begins);
+            }
         }
 
         #[test]

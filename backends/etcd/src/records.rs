@@ -3,19 +3,23 @@
 use bytes::Bytes;
 use ringfence_core::table::Refusal;
 use ringfence_core::{
-    BoxFuture, Error, ErrorKind, FencedStore, FencingToken, Opened, RECORD_VALUE_MAX, Record, RecordKey,
-    Result, Version,
+    BoxFuture, Error, ErrorKind, FencedStore, FencingToken, ListQuery, Mode, Opened, Page, RECORD_VALUE_MAX,
+    Record, RecordKey, Result, Version,
 };
 
 use crate::backend::{Client, EtcdBackend};
 use crate::batch::{RANGE, TXN};
 use crate::error;
+use crate::keys::Range;
 use crate::line::{self, Place};
 use crate::ops;
 use crate::proto::{KeyValue, RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 
 /// What a record begins with.
 const OURS: &[u8] = b"ringfence1 ";
+
+/// How many records a listing reads at a time: 2 MiB at the most.
+const LIST_STEP: i64 = 32;
 
 /// How often somebody else may open or write the record between our look and our write, before that is an error.
 const TRIES: usize = 64;
@@ -24,20 +28,26 @@ const TRIES: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Kept {
     mark: FencingToken,
-    /// Its value, how often it was written and by whom. `None`: it was opened only.
-    written: Option<Record>,
+    /// How often it was written.
+    version: Version,
+    /// Its value, and by whom that was written. `None`: it was opened only, or removed.
+    written: Option<(Bytes, FencingToken)>,
 }
 
 impl Kept {
-    /// A line with the mark, the version and the last writer, and the value as it is.
+    /// A line with the mark, then the version and the last writer as far as there are any, and the value as it is.
     fn encode(&self) -> Vec<u8> {
         let mut bytes = OURS.to_vec();
-        match &self.written {
-            None => bytes.extend(format!("{}\n", self.mark).into_bytes()),
-            Some(Record { value, version, written_with, .. }) => {
-                bytes.extend(format!("{} {} {written_with}\n", self.mark, version.0).into_bytes());
-                bytes.extend_from_slice(value);
-            }
+        bytes.extend(self.mark.to_string().into_bytes());
+        if self.version > Version(0) {
+            bytes.extend(format!(" {}", self.version.0).into_bytes());
+        }
+        if let Some((_, by)) = &self.written {
+            bytes.extend(format!(" {by}").into_bytes());
+        }
+        bytes.push(b'\n');
+        if let Some((value, _)) = &self.written {
+            bytes.extend_from_slice(value);
         }
         bytes
     }
@@ -47,34 +57,40 @@ impl Kept {
         let (head, value) = rest.split_at(rest.iter().position(|byte| *byte == b'\n')?);
         let mut words = std::str::from_utf8(head).ok()?.split(' ');
         let mark = words.next()?.parse().ok()?;
-        let written = match (words.next(), words.next()) {
-            (None, _) => None,
-            (Some(version), Some(by)) => {
-                let version = Version(version.parse().ok()?);
-                Some(Record::new(Bytes::copy_from_slice(&value[1..]), version, by.parse().ok()?))
-            }
-            (Some(_), None) => return None,
-        };
-        words.next().is_none().then_some(Self { mark, written })
+        let version = Version(words.next().map_or(Some(0), |version| version.parse().ok())?);
+        let by = words.next().map(str::parse).transpose().ok()?;
+        let written = by.map(|by| (Bytes::copy_from_slice(&value[1..]), by));
+        words.next().is_none().then_some(Self { mark, version, written })
+    }
+
+    fn into_record(self) -> Option<Record> {
+        let version = self.version;
+        self.written.map(|(value, by)| Record::new(value, version, by))
     }
 }
 
+/// What is kept, if the token has opened it.
+fn opened(kept: Option<Kept>, token: FencingToken) -> Result<Kept, Refusal> {
+    kept.filter(|kept| kept.mark == token).ok_or(Refusal::NotOpened)
+}
+
 impl Client {
-    /// Replaces what is kept by what `change` makes of it, if the fence lets the token pass.
+    /// Replaces what is kept by what `change` makes of it, if the fence lets the token pass. `None`: nothing is kept.
     async fn change_record(
         &self,
         key: &RecordKey,
         token: FencingToken,
-        change: impl Fn(Option<Kept>) -> Result<Kept, Refusal>,
-    ) -> Result<Kept> {
+        change: impl Fn(Option<Kept>, &Place) -> Result<Option<Kept>, Refusal>,
+    ) -> Result<Option<Kept>> {
         self.keys.check(key.lock())?;
         let record = self.keys.record(key);
         for _ in 0..TRIES {
             let (kept, changed, place) = self.pass_fence(key, &record, token).await?;
-            let kept = change(kept).map_err(|refusal| refusal.into_error(key, token))?;
+            let kept = change(kept, &place).map_err(|refusal| refusal.into_error(key, token))?;
+            let put = |kept: &Kept| ops::put(&record, kept.encode(), 0);
             let txn = TxnRequest {
                 compare: vec![ops::created_at(&place.key, place.created), ops::changed_at(&record, changed)],
-                success: vec![ops::put(&record, kept.encode(), 0)],
+                success: vec![kept.as_ref().map_or_else(|| ops::delete(&record), put)],
                 failure: Vec::new(),
             };
             let answer: TxnResponse = self
@@ -136,6 +152,41 @@ impl Client {
         Ok((kept, found.map_or(0, |found| found.mod_revision), place))
     }
 
+    /// Reads the records themselves, because only their values say whether they hold any.
+    async fn list_records(&self, query: ListQuery) -> Result<Page<RecordKey>> {
+        let Range { mut begin, end } = self.keys.all_records(&query.prefix);
+        if let Some(after) = &query.after {
+            begin = begin.max(self.keys.records(after).end);
+        }
+        let mut records = Vec::<RecordKey>::new();
+        let mut locks = 0;
+        // One lock more than there is room for says whether there is another page.
+        while locks <= query.page_size() + 1 {
+            let range =
+                RangeRequest { limit: LIST_STEP, ..ops::get_range(&Range { begin, end: end.clone() }) };
+            let found: RangeResponse = self.servers.call(RANGE, range).await?;
+            for found in &found.kvs {
+                let Some(record) = self.keys.record_of(&found.key) else { continue };
+                match self.read_kept(&record, found) {
+                    Ok(kept) if kept.written.is_none() => {}
+                    Ok(_) => {
+                        let is_first = records.last().is_none_or(|last| last.lock() != record.lock());
+                        locks += usize::from(is_first);
+                        records.push(record);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a record that cannot be read is left out of a listing")
+                    }
+                }
+            }
+            match found.kvs.last() {
+                Some(last) if found.more => begin = [&last.key[..], &[0]].concat(),
+                _ => break,
+            }
+        }
+        Ok(Page::of_records(&query, records))
+    }
+
     fn read_kept(&self, key: &RecordKey, found: &KeyValue) -> Result<Kept> {
         Kept::decode(&found.value).ok_or_else(|| {
             Error::new(
@@ -151,9 +202,12 @@ impl Client {
 impl FencedStore for EtcdBackend {
     fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>> {
         Box::pin(async move {
-            let raise =
-                |kept: Option<Kept>| Ok(Kept { mark: token, written: kept.and_then(|kept| kept.written) });
-            Ok(Opened::new(self.client.change_record(key, token, raise).await?.written))
+            let raise = |kept: Option<Kept>, _: &Place| {
+                let new = Kept { mark: token, version: Version(0), written: None };
+                Ok(Some(Kept { mark: token, ..kept.unwrap_or(new) }))
+            };
+            let kept = self.client.change_record(key, token, raise).await?;
+            Ok(Opened::new(kept.and_then(Kept::into_record)))
         })
     }
 
@@ -167,14 +221,30 @@ impl FencedStore for EtcdBackend {
             if value.len() > RECORD_VALUE_MAX {
                 return Err(Refusal::ValueTooLarge(value.len()).into_error(key, token));
             }
-            let write = |kept: Option<Kept>| {
-                let kept = kept.filter(|kept| kept.mark == token).ok_or(Refusal::NotOpened)?;
-                let version = Version(kept.written.map_or(0, |record| record.version.0) + 1);
-                Ok(Kept { mark: token, written: Some(Record::new(value.clone(), version, token)) })
+            let write = |kept: Option<Kept>, _: &Place| {
+                let version = Version(opened(kept, token)?.version.0 + 1);
+                Ok(Some(Kept { mark: token, version, written: Some((value.clone(), token)) }))
             };
             let kept = self.client.change_record(key, token, write).await?;
-            Ok(kept.written.map_or(Version(0), |record| record.version))
+            Ok(kept.map_or(Version(0), |kept| kept.version))
         })
+    }
+
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let remove = |kept: Option<Kept>, place: &Place| {
+                let kept = opened(kept, token)?;
+                // Everybody who was in line before one that holds alone has left, so that its first token is the lowest that may
+                // still pass, and nothing is left for a mark to refuse.
+                let is_lowest = place.mode == Mode::Exclusive && place.token == Some(token);
+                Ok((!is_lowest).then_some(Kept { written: None, ..kept }))
+            };
+            self.client.change_record(key, token, remove).await.map(drop)
+        })
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        Box::pin(self.client.list_records(query))
     }
 
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
@@ -183,7 +253,7 @@ impl FencedStore for EtcdBackend {
             let range = ops::get(&self.client.keys.record(key));
             let found: RangeResponse = self.client.servers.call(RANGE, range).await?;
             let kept = found.kvs.first().map(|found| self.client.read_kept(key, found)).transpose()?;
-            Ok(kept.and_then(|kept| kept.written))
+            Ok(kept.and_then(Kept::into_record))
         })
     }
 }
@@ -207,8 +277,9 @@ mod tests {
             mark in token(), by in token(), version in any::<u64>(),
             value in prop::option::of(prop::collection::vec(any::<u8>(), 0..40)),
         ) {
-            let written = value.map(|value| Record::new(value.into(), Version(version), by));
-            let kept = Kept { mark, written };
+            let written = value.map(|value| (value.into(), by));
+            let version = Version(if written.is_some() { version.max(1) } else { version });
+            let kept = Kept { mark, version, written };
             prop_assert_eq!(Kept::decode(&kept.encode()), Some(kept));
         }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_core::{HolderState, ListQuery, LockName, LockState, PAGE_MAX, Page, Result, WaiterState};
+use ringfence_core::{HolderState, ListQuery, LockName, LockState, Page, Result, WaiterState};
 
 use crate::backend::Client;
 use crate::batch::RANGE;
@@ -38,7 +38,7 @@ pub(crate) async fn inspect(client: &Arc<Client>, name: &LockName) -> Result<Loc
 
 /// A page of the locks that somebody holds or waits for.
 pub(crate) async fn list(client: &Arc<Client>, query: ListQuery) -> Result<Page<LockState>> {
-    let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+    let limit = query.page_size();
     let Range { mut begin, end } = client.keys.all(&query.prefix);
     let is_ordered = client.keys.are_in_order();
     if is_ordered && let Some(after) = &query.after {

@@ -18,7 +18,7 @@
 //! | release, renew (a batch), evict | append, read | none |
 //! | wait for a turn | append, read; asleep until told | none |
 //! | hand over to another process | append, read, one byte into its pipe; there: read it, read, append, read | none |
-//! | open or write a record | append, read | one, shared by all that wait for one |
+//! | open, write or remove a record | append, read | one, shared by all that wait for one |
 //! | open the store | open, read the log (at most a few MiB) | one, before the first grant |
 //!
 //! - **Numbers.** Grant numbers come out of a range that was made durable beforehand. A process that opens the store

@@ -3,7 +3,9 @@
 
 use bytes::Bytes;
 use ringfence_core::table::{Answer, Op, Refusal};
-use ringfence_core::{BoxFuture, FencedStore, FencingToken, Opened, Record, RecordKey, Result, Version};
+use ringfence_core::{
+    BoxFuture, FencedStore, FencingToken, ListQuery, Opened, Page, Record, RecordKey, Result, Version,
+};
 
 use crate::backend::{LocalBackend, only};
 
@@ -45,6 +47,30 @@ impl FencedStore for LocalBackend {
             })?;
             self.store.sync(position).await?;
             Ok(version)
+        })
+    }
+
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.store.check_disk()?;
+            let position = self.store.with_log(|state| {
+                self.store.check_place(state)?;
+                let remove = Op::Remove { key: key.clone(), token, at: self.store.now() };
+                match only(state.log.commit(&[remove])?) {
+                    Answer::Removed => Ok(state.log.position()),
+                    answer => Err(answer.into_record_error(key, token)),
+                }
+            })?;
+            self.store.sync(position).await
+        })
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        Box::pin(async move {
+            self.store.with_log(|state| {
+                state.log.catch_up()?;
+                Ok(state.log.table().list_records(&query))
+            })
         })
     }
 

@@ -14,7 +14,7 @@ use crate::directory::Directory;
 use crate::frame::{self, FRAME};
 
 /// The format of the store, raised with every change that an older program could not read.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 /// What the header begins with: people who look at the file should see what it is.
 const MAGIC: &str = "ringfence store ";

@@ -29,7 +29,7 @@ async fn a_store_says_where_it_is_and_who_has_it_open() {
     let path = directory.path().join("store");
     let (store, _other) = (open(&path), open(&path));
     for (about, says) in [
-        ("store", "format 2, file 1"),
+        ("store", "format 3, file 1"),
         ("directory", "with mode 700"),
         ("free space", "MiB"),
         ("sessions", "1 beside"),

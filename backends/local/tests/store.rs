@@ -142,8 +142,8 @@ async fn a_store_of_another_format_is_refused_and_kept() {
     drop(open(directory.path()).unwrap());
     let log = log_file(directory.path());
     let ours = String::from_utf8_lossy(&fs::read(&log).unwrap()[..64]).into_owned();
-    for (format, program) in [(1, "older"), (3, "newer")] {
-        let theirs = ours.replace("store 2\n", &format!("store {format}\n")).into_bytes();
+    for (format, program) in [(2, "older"), (4, "newer")] {
+        let theirs = ours.replace("store 3\n", &format!("store {format}\n")).into_bytes();
         fs::write(&log, &theirs).unwrap();
         let error = refusal(directory.path());
         assert_eq!(error.kind(), ErrorKind::Corrupt);

@@ -1,7 +1,8 @@
 use bytes::Bytes;
 use ringfence_core::table::{Answer, Op};
 use ringfence_core::{
-    BoxFuture, FencedStore, FencingToken, Opened, Record, RecordGuard, RecordKey, Result, Version,
+    BoxFuture, FencedStore, FencingToken, ListQuery, Opened, Page, Record, RecordGuard, RecordKey, Result,
+    Version,
 };
 
 use crate::MemoryBackend;
@@ -31,6 +32,19 @@ impl FencedStore for MemoryBackend {
                 answer => Err(answer.into_record_error(key, token)),
             }
         })
+    }
+
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            match self.apply(|at| Op::Remove { key: key.clone(), token, at }) {
+                Answer::Removed => Ok(()),
+                answer => Err(answer.into_record_error(key, token)),
+            }
+        })
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        Box::pin(async move { Ok(self.at_once(|world, _| world.table.list_records(&query))) })
     }
 
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {

@@ -1,10 +1,13 @@
-//! The records beside the locks: one statement checks the mark and the life of the lease, and opens or writes.
+//! The records beside the locks: one statement checks the mark and the life of the lease, and opens, writes or removes.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use ringfence_core::table::Refusal;
-use ringfence_core::{BoxFuture, FencedStore, FencingToken, Opened, Record, RecordKey, Result, Version};
+use ringfence_core::{
+    BoxFuture, FencedStore, FencingToken, ListQuery, LockName, Opened, Page, Record, RecordKey, Result,
+    Version,
+};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -20,7 +23,16 @@ pub(crate) struct Records {
     /// Whether the token's lease has to live.
     live: bool,
     change: Sql,
+    remove: Sql,
+    list: Sql,
     read: Sql,
+}
+
+/// What is done to a record behind its fence.
+enum Step<'a> {
+    Open,
+    Write(&'a [u8]),
+    Remove,
 }
 
 /// What a row says.
@@ -44,18 +56,29 @@ impl Records {
             &format!("SELECT {columns} FROM @schema@.recorded($1, $2, $3)"),
             &[Type::BOOL, Type::TEXT, Type::TEXT],
         );
-        Self { link, live, change, read }
+        let remove = schema.sql(
+            &format!("SELECT {columns} FROM @schema@.remove_record($1, $2, $3, $4, $5)"),
+            &[Type::BOOL, Type::TEXT, Type::TEXT, Type::INT8, Type::INT8],
+        );
+        let list = schema.sql(
+            "SELECT name, field FROM @schema@.list_records($1, $2, $3, $4, $5)",
+            &[Type::BOOL, Type::TEXT, Type::TEXT, Type::TEXT, Type::INT4],
+        );
+        Self { link, live, change, remove, list, read }
     }
 
-    /// Opens the record, or writes these bytes to it.
-    async fn change(&self, key: &RecordKey, token: FencingToken, bytes: Option<&[u8]>) -> Result<Found> {
-        let sequence = token.sequence().cast_signed();
-        let nonce = rows::write_nonce(token.nonce());
-        let rows = self
-            .link
-            .query(&self.change, &[&self.live, &key.lock().as_str(), &key.field(), &sequence, &nonce, &bytes])
-            .await
-            .map_err(|error| error.about(format_args!("record {key}")))?;
+    /// Takes one step behind the fence.
+    async fn change(&self, key: &RecordKey, token: FencingToken, step: Step<'_>) -> Result<Found> {
+        let (lock, field) = (key.lock().as_str(), key.field());
+        let (sequence, nonce) = (token.sequence().cast_signed(), rows::write_nonce(token.nonce()));
+        let bytes = if let Step::Write(bytes) = step { Some(bytes) } else { None };
+        let asked = match step {
+            Step::Remove => {
+                self.link.query(&self.remove, &[&self.live, &lock, &field, &sequence, &nonce]).await
+            }
+            _ => self.link.query(&self.change, &[&self.live, &lock, &field, &sequence, &nonce, &bytes]).await,
+        };
+        let rows = asked.map_err(|error| error.about(format_args!("record {key}")))?;
         let found = self.found(&rows)?.ok_or_else(|| error::odd_answer(self.link.shown()))?;
         let other = || found.token.ok_or_else(|| error::odd_answer(self.link.shown()));
         let refusal = match found.verdict {
@@ -102,7 +125,7 @@ fn version(number: Option<i64>) -> Option<Version> {
 /// One round trip each.
 impl FencedStore for Records {
     fn open<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<Opened>> {
-        Box::pin(async move { Ok(Opened::new(self.record(self.change(key, token, None).await?)?)) })
+        Box::pin(async move { Ok(Opened::new(self.record(self.change(key, token, Step::Open).await?)?)) })
     }
 
     fn write<'a>(
@@ -113,8 +136,29 @@ impl FencedStore for Records {
     ) -> BoxFuture<'a, Result<Version>> {
         Box::pin(async move {
             Refusal::of_size(&value).map_err(|refusal| refusal.into_error(key, token))?;
-            let found = self.change(key, token, Some(&value)).await?;
+            let found = self.change(key, token, Step::Write(&value)).await?;
             version(found.version).ok_or_else(|| error::odd_answer(self.link.shown()))
+        })
+    }
+
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.change(key, token, Step::Remove).await.map(drop) })
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        Box::pin(async move {
+            let after = query.after.as_ref().map(LockName::as_str);
+            let from = after.unwrap_or_default().max(&query.prefix);
+            // One more than there is room for says whether there is another page.
+            let most = i32::try_from(query.page_size() + 1).expect("PAGE_MAX is small");
+            let rows =
+                self.link.query(&self.list, &[&self.live, &from, &query.prefix, &after, &most]).await?;
+            let record = |row: &Row| {
+                RecordKey::new(row.try_get::<_, &str>(0).ok()?.parse().ok()?, row.try_get::<_, &str>(1).ok()?)
+                    .ok()
+            };
+            let records: Option<Vec<_>> = rows.iter().map(record).collect();
+            Ok(Page::of_records(&query, records.ok_or_else(|| error::odd_answer(self.link.shown()))?))
         })
     }
 

@@ -10,14 +10,17 @@ use crate::error;
 use crate::link::Sql;
 
 /// What takes the schema from each version to the next, beginning with none. A released step is never changed.
-const STEPS: &[&[&str]] = &[&[
-    include_str!("sql/meta.sql"),
-    include_str!("sql/leases.sql"),
-    include_str!("sql/records.sql"),
-    include_str!("sql/transactions.sql"),
-    include_str!("sql/fences.sql"),
-    include_str!("sql/advisory.sql"),
-]];
+const STEPS: &[&[&str]] = &[
+    &[
+        include_str!("sql/meta.sql"),
+        include_str!("sql/leases.sql"),
+        include_str!("sql/records.sql"),
+        include_str!("sql/transactions.sql"),
+        include_str!("sql/fences.sql"),
+        include_str!("sql/advisory.sql"),
+    ],
+    &[include_str!("sql/removals.sql")],
+];
 
 /// Where the name of the schema goes.
 const PLACE: &str = "@schema@";
@@ -300,7 +303,10 @@ mod tests {
         assert_error(&refusal(&ann).await, ErrorKind::Refused, execute);
         setup(&url(&server.url()), Some("an\"n")).await.unwrap();
         let link = link(&ann).unwrap();
-        assert_eq!(ask(&link, "SELECT ringfence.version()::text").await.unwrap(), "1");
+        assert_eq!(
+            ask(&link, "SELECT ringfence.version()::text").await.unwrap(),
+            Schema::needed().to_string()
+        );
         let error = ask(&link, "SELECT version::text FROM ringfence.meta").await.unwrap_err();
         assert_error(&error, ErrorKind::Refused, "42501 permission denied for table meta");
         // A right that is taken away while we are connected.
@@ -348,11 +354,31 @@ mod tests {
         let Some(server) = Postgres::start().await else { return };
         let link = link(&server.url()).unwrap();
         let version = "SELECT ringfence.version()::text";
-        assert_eq!(ask(&link, version).await.unwrap(), "1");
+        assert_eq!(ask(&link, version).await.unwrap(), Schema::needed().to_string());
         server.psql("DROP SCHEMA ringfence CASCADE").await;
         let error = ask(&link, version).await.unwrap_err();
         assert_error(&error, ErrorKind::Corrupt, "something of our schema is gone");
-        assert_eq!(ask(&link, version).await.unwrap(), "1");
+        assert_eq!(ask(&link, version).await.unwrap(), Schema::needed().to_string());
+    }
+
+    #[tokio::test]
+    async fn a_schema_of_an_older_program_is_brought_up_to_date_and_keeps_what_is_in_it() {
+        let Some(server) = Postgres::start().await else { return };
+        let first = Schema::default().place(&STEPS[0].concat());
+        server
+            .psql(&format!(
+                "CREATE SCHEMA ringfence; {first}; INSERT INTO ringfence.meta (version) VALUES (1)"
+            ))
+            .await;
+        server.psql("INSERT INTO ringfence.forgotten VALUES (7)").await;
+        let link = link(&server.url()).unwrap();
+        link.connect().await.unwrap();
+        assert_eq!(server.psql("SELECT version FROM ringfence.meta").await, Schema::needed().to_string());
+        assert_eq!(
+            server.psql("SELECT count(*) FROM ringfence.list_records(true, '', '', NULL, 1)").await,
+            "0"
+        );
+        assert_eq!(server.psql("SELECT max(number) FROM ringfence.forgotten").await, "7");
     }
 
     #[tokio::test]

@@ -11,6 +11,10 @@ const ENCODED: &str = "ringfence:{";
 /// What stands beside a verbatim name begins with this. Another prefix, so that a lock and its verbatim twin share nothing.
 const VERBATIM: &str = "ringfence@{";
 
+/// What stands in the key of a record, and in that of one node's part of a record on several nodes.
+pub(crate) const RECORD: char = 'r';
+pub(crate) const PART: char = 'n';
+
 /// What a name may contain as it stands: nothing that means something in a pattern or ends a hash tag.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b':');
 
@@ -96,12 +100,50 @@ impl Keys {
 
     /// The key of a record.
     pub(crate) fn of_record(self, key: &RecordKey) -> String {
-        format!("{}r:{}", self.of(key.lock()).beside(), key.field())
+        self.of_kind(RECORD, key)
     }
 
     /// The key of one node's part of a record on several nodes. It is not that of a record, because it is no record.
     pub(crate) fn of_part(self, key: &RecordKey) -> String {
-        format!("{}n:{}", self.of(key.lock()).beside(), key.field())
+        self.of_kind(PART, key)
+    }
+
+    fn of_kind(self, kind: char, key: &RecordKey) -> String {
+        format!("{}{kind}:{}", self.of(key.lock()).beside(), key.field())
+    }
+
+    /// The record, or the part of one, whose key this is.
+    pub(crate) fn record_of(self, kind: char, key: &str) -> Option<RecordKey> {
+        let mark = format!(":{kind}:");
+        key.match_indices(&mark).find_map(|(at, _)| {
+            let (beside, field) = (&key[..=at], &key[at + mark.len()..]);
+            let record = RecordKey::new(self.name_beside(beside)?, field).ok()?;
+            (self.of(record.lock()).beside() == beside).then_some(record)
+        })
+    }
+
+    /// The name of the lock beside which keys stand that begin so, if it is one's.
+    fn name_beside(self, beside: &str) -> Option<LockName> {
+        let rest = beside.strip_suffix(':')?;
+        match self {
+            Self::Encoded => self.name_of(rest),
+            Self::Verbatim => {
+                let rest = rest.strip_prefix(VERBATIM)?;
+                match rest.strip_suffix('}') {
+                    Some(name) => name.parse().ok(),
+                    None => decode(rest.rsplit_once("}:")?.1),
+                }
+            }
+        }
+    }
+
+    /// A pattern that the keys of all records match whose locks' names begin so.
+    pub(crate) fn pattern_of_records(self, prefix: &str) -> String {
+        match self {
+            Self::Encoded => self.pattern(prefix),
+            // What stands beside a verbatim name may begin with its hash tag instead.
+            Self::Verbatim => format!("{VERBATIM}*"),
+        }
     }
 
     /// A pattern that every key of a name with this prefix matches.
@@ -125,14 +167,15 @@ impl Keys {
     /// The name of the lock that is this key, if the key is a lock.
     pub(crate) fn name_of(self, key: &str) -> Option<LockName> {
         match self {
-            Self::Encoded => {
-                let encoded = key.strip_prefix(ENCODED)?.strip_suffix('}')?;
-                percent_encoding::percent_decode_str(encoded).decode_utf8().ok()?.parse().ok()
-            }
+            Self::Encoded => decode(key.strip_prefix(ENCODED)?.strip_suffix('}')?),
             Self::Verbatim if key.starts_with(ENCODED) || key.starts_with(VERBATIM) => None,
             Self::Verbatim => key.parse().ok(),
         }
     }
+}
+
+fn decode(encoded: &str) -> Option<LockName> {
+    percent_encoding::percent_decode_str(encoded).decode_utf8().ok()?.parse().ok()
 }
 
 fn encode(name: &str) -> PercentEncode<'_> {
@@ -206,6 +249,20 @@ mod tests {
         fn all_keys_of_a_lock_have_one_tag(name in name()) {
             let keys = Keys::Encoded.of(&name);
             prop_assert!(all(&keys).iter().all(|key| hash_tag(key) == hash_tag(keys.lock())));
+        }
+
+        #[test]
+        fn the_key_of_a_record_says_whose_it_is(
+            name in name(),
+            field in prop::sample::select(vec!["value", "a:r:b", "}:r:x", "}:n:x", "n:", "é"]),
+        ) {
+            let record = RecordKey::new(name.clone(), field).unwrap();
+            prop_assert_eq!(Keys::Encoded.record_of(RECORD, &Keys::Encoded.of_record(&record)), Some(record.clone()));
+            prop_assert_eq!(Keys::Encoded.record_of(RECORD, &Keys::Encoded.of_part(&record)), None);
+            // Of a verbatim name with a brace in it, and no hash tag, the field may look like a part of the name.
+            let is_plain = hash_tag(name.as_str()).is_some() || !name.as_str().contains('}');
+            let found = Keys::Verbatim.record_of(PART, &Keys::Verbatim.of_part(&record));
+            prop_assert!(!is_plain || found == Some(record), "{found:?}");
         }
 
         #[test]

@@ -4,12 +4,15 @@ use bytes::Bytes;
 use redis::Value;
 use ringfence_core::table::Refusal;
 use ringfence_core::{
-    BoxFuture, Error, FencedStore, FencingToken, HANDOVER_BITS, Opened, Record, RecordKey, Result, Version,
+    BoxFuture, Error, FencedStore, FencingToken, HANDOVER_BITS, ListQuery, Opened, Page, Record, RecordKey,
+    Result, Version,
 };
 
 use crate::backend::{Client, RedisBackend};
 use crate::error;
+use crate::keys;
 use crate::scripts::{BYTES, RECORD, by_hash, digits, number, parse_nonce, text};
+use crate::view;
 
 impl Client {
     /// Calls the script of a record that is kept in this key, and returns what follows its `ok`. Errors where the record's fence
@@ -94,6 +97,23 @@ impl FencedStore for RedisBackend {
         })
     }
 
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.call("remove", key, Some(Fenced { token, writes: &[] })).await.map(drop) })
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        Box::pin(async move {
+            let records = view::records(&self.client, &query, keys::RECORD).await?;
+            view::page_of_records(&query, records, |key| {
+                Box::pin(async move {
+                    let found = self.call("holds", &key, None).await?;
+                    found.first().and_then(number).map(|holds| holds > 0).ok_or_else(|| self.damaged(&key))
+                })
+            })
+            .await
+        })
+    }
+
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
         Box::pin(async move {
             let found = self.call("read", key, None).await?;
@@ -105,7 +125,7 @@ impl FencedStore for RedisBackend {
 /// `None`: that is no record.
 pub(crate) fn parse_record(found: &[Value]) -> Option<Opened> {
     match found {
-        [] | [Value::Nil, Value::Nil, Value::Nil, ..] => Some(Opened::new(None)),
+        [] | [Value::Nil, ..] => Some(Opened::new(None)),
         [Value::BulkString(value), version, by, ..] => {
             let (version, by) = (Version(number(version)?), parse_token(text(by)?)?);
             Some(Opened::new(Some(Record::new(Bytes::copy_from_slice(value), version, by))))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::Value;
 use ringfence_core::{
     BoxFuture, ErrorKind, FencingToken, HolderInfo, HolderState, ListQuery, LockName, LockState, Mode, Nonce,
-    PAGE_MAX, Page, Result, WaiterState,
+    Page, RecordKey, Result, WaiterState,
 };
 
 use crate::backend::Client;
@@ -94,37 +94,73 @@ fn parse_state(name: &LockName, reply: &Value) -> Option<LockState> {
     Some(LockState::new(name.clone(), holders, waiters.collect()))
 }
 
-/// The names that a listing goes through. They are gathered from all keys of the database, because Redis keeps no order of
-/// them.
+/// The names that a listing goes through.
 pub(crate) async fn names(client: &Client, query: &ListQuery) -> Result<BTreeSet<LockName>> {
-    let mut names = BTreeSet::new();
+    let name = |key: &str| client.keys.name_of(key).filter(|name| query.asks_for(name));
+    // Whatever else there is under such a key is no lock.
+    scan(client, &client.keys.pattern(&query.prefix), "string", name).await
+}
+
+/// The records of this kind that a listing goes through, those among them that hold nothing.
+pub(crate) async fn records(client: &Client, query: &ListQuery, kind: char) -> Result<BTreeSet<RecordKey>> {
+    let record = |key: &str| client.keys.record_of(kind, key).filter(|record| query.asks_for(record.lock()));
+    scan(client, &client.keys.pattern_of_records(&query.prefix), "hash", record).await
+}
+
+/// What is read out of the keys that match a pattern. They are gathered from all keys of the database, because Redis keeps no
+/// order of them.
+async fn scan<T: Ord>(
+    client: &Client,
+    pattern: &str,
+    kind: &str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<BTreeSet<T>> {
+    let mut found = BTreeSet::new();
     for server in client.servers.all().await? {
         let mut cursor = "0".to_owned();
         loop {
             let mut scan = redis::cmd("SCAN");
-            scan.arg(&cursor)
-                .arg("MATCH")
-                .arg(client.keys.pattern(&query.prefix))
-                .arg("COUNT")
-                .arg(SCAN_STEP);
-            // Whatever else there is under such a key is no lock.
-            scan.arg("TYPE").arg("string");
+            scan.arg(&cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(SCAN_STEP).arg("TYPE").arg(kind);
             let reply = server.query(&scan).await?;
             let odd = || error::odd_reply(&reply, server.server());
             let Value::Array(parts) = &reply else { return Err(odd()) };
             let [next, Value::Array(keys)] = &parts[..] else { return Err(odd()) };
-            let found = keys.iter().filter_map(text).filter_map(|key| client.keys.name_of(key));
-            names.extend(found.filter(|name| {
-                name.as_str().starts_with(&query.prefix)
-                    && query.after.as_ref().is_none_or(|after| name > after)
-            }));
+            found.extend(keys.iter().filter_map(text).filter_map(&read));
             text(next).ok_or_else(odd)?.clone_into(&mut cursor);
             if cursor == "0" {
                 break;
             }
         }
     }
-    Ok(names)
+    Ok(found)
+}
+
+/// The page that a listing asks for, of those of these records that hold a value.
+pub(crate) async fn page_of_records<'a>(
+    query: &ListQuery,
+    records: BTreeSet<RecordKey>,
+    holds: impl Fn(RecordKey) -> BoxFuture<'a, Result<bool>>,
+) -> Result<Page<RecordKey>> {
+    let (mut held, mut locks) = (Vec::<RecordKey>::new(), 0);
+    for record in records {
+        let is_first = held.last().is_none_or(|last| last.lock() != record.lock());
+        // One lock more than there is room for says whether there is another page.
+        if is_first && locks > query.page_size() {
+            break;
+        }
+        match holds(record.clone()).await {
+            Ok(false) => {}
+            Ok(true) => {
+                locks += usize::from(is_first);
+                held.push(record);
+            }
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                tracing::warn!(%error, "a record that cannot be read is left out of a listing");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Page::of_records(query, held))
 }
 
 /// The page that a listing asks for, of these names.
@@ -133,7 +169,7 @@ pub(crate) async fn page<'a>(
     names: BTreeSet<LockName>,
     inspect: impl Fn(LockName) -> BoxFuture<'a, Result<LockState>>,
 ) -> Result<Page<LockState>> {
-    let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+    let limit = query.page_size();
     let mut page = Vec::new();
     let mut names = names.into_iter().peekable();
     while page.len() < limit

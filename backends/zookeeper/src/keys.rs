@@ -97,13 +97,28 @@ impl Keys {
         RESERVED.contains(&child)
     }
 
-    /// The node of a record.
-    pub(crate) fn record(&self, key: &RecordKey) -> String {
+    /// The node below which each lock that has records has a node for them.
+    pub(crate) fn records(&self) -> String {
         let records = match self.naming {
             Naming::Encoded => RECORDS,
             Naming::Verbatim => VERBATIM_RECORDS,
         };
-        format!("{}{ROOT}/{records}/{}/{}", self.chroot, encode(key.lock().as_str()), encode(key.field()))
+        format!("{}{ROOT}/{records}", self.chroot)
+    }
+
+    /// The node below which the records of a lock are.
+    pub(crate) fn records_of(&self, lock: &LockName) -> String {
+        format!("{}/{}", self.records(), encode(lock.as_str()))
+    }
+
+    /// The node of a record.
+    pub(crate) fn record(&self, key: &RecordKey) -> String {
+        format!("{}/{}", self.records_of(key.lock()), encode(key.field()))
+    }
+
+    /// The record of a lock whose node is a child of [`Self::records_of`] with this name. `None` if it is none.
+    pub(crate) fn field_of(lock: &LockName, child: &str) -> Option<RecordKey> {
+        RecordKey::new(lock.clone(), percent_decode_str(child).decode_utf8().ok()?).ok()
     }
 }
 
@@ -207,7 +222,11 @@ mod tests {
             let path = keys.lock(&name).unwrap();
             prop_assert_eq!(check_path(&path), Ok(()));
             let child = path.strip_prefix(&format!("{}/", keys.locks())).unwrap();
-            prop_assert_eq!(Keys::name_of(child), Some(name));
+            prop_assert_eq!(Keys::name_of(child), Some(name.clone()));
+            let record = RecordKey::new(name.clone(), "a/b%").unwrap();
+            let (folder, child) = (keys.records_of(&name), keys.record(&record));
+            let child = child.strip_prefix(&format!("{folder}/")).unwrap();
+            prop_assert_eq!(Keys::field_of(&name, child), Some(record));
         }
     }
 

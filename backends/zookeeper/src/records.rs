@@ -3,11 +3,14 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use ringfence_core::table::Refusal;
 use ringfence_core::{
-    BoxFuture, Error, ErrorKind, FencedStore, FencingToken, Opened, Record, RecordKey, Result, Version,
+    BoxFuture, Error, ErrorKind, FencedStore, FencingToken, HANDOVER_BITS, ListQuery, LockName, Mode, Opened,
+    Page, Record, RecordKey, Result, Version,
 };
 
 use crate::backend::{Client, ZooKeeperBackend};
+use crate::keys::Keys;
 use crate::session::{Failure, Session};
+use crate::view;
 use crate::wire::{self, Code, Data, Kind, Request};
 
 /// How often a change is made anew that another one came before: each time somebody else got on, so it is rare.
@@ -17,21 +20,18 @@ const TRIES_MAX: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Kept {
     mark: FencingToken,
-    record: Option<Record>,
+    version: Version,
+    /// `None`: it was opened only, or removed.
+    written: Option<(Bytes, FencingToken)>,
 }
 
 impl Kept {
     fn write(&self) -> Bytes {
         let mut out = BytesMut::new();
-        let line = match &self.record {
-            None => format!("{}\n0\n", self.mark),
-            Some(Record { version, written_with, .. }) => {
-                format!("{}\n{} {written_with}\n", self.mark, version.0)
-            }
-        };
-        out.put_slice(line.as_bytes());
-        if let Some(record) = &self.record {
-            out.put_slice(&record.value);
+        let by = self.written.as_ref().map_or_else(String::new, |(_, by)| format!(" {by}"));
+        out.put_slice(format!("{}\n{}{by}\n", self.mark, self.version.0).as_bytes());
+        if let Some((value, _)) = &self.written {
+            out.put_slice(value);
         }
         out.freeze()
     }
@@ -47,19 +47,32 @@ impl Kept {
         };
         let mark = line()?.parse().ok()?;
         let written = line()?;
-        let record = match written.split_once(' ') {
-            None if written == "0" && rest.is_empty() => None,
+        let (version, by) = match written.split_once(' ') {
+            Some((version, by)) => (version, Some(by.parse().ok()?)),
+            None if rest.is_empty() => (&*written, None),
             None => return None,
-            Some((version, by)) => Some(Record::new(rest, Version(version.parse().ok()?), by.parse().ok()?)),
         };
-        Some(Self { mark, record })
+        Some(Self { mark, version: Version(version.parse().ok()?), written: by.map(|by| (rest, by)) })
     }
+
+    fn into_record(self) -> Option<Record> {
+        let version = self.version;
+        self.written.map(|(value, by)| Record::new(value, version, by))
+    }
+}
+
+/// The node of a lease.
+struct Holder {
+    node: String,
+    /// Whether it was granted when nobody else held.
+    is_alone: bool,
 }
 
 /// What is done to a record, by the right of a token.
 enum Step {
     Open,
     Write(Bytes),
+    Remove,
 }
 
 impl Client {
@@ -86,26 +99,27 @@ impl Client {
         .about(self.shown())
     }
 
-    /// The node of the lease that has this token. `None`: there is none. The error is the token that it is a twin of.
-    async fn node_of(
+    /// The node of the lease that has this token. The error says why there is none.
+    async fn holder_of(
         &self,
         session: &Session,
         folder: &str,
         token: FencingToken,
-    ) -> Result<Result<String, Refusal>> {
+    ) -> Result<Result<Holder, Refusal>> {
         let error = |failure| self.error(failure);
         let line = match self.line(session, folder).await {
             Err(failure) if failure.is(Code::NO_NODE) => return Ok(Err(Refusal::LeaseOver(None))),
             line => line.map_err(error)?,
         };
         let Some(place) = line.find(token.nonce()) else { return Ok(Err(Refusal::LeaseOver(None))) };
-        let path = format!("{folder}/{}", place.name);
-        let data = match session.call(Request::data(&path, false)).answer().await {
+        let node = format!("{folder}/{}", place.name);
+        let data = match session.call(Request::data(&node, false)).answer().await {
             Err(failure) if failure.is(Code::NO_NODE) => return Ok(Err(Refusal::LeaseOver(None))),
             data => Data::read(data.map_err(error)?).map_err(|_| self.odd())?,
         };
         let is_its = u64::try_from(data.stat.made_by) == Ok(token.grant());
-        Ok(if is_its { Ok(path) } else { Err(Refusal::LeaseOver(None)) })
+        let holder = Holder { node, is_alone: place.mode == Mode::Exclusive };
+        Ok(if is_its { Ok(holder) } else { Err(Refusal::LeaseOver(None)) })
     }
 
     /// Changes a record by the right of a token, and returns it as it is then.
@@ -115,32 +129,46 @@ impl Client {
         let refuse = |refusal: Refusal| refusal.into_error(key, token);
         for _ in 0..TRIES_MAX {
             let found = self.kept(&session, &path).await?;
-            let mark = found.as_ref().map(|(kept, _)| kept.mark);
-            if let Some(mark) = mark {
-                check_mark(mark, token).map_err(refuse)?;
+            if let Some((kept, _)) = &found {
+                check_mark(kept.mark, token).map_err(refuse)?;
             }
-            let node = self.node_of(&session, &folder, token).await?.map_err(refuse)?;
-            let is_open = mark == Some(token);
-            let before = found.as_ref().and_then(|(kept, _)| kept.record.clone());
+            let Holder { node, is_alone } =
+                self.holder_of(&session, &folder, token).await?.map_err(refuse)?;
+            let node_version = found.as_ref().map(|(_, version)| *version);
+            let new = Kept { mark: token, version: Version(0), written: None };
+            let before = found.map(|(kept, _)| kept);
+            let is_open = before.as_ref().is_some_and(|kept| kept.mark == token);
+            let before = before.unwrap_or(new);
             let after = match &step {
-                Step::Open if is_open => return Ok(before),
-                Step::Open => Kept { mark: token, record: before },
-                Step::Write(_) if !is_open => return Err(refuse(Refusal::NotOpened)),
+                Step::Open if is_open => return Ok(before.into_record()),
+                Step::Open => Some(Kept { mark: token, ..before }),
+                _ if !is_open => return Err(refuse(Refusal::NotOpened)),
                 Step::Write(value) => {
-                    let version = next_version(before.as_ref()).ok_or_else(|| self.not_ours(&path))?;
-                    Kept { mark: token, record: Some(Record::new(value.clone(), version, token)) }
+                    let version = next(before.version).ok_or_else(|| self.not_ours(&path))?;
+                    Some(Kept { mark: token, version, written: Some((value.clone(), token)) })
                 }
+                // Everybody who was in line before one that holds alone has left, so that its first token is the lowest that may
+                // still pass, and nothing is left for a mark to refuse.
+                Step::Remove if is_alone && token.grant() << HANDOVER_BITS == token.sequence() => None,
+                Step::Remove => Some(Kept { written: None, ..before }),
             };
-            let data = after.write();
-            let changed = match found {
-                Some((_, version)) => Request::set_data(&path, &data, version),
-                None => Request::create(&path, &data, self.keys.access(), Kind::Persistent),
+            let changed = match (&after, node_version) {
+                (Some(after), Some(version)) => Request::set_data(&path, &after.write(), version),
+                (Some(after), None) => {
+                    Request::create(&path, &after.write(), self.keys.access(), Kind::Persistent)
+                }
+                (None, version) => Request::delete_at(&path, version.expect("it is open, so it is there")),
             };
             let done = session.call(Request::all(&[Request::check(&node), changed])).answer().await;
             let done =
                 done.and_then(|answer| Ok(wire::all(answer)?)).map_err(|failure| self.error(failure))?;
             match done {
-                Ok(_) => return Ok(after.record),
+                Ok(_) => {
+                    if after.is_none() {
+                        self.leave_folder(&session, &path).await;
+                    }
+                    return Ok(after.and_then(Kept::into_record));
+                }
                 // The lease ended in this moment; if it is over, the next look says so.
                 Err((0, Code::NO_NODE) | (_, Code::BAD_VERSION | Code::NODE_EXISTS)) => {}
                 Err((_, Code::NO_NODE)) => {
@@ -158,8 +186,8 @@ impl Client {
 }
 
 /// `None`: nobody writes a record that often.
-fn next_version(before: Option<&Record>) -> Option<Version> {
-    before.map_or(0, |record| record.version.0).checked_add(1).map(Version)
+fn next(version: Version) -> Option<Version> {
+    version.0.checked_add(1).map(Version)
 }
 
 /// Whether a record with this mark takes the token.
@@ -171,6 +199,64 @@ fn check_mark(mark: FencingToken, token: FencingToken) -> Result<(), Refusal> {
         return Err(Refusal::BelowMark(mark));
     }
     Ok(())
+}
+
+impl Client {
+    /// Takes away the node above the records of a lock, if this was the last one of them. Whoever writes another one makes it
+    /// anew, and one that stays behind is in nobody's way.
+    async fn leave_folder(&self, session: &Session, record: &str) {
+        if let Some((folder, _)) = record.rsplit_once('/') {
+            let _ = session.call(Request::delete(folder)).answer().await;
+        }
+    }
+
+    async fn list_records(&self, query: ListQuery) -> Result<Page<RecordKey>> {
+        let session = self.sessions.any().await?;
+        let error = |failure| self.error(failure);
+        let records = self.keys.records();
+        let names = view::names(&session, &records, &query).await.map_err(error)?;
+        let (mut kept, mut locks) = (Vec::new(), 0);
+        for name in names {
+            // One more than there is room for says whether there is another page.
+            if locks > query.page_size() {
+                break;
+            }
+            let before = kept.len();
+            kept.extend(self.records_of(&session, &name).await?);
+            locks += usize::from(kept.len() > before);
+        }
+        Ok(Page::of_records(&query, kept))
+    }
+
+    /// The records of a lock that hold a value, in order.
+    async fn records_of(&self, session: &Session, lock: &LockName) -> Result<Vec<RecordKey>> {
+        let folder = self.keys.records_of(lock);
+        let children = view::children(session, &folder).await.map_err(|failure| self.error(failure))?;
+        let mut keys: Vec<RecordKey> =
+            children.iter().filter_map(|child| Keys::field_of(lock, child)).collect();
+        keys.sort_unstable();
+        let asked: Vec<_> = keys
+            .into_iter()
+            .map(|key| {
+                let pending = session.call(Request::data(&self.keys.record(&key), false));
+                (key, pending)
+            })
+            .collect();
+        let mut records = Vec::new();
+        for (key, pending) in asked {
+            let data = match pending.answer().await {
+                // It is gone meanwhile.
+                Err(failure) if failure.is(Code::NO_NODE) => continue,
+                data => Data::read(data.map_err(|failure| self.error(failure))?).map_err(|_| self.odd())?,
+            };
+            match Kept::read(&data.bytes) {
+                None => tracing::warn!(%key, "a record that cannot be read is left out of a listing"),
+                Some(kept) if kept.written.is_some() => records.push(key),
+                Some(_) => {}
+            }
+        }
+        Ok(records)
+    }
 }
 
 impl FencedStore for ZooKeeperBackend {
@@ -191,11 +277,19 @@ impl FencedStore for ZooKeeperBackend {
         })
     }
 
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.client.change(key, token, Step::Remove).await.map(drop) })
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        Box::pin(self.client.list_records(query))
+    }
+
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
         Box::pin(async move {
             let session = self.client.sessions.any().await?;
             let kept = self.client.kept(&session, &self.client.keys.record(key)).await?;
-            Ok(kept.and_then(|(kept, _)| kept.record))
+            Ok(kept.and_then(|(kept, _)| kept.into_record()))
         })
     }
 }
@@ -218,19 +312,18 @@ mod tests {
         let of = |version: &str| {
             let data =
                 format!("{0}\n{version} {0}\n", FencingToken::new(1, Nonce::from_u64(1).unwrap()).unwrap());
-            let record = Kept::read(&Bytes::from(data)).unwrap().record;
-            next_version(record.as_ref())
+            next(Kept::read(&Bytes::from(data)).unwrap().version)
         };
-        assert_eq!(next_version(None), Some(Version(1)));
+        assert_eq!(of("0"), Some(Version(1)));
         assert_eq!(of("7"), Some(Version(8)));
         assert_eq!(of(&u64::MAX.to_string()), None);
     }
 
     proptest! {
         #[test]
-        fn what_is_kept_is_read_back(mark in token(), by in token(), version in 1..=u64::MAX, value: Vec<u8>, is_written: bool) {
-            let record = is_written.then(|| Record::new(value.into(), Version(version), by));
-            let kept = Kept { mark, record };
+        fn what_is_kept_is_read_back(mark in token(), by in token(), version in any::<u64>(), value: Vec<u8>, is_written: bool) {
+            let written = is_written.then(|| (value.into(), by));
+            let kept = Kept { mark, version: Version(version), written };
             prop_assert_eq!(Kept::read(&kept.write()), Some(kept));
         }
 

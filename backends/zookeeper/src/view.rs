@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ringfence_core::{
-    BootInstant, Eviction, FencingToken, HolderState, ListQuery, LockName, LockState, Nonce, PAGE_MAX, Page,
-    Result, WaiterState,
+    BootInstant, Eviction, FencingToken, HolderState, ListQuery, LockName, LockState, Nonce, Page, Result,
+    WaiterState,
 };
 
 use crate::backend::Client;
@@ -145,9 +145,9 @@ pub(crate) async fn evict(client: &Client, name: &LockName, holder: Nonce) -> Re
 
 pub(crate) async fn list(client: &Arc<Client>, query: ListQuery) -> Result<Page<LockState>> {
     let session = client.sessions.any().await?;
-    let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+    let limit = query.page_size();
     let walked = match client.keys.naming() {
-        Naming::Encoded => names(client, &session, &query).await.map(|names| (names, None)),
+        Naming::Encoded => names(&session, &client.keys.locks(), &query).await.map(|names| (names, None)),
         Naming::Verbatim => walk(client, &session, &query, limit).await,
     };
     let (names, rest) = walked.map_err(|failure| client.error(failure))?;
@@ -165,13 +165,15 @@ pub(crate) async fn list(client: &Arc<Client>, query: ListQuery) -> Result<Page<
     Ok(Page::new(page, next))
 }
 
-/// The names of all locks that have a node and are asked for, in order.
-async fn names(client: &Client, session: &Session, query: &ListQuery) -> Result<Vec<LockName>, Failure> {
-    let children = children(session, &client.keys.locks()).await?;
+/// The names that a query asks for, of the locks that have a node below this one, in order.
+pub(crate) async fn names(
+    session: &Session,
+    below: &str,
+    query: &ListQuery,
+) -> Result<Vec<LockName>, Failure> {
+    let children = children(session, below).await?;
     let mut names: Vec<LockName> = children.iter().filter_map(|child| Keys::name_of(child)).collect();
-    names.retain(|name| {
-        name.as_str().starts_with(&query.prefix) && query.after.as_ref().is_none_or(|after| name > after)
-    });
+    names.retain(|name| query.asks_for(name));
     names.sort_unstable();
     Ok(names)
 }
@@ -213,7 +215,7 @@ async fn walk(
     }
 }
 
-async fn children(session: &Session, path: &str) -> Result<Vec<String>, Failure> {
+pub(crate) async fn children(session: &Session, path: &str) -> Result<Vec<String>, Failure> {
     let synced = session.call(Request::sync(path));
     let listed = session.call(Request::children(path, false));
     synced.answer().await?;

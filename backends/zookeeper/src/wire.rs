@@ -119,6 +119,11 @@ impl Request {
         Self::new(2).path(path).int(ANY_VERSION)
     }
 
+    /// Removes a node, where it has this version. Answered with nothing.
+    pub(crate) fn delete_at(path: &str, version: i32) -> Self {
+        Self::new(2).path(path).int(version)
+    }
+
     /// What a node holds; with a watch, word of its next change or its end too. Answered with [`Data`].
     pub(crate) fn data(path: &str, watch: bool) -> Self {
         Self::new(4).path(path).flag(watch)

@@ -12,7 +12,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Empty};
 use ringfence::{
-    BoxFuture, FencedStore, FencingToken, Guard, Locks, Nonce, Opened, Record, RecordKey, Result, Version,
+    BoxFuture, FencedStore, FencingToken, Guard, ListQuery, Locks, Nonce, Opened, Page, Record, RecordKey,
+    Result, Version,
 };
 use ringfence_core::TokenKey;
 use ringfence_http::{FenceLayer, Fenced, FencedBody, Gate, PassedBody, TOKEN_HEADER, TokenHeader};
@@ -325,6 +326,14 @@ impl FencedStore for Watched {
         value: Bytes,
     ) -> BoxFuture<'a, Result<Version>> {
         self.locks.records().write(key, token, value)
+    }
+
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        self.locks.records().remove(key, token)
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        self.locks.records().list(query)
     }
 
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {

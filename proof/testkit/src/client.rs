@@ -274,6 +274,16 @@ impl Client {
         written.unwrap_or_else(|error| panic!("{key} must take a write of {lease:?}: {error:?}"))
     }
 
+    pub(crate) async fn remove(&self, key: &RecordKey, lease: &Lease) -> Result<()> {
+        within("the removal of a record", self.backend.records().remove(key, lease.token)).await
+    }
+
+    /// Removes a record that must let it.
+    pub(crate) async fn removes(&self, key: &RecordKey, lease: &Lease) {
+        let removed = self.remove(key, lease).await;
+        removed.unwrap_or_else(|error| panic!("{key} must be removed by {lease:?}: {error:?}"));
+    }
+
     pub(crate) async fn read(&self, key: &RecordKey) -> Option<Record> {
         within("the reading of a record", self.backend.records().read(key)).await.expect("a reading")
     }

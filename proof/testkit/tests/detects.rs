@@ -58,6 +58,9 @@ enum Flaw {
     OpensByWriting,
     WritesForAnyone,
     CutsValues,
+    RemovesNothing,
+    RemovesForAnyone,
+    ListsWhatIsOpened,
 }
 
 /// The clock that tokio's timers go by, which a test's runtime moves as soon as everybody sleeps.
@@ -273,7 +276,7 @@ impl Backend for Flawed {
             if self.flaw == Flaw::ListsByPattern {
                 query.prefix = query.prefix.split('*').next().unwrap_or_default().to_owned();
             }
-            self.inner.list(query).await
+            Backend::list(&*self.inner, query).await
         })
     }
 
@@ -291,7 +294,7 @@ impl Backend for Flawed {
         Box::pin(async move {
             self.pass()?;
             if self.flaw == Flaw::ExaminesByTidying {
-                for state in self.inner.list(ListQuery::new("")).await?.items {
+                for state in Backend::list(&*self.inner, ListQuery::new("")).await?.items {
                     for holder in state.holders {
                         self.inner.evict(&state.name, holder.token.nonce()).await?;
                     }
@@ -355,6 +358,35 @@ impl FencedStore for Flawed {
                 (Flaw::WritesForAnyone, Err(_)) => Ok(Version(1)),
                 (_, written) => written,
             }
+        })
+    }
+
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.pass()?;
+            if self.flaw == Flaw::RemovesNothing {
+                return Ok(());
+            }
+            match (self.flaw, self.inner.records().remove(key, token).await) {
+                (Flaw::RemovesForAnyone, Err(_)) => Ok(()),
+                (_, removed) => removed,
+            }
+        })
+    }
+
+    fn list(&self, mut query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        Box::pin(async move {
+            self.pass()?;
+            if self.flaw == Flaw::ListsByPattern {
+                query.prefix = query.prefix.split('*').next().unwrap_or_default().to_owned();
+            }
+            let mut page = self.inner.records().list(query).await?;
+            if self.flaw == Flaw::ListsWhatIsOpened
+                && let Some(last) = page.items.last()
+            {
+                page.items.push(RecordKey::new(last.lock().clone(), "opened")?);
+            }
+            Ok(page)
         })
     }
 
@@ -499,6 +531,11 @@ detects! {
     stale_write: records_refuse_a_stale_write finds WritesForAnyone saying "must be refused";
     ended: records_refuse_the_token_of_a_lease_that_ended finds WritesForAnyone saying "must be refused";
     limit: records_have_a_limit finds CutsValues saying "must be refused";
+    unremoved: records_can_be_removed finds RemovesNothing saying "what was removed is not there";
+    stale_removal: records_refuse_a_stale_removal finds RemovesForAnyone saying "must be refused";
+    stale_after_removal: records_refuse_a_stale_removal finds OpensForAnyone saying "must be refused";
+    record_prefix: records_are_listed_by_prefix finds ListsByPattern saying "begin with";
+    record_listing: records_are_listed_by_prefix finds ListsWhatIsOpened saying "in byte order";
     cut_off: a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused finds RenewsNothing
         saying "who was cut off learns";
     expired: an_expired_lease_is_lost_and_the_next_in_line_is_granted finds RenewsNothing saying "is lost";

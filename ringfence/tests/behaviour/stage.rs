@@ -263,7 +263,7 @@ impl Backend for Stage {
     }
 
     fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<LockState>>> {
-        self.memory.list(query)
+        Backend::list(&self.memory, query)
     }
 
     fn evict<'a>(&'a self, name: &'a LockName, holder: Nonce) -> BoxFuture<'a, Result<Eviction>> {
@@ -316,6 +316,14 @@ impl FencedStore for Stage {
         value: Bytes,
     ) -> BoxFuture<'a, Result<Version>> {
         Box::pin(self.suffer(Call::Write, self.memory.records().write(key, token, value)))
+    }
+
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.suffer(Call::Write, self.memory.records().remove(key, token)))
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        self.memory.records().list(query)
     }
 
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringfence_core::{
     Backoff, Error, ErrorKind, Eviction, FencingToken, HolderInfo, HolderState, ListQuery, LockName,
-    LockState, Mode, Nonce, PAGE_MAX, Page, Result, WaiterState,
+    LockState, Mode, Nonce, Page, Result, WaiterState,
 };
 
 use super::journal::WRITTEN_AFTER;
@@ -153,7 +153,7 @@ pub(super) async fn inspect(client: &Client, name: &LockName) -> Result<LockStat
 
 /// A key that nobody has given a name is no lock of ours.
 pub(super) async fn list(client: &Client, query: &ListQuery) -> Result<Page<LockState>> {
-    let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+    let limit = query.page_size();
     let mut keys: BTreeMap<i64, Vec<Seen>> = BTreeMap::new();
     for seen in look_well(client, None).await? {
         keys.entry(seen.key).or_default().push(seen);

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use ringfence_core::{
-    FencingToken, HolderState, ListQuery, LockName, LockState, PAGE_MAX, Page, Result, WaiterState,
-};
+use ringfence_core::{FencingToken, HolderState, ListQuery, LockName, LockState, Page, Result, WaiterState};
 
 use super::Client;
 use super::calls::Shown;
@@ -18,7 +16,7 @@ pub(super) async fn inspect(client: &Client, name: &LockName) -> Result<LockStat
 
 /// One round trip.
 pub(super) async fn list(client: &Client, query: &ListQuery) -> Result<Page<LockState>> {
-    let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+    let limit = query.page_size();
     let after = query.after.as_ref().map(LockName::as_str);
     let from = after.unwrap_or_default().max(&query.prefix);
     // One more than there is room for says whether there is another page.

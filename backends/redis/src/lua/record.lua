@@ -1,13 +1,14 @@
 -- A record behind a lock's fence.
 --
 -- KEYS: the lock, the prefix of what stands beside it, the record.
--- ARGV: the verb; but for `read`, the token: its nonce, its grant number, its hand-over; then what the verb writes.
---   read, open, write       a record on this server
+-- ARGV: the verb; but for `read` and `holds`, the token: its nonce, its grant number, its hand-over; then what the verb writes.
+--   read, holds,            a record on this server; `holds` says whether there is a value
+--   open, write, remove
 --   read, open, look,       the steps of a record on several nodes, of which this is one. `open` raises the mark, `look` only
 --   accept, settle          checks what a write checks, `accept` writes, and `settle` does so for a reader
 --
 -- The record is a hash: number, handover and nonce are its mark; value, version and by (the token, as text) what was
--- written. On one of several nodes also: ballot, the token that agreed to it last, and write, which tells two writes of one
+-- written. What was removed has no value. On one of several nodes also: ballot, the token that agreed to it last, and write, which tells two writes of one
 -- version apart.
 local lock, base, record = KEYS[1], KEYS[2], KEYS[3]
 local verb, nonce, number, handover = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -32,6 +33,8 @@ local function found()
 end
 if verb == 'read' then
   return found()
+elseif verb == 'holds' then
+  return {'ok', call('HGET', record, 'value') and 1 or 0}
 end
 
 if mark[1] then
@@ -70,6 +73,7 @@ end
 -- The token's lease must live.
 local held = call('GETRANGE', lock, 0, 63)
 local holder, held_number
+local alone = false
 if held == 'ringfence:shared' or held == 'ringfence:permit' then
   local time = call('TIME')
   local ends, entry = call('ZSCORE', base .. 's', nonce), call('HGET', base .. 'h', nonce)
@@ -78,6 +82,7 @@ if held == 'ringfence:shared' or held == 'ringfence:permit' then
   end
 else
   holder, held_number = string.match(held, '^(%x+)[:+](%d+):')
+  alone = true
 end
 if not holder then
   return {'over'}
@@ -96,6 +101,14 @@ if verb == 'look' then
   return found()
 elseif verb == 'accept' then
   return accept()
+elseif verb == 'remove' then
+  -- Of one that holds alone, the first token is below all that may still pass: nothing is left for a mark to refuse.
+  if alone and handover == 0 then
+    call('DEL', record)
+  else
+    call('HDEL', record, 'value')
+  end
+  return {'ok'}
 end
 local version = call('HINCRBY', record, 'version', 1)
 call('HSET', record, 'value', ARGV[5], 'by', token(nonce, ARGV[3], ARGV[4]))

@@ -6,10 +6,14 @@
 //! never come back after a later holder has opened the record and not seen it. Only then the record is open. A write is the
 //! same without the first step: what a quorum has taken is written.
 //!
+//! A removal is a write of nothing. It stays with its mark, for good: a node that missed it keeps the old value, and nobody can
+//! know that it is the older one if the others keep nothing.
+//!
 //! Two tokens with one ballot do not exist, but two writes of one token may be under way at a time. Their versions tell which
 //! one is newer, and a number of their own does where both have the same.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,14 +21,16 @@ use bytes::Bytes;
 use redis::Value;
 use ringfence_core::table::Refusal;
 use ringfence_core::{
-    Backoff, BoxFuture, Error, ErrorKind, FencedStore, FencingToken, Nonce, Opened, Record, RecordKey,
-    Result, Version,
+    Backoff, BoxFuture, Error, ErrorKind, FencedStore, FencingToken, ListQuery, Nonce, Opened, Page, Record,
+    RecordKey, Result, Version,
 };
 
 use super::{PATIENCE_MOST, Redlock, RedlockBackend};
 use crate::error;
+use crate::keys;
 use crate::records::{Fenced, handover, parse_record, parse_token};
 use crate::scripts::{digits, text};
+use crate::view;
 
 /// How often a read tries again that meets an opening or a write that is under way.
 const READS_MAX: usize = 8;
@@ -36,11 +42,14 @@ const READ_PAUSE_MOST: Duration = Duration::from_millis(50);
 struct Part {
     ballot: FencingToken,
     version: u64,
-    /// Tells two writes of one version apart.
+    /// Tells two writes of one version apart, and a removal from a write.
     write: String,
-    /// `None` under version 0: that nothing was written has to be agreed on as well.
+    /// `None` under version 0 and after a removal: that nothing is written has to be agreed on as well.
     record: Option<Record>,
 }
+
+/// What the write of a part begins with that was removed.
+const REMOVED: &str = "removed-";
 
 impl Part {
     /// Of two parts the one with the higher is newer.
@@ -54,13 +63,10 @@ impl Part {
             let Value::Array(found) = found else { return None };
             let [_, version, _, ballot, write] = &found[..] else { return None };
             let version = text(version)?.parse().ok()?;
-            let record = if version == 0 { None } else { parse_record(found)?.record };
-            Some(Self {
-                ballot: parse_token(text(ballot)?)?,
-                version,
-                write: text(write)?.to_owned(),
-                record,
-            })
+            let write = text(write)?.to_owned();
+            let is_empty = version == 0 || write.starts_with(REMOVED);
+            let record = if is_empty { None } else { parse_record(found)?.record };
+            Some(Self { ballot: parse_token(text(ballot)?)?, version, write, record })
         };
         match found {
             Value::Array(found) if found.get(3) == Some(&Value::Nil) => Ok(None),
@@ -179,17 +185,34 @@ impl Redlock {
         }
     }
 
-    async fn write(&self, key: &RecordKey, token: FencingToken, value: Bytes) -> Result<Version> {
-        let write = digits(Nonce::random());
+    /// Writes a value, or that there is none any more.
+    async fn write(&self, key: &RecordKey, token: FencingToken, value: Option<Bytes>) -> Result<Version> {
+        let kind = if value.is_some() { "" } else { REMOVED };
+        let write = format!("{kind}{}", digits(Nonce::random()));
         loop {
             let newest = self.parts("look", key, token).await?.part;
             let version = newest.map_or(0, |part| part.version) + 1;
-            let record = Some(Record::new(value.clone(), Version(version), token));
+            let record = value.clone().map(|value| Record::new(value, Version(version), token));
             let part = Part { ballot: token, version, write: write.clone(), record };
             if self.keep("accept", key, &part).await? {
                 return Ok(Version(version));
             }
         }
+    }
+
+    /// The records of which a quorum keeps a value. One that is being written may be there or not.
+    async fn list_records(&self, query: ListQuery) -> Result<Page<RecordKey>> {
+        let asked = Arc::new(query.clone());
+        let records = self.nodes.ask_quorum(PATIENCE_MOST, |node| {
+            let query = Arc::clone(&asked);
+            async move { view::records(&node.client, &query, keys::PART).await }
+        });
+        // Whatever a quorum keeps is on one node at least of any other quorum.
+        let records: BTreeSet<RecordKey> = records.await?.into_iter().flatten().collect();
+        view::page_of_records(&query, records, |key| {
+            Box::pin(async move { Ok(self.peek(&key).await?.part.is_some_and(|part| part.record.is_some())) })
+        })
+        .await
     }
 
     /// Reads without a token. What is not on a quorum yet is put there first, under the ballot that it has, so that no later
@@ -268,8 +291,16 @@ impl FencedStore for RedlockBackend {
     ) -> BoxFuture<'a, Result<Version>> {
         Box::pin(async move {
             Refusal::of_size(&value).map_err(|refusal| refusal.into_error(key, token))?;
-            self.redlock.write(key, token, value).await
+            self.redlock.write(key, token, Some(value)).await
         })
+    }
+
+    fn remove<'a>(&'a self, key: &'a RecordKey, token: FencingToken) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.redlock.write(key, token, None).await.map(drop) })
+    }
+
+    fn list(&self, query: ListQuery) -> BoxFuture<'_, Result<Page<RecordKey>>> {
+        Box::pin(self.redlock.list_records(query))
     }
 
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {

@@ -67,6 +67,9 @@ macro_rules! __with_every_case {
                 records_refuse_a_stale_write
                 records_refuse_the_token_of_a_lease_that_ended
                 records_have_a_limit
+                records_can_be_removed
+                records_refuse_a_stale_removal
+                records_are_listed_by_prefix
             ]
             [
                 a_killed_holder_is_out_at_once

@@ -1,9 +1,12 @@
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use ringfence_core::{
-    Error, ErrorKind, FencingToken, Lease, Mode, Nonce, RECORD_VALUE_MAX, RecordGuard, RecordKey, Version,
+    Error, ErrorKind, FencingToken, Lease, ListQuery, Mode, Nonce, RECORD_VALUE_MAX, RecordGuard, RecordKey,
+    Version,
 };
 
-use crate::client::{Client, LONG, SHORT, clients, expect_refused, fresh};
+use crate::client::{Client, LONG, SHORT, clients, expect_refused, fresh, within};
 use crate::harness::{Harness, NotApplicable, Verdict};
 
 /// A record of this lock in another field than the usual one.
@@ -235,5 +238,129 @@ pub async fn records_have_a_limit(harness: &dyn Harness) -> Verdict {
     assert_eq!(ann.value(&key).await, Some(largest), "what is refused changes nothing");
     assert_eq!(ann.writes(&key, &lease, "small").await, Version(2), "the record can still be written");
     ann.gives_back(&lease).await;
+    Ok(())
+}
+
+/// What was removed reads as if it had never been written, for everyone and for the next holder, and can be opened and written
+/// anew; its neighbour stays.
+pub async fn records_can_be_removed(harness: &dyn Harness) -> Verdict {
+    let [ann, bob] = clients(harness).await;
+    let key = RecordKey::of(fresh("records_can_be_removed"));
+    let other = field(&key, "other");
+    let lease = ann.hold(key.lock(), Mode::Exclusive, LONG).await;
+    for key in [&key, &other] {
+        ann.opens(key, &lease).await;
+        ann.writes(key, &lease, "first").await;
+    }
+    ann.writes(&key, &lease, "second").await;
+    ann.removes(&key, &lease).await;
+    for client in [&ann, &bob] {
+        assert_eq!(client.read(&key).await, None, "what was removed is not there");
+        assert_eq!(client.value(&other).await, Some(Bytes::from("first")), "its neighbour is");
+    }
+    assert_eq!(ann.opens(&key, &lease).await, None, "what was removed opens empty");
+    ann.removes(&key, &lease).await;
+    assert_eq!(ann.opens(&key, &lease).await, None, "what was never written can be removed");
+    // How often it was written is counted on where the mark has stayed.
+    let written = ann.writes(&key, &lease, "anew").await;
+    assert_eq!(ann.read(&key).await.map(|record| record.version), Some(written), "it can be written anew");
+    assert_eq!(bob.value(&key).await, Some(Bytes::from("anew")), "it can be written anew");
+    ann.removes(&key, &lease).await;
+    ann.gives_back(&lease).await;
+
+    let next = bob.hold(key.lock(), Mode::Exclusive, LONG).await;
+    assert_eq!(bob.opens(&key, &next).await, None, "the next holder finds nothing");
+    bob.writes(&key, &next, "next").await;
+    assert_eq!(ann.value(&key).await, Some(Bytes::from("next")), "the next holder can write it");
+    bob.gives_back(&next).await;
+    Ok(())
+}
+
+/// A token that did not open, was overtaken or is another's twin removes nothing; and what was stale before a removal is refused
+/// after it: the token of an earlier lease, of an earlier hand-over under the same lease, and of another holder beside.
+pub async fn records_refuse_a_stale_removal(harness: &dyn Harness) -> Verdict {
+    const STALE: &[ErrorKind] = &[ErrorKind::Stale];
+    let [ann, bob] = clients(harness).await;
+    let key = RecordKey::of(fresh("records_refuse_a_stale_removal"));
+    let old = overtaken(&ann, &key).await;
+    let mut new = bob.hold(key.lock(), Mode::Exclusive, LONG).await;
+    let unopened = &[ErrorKind::NotOpened];
+    expect_refused("removing what is not open", bob.remove(&key, &new).await, unopened);
+    bob.opens(&key, &new).await;
+    expect_refused("removing with a token below the mark", ann.remove(&key, &old).await, STALE);
+    let mut twin = new.clone();
+    twin.token = FencingToken::new(new.token.sequence(), Nonce::random()).expect("a lawful sequence");
+    let collision = &[ErrorKind::TokenCollision];
+    expect_refused("removing with a token's twin", ann.remove(&key, &twin).await, collision);
+    assert_eq!(bob.value(&key).await, Some(Bytes::from("first")), "what is refused changes nothing");
+
+    bob.removes(&key, &new).await;
+    expect_refused("opening with an older token after a removal", ann.open(&key, &old).await, STALE);
+    // A removal may leave nothing behind that would tell a token that is overtaken from one that never opened.
+    let late = &[ErrorKind::Stale, ErrorKind::NotOpened];
+    expect_refused("writing with an older token after a removal", ann.write(&key, &old, "late").await, late);
+
+    let handed_on = new.clone();
+    new.token = new.token.handed_over().expect("it is the first");
+    bob.opens(&key, &new).await;
+    bob.writes(&key, &new, "next").await;
+    bob.removes(&key, &new).await;
+    expect_refused("opening after a hand-over and a removal", bob.open(&key, &handed_on).await, STALE);
+    assert_eq!(bob.read(&key).await, None, "what is refused changes nothing");
+    bob.gives_back(&new).await;
+
+    let first = ann.hold(key.lock(), Mode::Shared, LONG).await;
+    let second = bob.hold(key.lock(), Mode::Shared, LONG).await;
+    bob.opens(&key, &second).await;
+    bob.removes(&key, &second).await;
+    expect_refused("opening beside one that removed", ann.open(&key, &first).await, STALE);
+    bob.gives_back(&second).await;
+    ann.gives_back(&first).await;
+    Ok(())
+}
+
+/// Lists the records that hold a value by the prefix of their locks, in byte order, page by page; a prefix is no pattern.
+pub async fn records_are_listed_by_prefix(harness: &dyn Harness) -> Verdict {
+    const PAGE: usize = 2;
+    const FIELDS: [&str; 2] = ["a:r:b", RecordKey::DEFAULT_FIELD];
+    let [ann, bob] = clients(harness).await;
+    let prefix = format!("{}*", fresh("records_are_listed_by_prefix"));
+    let in_byte_order = ["%", "A", "a", "a/b", "aa", "é"].map(|rest| format!("{prefix}{rest}"));
+    let others = [prefix.replace('*', "x"), prefix.replace('*', ""), format!(" {prefix}a")];
+    for name in in_byte_order.iter().rev().chain(&others) {
+        let lock = name.parse().expect("a lawful name");
+        let lease = ann.hold(&lock, Mode::Exclusive, LONG).await;
+        for name in FIELDS.iter().rev().chain(&["opened", "removed"]) {
+            let key = field(&RecordKey::of(lock.clone()), name);
+            ann.opens(&key, &lease).await;
+            if *name != "opened" {
+                ann.writes(&key, &lease, Bytes::new()).await;
+            }
+            if *name == "removed" {
+                ann.removes(&key, &lease).await;
+            }
+        }
+        ann.gives_back(&lease).await;
+    }
+    let list = async |query| {
+        within("a listing of records", bob.backend.records().list(query)).await.expect("a listing")
+    };
+    let mut listed = Vec::new();
+    let mut query = ListQuery::new(&prefix).limit(PAGE);
+    loop {
+        let page = list(query.clone()).await;
+        let locks: BTreeSet<_> = page.items.iter().map(RecordKey::lock).collect();
+        assert!((1..=PAGE).contains(&locks.len()), "a page has the records of 1 to {PAGE} locks: {page:?}");
+        listed.extend(page.items);
+        match page.next {
+            Some(next) => query = query.after(next),
+            None => break,
+        }
+    }
+    let listed: Vec<String> = listed.iter().map(ToString::to_string).collect();
+    let expected: Vec<String> =
+        in_byte_order.iter().flat_map(|name| FIELDS.map(|field| format!("{name}#{field}"))).collect();
+    assert_eq!(listed, expected, "the records whose locks begin with {prefix:?}, in byte order");
+    assert!(list(ListQuery::new(format!("{prefix}-"))).await.items.is_empty(), "no record begins with that");
     Ok(())
 }
