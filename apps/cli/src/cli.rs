@@ -274,11 +274,13 @@ pub(crate) struct EvictArgs {
     pub(crate) name: String,
 }
 
-/// Read or write the record that a lock guards
+/// Read, write, remove or list the records that locks guard
 #[derive(Debug, Subcommand)]
 pub(crate) enum RecordVerb {
     Get(RecordGetArgs),
     Put(RecordPutArgs),
+    Rm(RecordRmArgs),
+    Ls(RecordLsArgs),
 }
 
 /// Print a record's value; exit with 1 if there is none
@@ -296,6 +298,33 @@ pub(crate) struct RecordGetArgs {
 pub(crate) struct RecordPutArgs {
     #[command(flatten)]
     pub(crate) key: RecordKeyArgs,
+    #[command(flatten)]
+    pub(crate) token: TokenArgs,
+}
+
+/// Remove a record, behind its lock's fence; exit with 1 if there is none
+///
+/// Opens the record with the token, then removes it. A token that is stale, because a later holder came or the lease is
+/// over, is refused with exit code 77, and nothing is removed.
+#[derive(Debug, Args)]
+pub(crate) struct RecordRmArgs {
+    #[command(flatten)]
+    pub(crate) key: RecordKeyArgs,
+    #[command(flatten)]
+    pub(crate) token: TokenArgs,
+}
+
+/// List the records that hold a value
+#[derive(Debug, Args)]
+pub(crate) struct RecordLsArgs {
+    /// Only those of locks whose names begin with this
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) prefix: String,
+}
+
+/// By which right.
+#[derive(Debug, Args)]
+pub(crate) struct TokenArgs {
     /// The fencing token, as `run` and `hold` give it
     #[arg(
         long,

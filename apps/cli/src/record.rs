@@ -2,11 +2,14 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use ringfence::{
-    Error, ErrorKind, FencingToken, LockName, PresentedToken, RECORD_VALUE_MAX, RecordKey, Result, Version,
+    Error, ErrorKind, FencingToken, ListQuery, LockName, PresentedToken, RECORD_VALUE_MAX, RecordKey, Result,
+    Version,
 };
 use serde::Serialize;
 
-use crate::cli::{Global, RecordGetArgs, RecordKeyArgs, RecordPutArgs, RecordVerb};
+use crate::cli::{
+    Global, RecordGetArgs, RecordKeyArgs, RecordLsArgs, RecordPutArgs, RecordRmArgs, RecordVerb,
+};
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::print;
@@ -38,11 +41,20 @@ struct Put<'a> {
     token: FencingToken,
 }
 
-/// Reads or writes a record.
+/// One of a listing.
+#[derive(Serialize)]
+struct Listed<'a> {
+    name: &'a LockName,
+    field: &'a str,
+}
+
+/// Reads, writes, removes or lists records.
 pub(crate) async fn run(verb: RecordVerb, global: &Global) -> Result<u8, Failure> {
     match verb {
         RecordVerb::Get(args) => get(args, global).await,
         RecordVerb::Put(args) => put(args, global).await,
+        RecordVerb::Rm(args) => rm(args, global).await,
+        RecordVerb::Ls(args) => ls(args, global).await,
     }
 }
 
@@ -50,7 +62,7 @@ async fn get(args: RecordGetArgs, global: &Global) -> Result<u8, Failure> {
     let key = key(&args.key)?;
     let locks = global.connect().await?;
     let Some(record) = locks.records().read(&key).await? else {
-        return Err(Failure::new(exit_codes::NOTHING_THERE, format!("the record {key} was never written")));
+        return Err(nothing_there(&key));
     };
     if global.json {
         let value = match std::str::from_utf8(&record.value) {
@@ -69,7 +81,7 @@ async fn get(args: RecordGetArgs, global: &Global) -> Result<u8, Failure> {
 
 async fn put(args: RecordPutArgs, global: &Global) -> Result<u8, Failure> {
     let key = key(&args.key)?;
-    let token = args.token.parse::<PresentedToken>()?.token();
+    let token = args.token.token.parse::<PresentedToken>()?.token();
     // One byte more than a record takes tells that there is too much, however much there is.
     let mut value = Vec::new();
     io::stdin().lock().take(RECORD_VALUE_MAX as u64 + 1).read_to_end(&mut value)?;
@@ -84,6 +96,44 @@ async fn put(args: RecordPutArgs, global: &Global) -> Result<u8, Failure> {
         print::json(&Put { name: key.lock(), field: key.field(), version, token })?;
     }
     Ok(exit_codes::OK)
+}
+
+async fn rm(args: RecordRmArgs, global: &Global) -> Result<u8, Failure> {
+    let key = key(&args.key)?;
+    let token = args.token.token.parse::<PresentedToken>()?.token();
+    let locks = global.connect().await?;
+    let opened = locks.records().open(&key, token).await?;
+    // Also what was opened only leaves a mark.
+    locks.records().remove(&key, token).await?;
+    if opened.record.is_some() { Ok(exit_codes::OK) } else { Err(nothing_there(&key)) }
+}
+
+async fn ls(args: RecordLsArgs, global: &Global) -> Result<u8, Failure> {
+    let locks = global.connect().await?;
+    let mut keys = Vec::new();
+    let mut query = ListQuery::new(args.prefix.as_str());
+    loop {
+        let page = locks.records().list(query).await?;
+        keys.extend(page.items);
+        match page.next {
+            Some(last) => query = ListQuery::new(args.prefix.as_str()).after(last),
+            None => break,
+        }
+    }
+    if global.json {
+        let listed = |key| Listed { name: RecordKey::lock(key), field: key.field() };
+        print::json(&keys.iter().map(listed).collect::<Vec<_>>())?;
+    } else if !keys.is_empty() {
+        let header = ["NAME", "FIELD"].map(str::to_owned);
+        let row = |key: &RecordKey| [key.lock().to_string(), key.field().to_owned()];
+        let rows: Vec<_> = std::iter::once(header).chain(keys.iter().map(row)).collect();
+        print::line(&print::table(&rows))?;
+    }
+    Ok(exit_codes::OK)
+}
+
+fn nothing_there(key: &RecordKey) -> Failure {
+    Failure::new(exit_codes::NOTHING_THERE, format!("the record {key} was never written, or removed"))
 }
 
 fn key(args: &RecordKeyArgs) -> Result<RecordKey> {

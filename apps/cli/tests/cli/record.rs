@@ -44,6 +44,50 @@ fn a_record_that_was_never_written_is_1() {
 }
 
 #[test]
+fn a_record_is_removed_under_its_lock_and_then_there_is_none() {
+    let store = Store::new();
+    with_input(&mut store.command(["run", "a", "--", "sh", "-c", PUT, RINGFENCE]), b"one").with_code(0);
+    let remove = ["run", "a", "--", "sh", "-c", "\"$0\" record rm \"$RINGFENCE_LOCK\"", RINGFENCE];
+    let done = store.ringfence(remove).with_code(0);
+    assert!(done.stdout.is_empty(), "{done:?}");
+    store.ringfence(["record", "get", "a"]).with_code(1).saying("or removed");
+    store.ringfence(remove).with_code(1).saying("a#value was never written, or removed");
+}
+
+#[test]
+fn a_stale_token_is_77_and_nothing_is_removed() {
+    let store = Store::new();
+    let put = format!("{PUT}; printenv RINGFENCE_TOKEN");
+    let mut run = store.command(["run", "a", "--", "sh", "-c", &put, RINGFENCE]);
+    let old = with_input(&mut run, b"good").with_code(0).stdout;
+    store.ringfence(["record", "rm", "a", "--token", old.trim()]).with_code(77).saying("a#value");
+    assert_eq!(store.ringfence(["record", "get", "a"]).stdout, "good");
+}
+
+#[test]
+fn records_are_listed_by_their_locks() {
+    let store = Store::new();
+    let put = format!("{PUT}; {PUT} --field other");
+    for name in ["b/2", "a", "b/1"] {
+        store.ringfence(["run", name, "--", "sh", "-c", &put, RINGFENCE]).with_code(0);
+    }
+    let all = store.ringfence(["record", "ls"]).with_code(0).stdout;
+    let rows: Vec<Vec<&str>> = all.lines().map(|line| line.split_whitespace().collect()).collect();
+    let of = |name| [vec![name, "other"], vec![name, "value"]];
+    assert_eq!(
+        rows,
+        [vec![vec!["NAME", "FIELD"]], of("a").into(), of("b/1").into(), of("b/2").into()].concat()
+    );
+    let json = store.ringfence(["record", "ls", "--json", "b/2"]).with_code(0).json();
+    assert_eq!(
+        json,
+        serde_json::json!([{"name": "b/2", "field": "other"}, {"name": "b/2", "field": "value"}])
+    );
+    let none = store.ringfence(["record", "ls", "c"]).with_code(0);
+    assert!(none.stdout.is_empty(), "{none:?}");
+}
+
+#[test]
 fn a_stale_token_is_77_and_nothing_is_written() {
     let store = Store::new();
     let token = |name| {
