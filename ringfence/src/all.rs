@@ -33,6 +33,12 @@ impl AllRequest {
         self
     }
 
+    /// Keeps everybody else out of each of them for this long after an unclean loss; see [`LockRequest::lock_delay`].
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.terms.lock_delay = delay;
+        self
+    }
+
     /// Waits for at most this long for all of them together; see [`LockRequest::wait`].
     pub fn wait(mut self, wait: Duration) -> Self {
         self.terms.wait = Some(wait);

@@ -22,7 +22,8 @@ use crate::turn::Turn;
 ///
 /// # Drop
 /// Dropping a guard releases in the background, best effort: nobody learns of a failure (it is logged), and the name is
-/// free a little later, at the TTL at the latest. [`release`](Self::release) is the real one.
+/// free a little later, at the TTL at the latest. [`release`](Self::release) is the real one. A guard whose lease is lost gives
+/// nothing back where there is a [`lock_delay`](crate::LockRequest::lock_delay), which then runs its course.
 #[must_use = "a lock whose guard is dropped is released at once"]
 pub struct Guard {
     hold: Arc<Hold>,
@@ -61,9 +62,10 @@ impl Guard {
         self.hold.turn.lease.mode()
     }
 
-    /// The TTL that the backend granted: for how long a renewal extends the lease.
+    /// The TTL that the backend granted: for how long a renewal extends the lease. A
+    /// [`lock_delay`](crate::LockRequest::lock_delay) comes on top of it, for others.
     pub fn ttl(&self) -> Ttl {
-        self.hold.turn.lease.key.ttl
+        self.hold.turn.lease.ttl()
     }
 
     /// The fencing token, for the guarded resource to check. It never changes.
@@ -113,22 +115,7 @@ impl Guard {
     /// a second at first, so that one that died in line does not hold up the others, and [`remaining`](Self::remaining)
     /// says so until the first renewal is answered, one round trip later.
     pub async fn confirmed(&self) {
-        let turn = &self.hold.turn;
-        loop {
-            let changed = turn.lease.gone.notified();
-            if turn.lease.is_confirmed() {
-                return;
-            }
-            let now = turn.hall.clock.now();
-            let Some(nap) = turn.lease.state.deadline(now).and_then(|deadline| turn.hall.clock.nap(deadline))
-            else {
-                return;
-            };
-            tokio::select! {
-                () = changed => {}
-                () = tokio::time::sleep(nap) => {}
-            }
-        }
+        self.hold.turn.confirmed().await;
     }
 
     /// Resolves when the lease is lost: when the backend says so, or at the local deadline, whatever the keeper does. Never

@@ -46,11 +46,25 @@ pub(crate) struct Settings {
 pub(crate) struct RoomKey {
     pub(crate) name: LockName,
     pub(crate) mode: Mode,
+    /// For how long a holder may claim to hold without a renewal.
     pub(crate) ttl: Ttl,
+    /// For how long the backend keeps others out without one: longer by the lock delay.
+    pub(crate) kept: Ttl,
     pub(crate) holder: Arc<HolderInfo>,
     /// Only an exclusive lease can be handed on: whoever wants another mode, or a grant of its own, has a room of its own, told
     /// apart by this.
     pub(crate) alone: Option<Nonce>,
+}
+
+impl RoomKey {
+    /// For how long others are kept out after a lease of it was lost.
+    pub(crate) fn lock_delay(&self) -> Duration {
+        self.kept.as_duration().saturating_sub(self.ttl.as_duration())
+    }
+
+    pub(crate) fn has_lock_delay(&self) -> bool {
+        !self.lock_delay().is_zero()
+    }
 }
 
 impl Hash for RoomKey {

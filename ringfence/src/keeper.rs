@@ -140,7 +140,7 @@ impl Keeper {
                 let kept = leases.get_mut(&nonce).expect("what is due is kept");
                 let lease = &kept.lease;
                 // What is nearly due goes along.
-                if due > now.saturating_add(lease.key.ttl.as_duration() / 10) {
+                if due > now.saturating_add(lease.ttl().as_duration() / 10) {
                     break;
                 }
                 order.pop_first();
@@ -261,7 +261,7 @@ impl Flight {
         let mut renewed = Vec::with_capacity(keys.len());
         for (lease, answer) in std::mem::take(&mut self.leases).into_iter().zip(answers) {
             // An answer that comes after the deadline is too late: somebody may have seen the lease as lost.
-            let deadline = sent.saturating_add(lease.key.ttl.as_duration());
+            let deadline = sent.saturating_add(lease.ttl().as_duration());
             if answer == Renewal::Unknown {
                 // It stays in the batch, and is tried again with it.
                 self.leases.push(lease);
@@ -286,20 +286,20 @@ impl Drop for Flight {
 
 /// A third of the TTL after the last renewal, less a little, so that leases taken together do not stay together.
 fn first_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
-    let third = lease.key.ttl.as_duration() / 3;
+    let third = lease.ttl().as_duration() / 3;
     renewed_from.saturating_add(third.saturating_sub(spread(lease.key.nonce, 0, third / 10)))
 }
 
 /// The earliest that [`first_due`] can be, for any lease of this TTL.
 fn earliest_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
-    let third = lease.key.ttl.as_duration() / 3;
+    let third = lease.ttl().as_duration() / 3;
     renewed_from.saturating_add(third.saturating_sub(third / 10))
 }
 
 /// A twentieth of the TTL after a failure, twice that after the next, up to a fifth, but no more than half of what is left;
 /// at the deadline at the latest.
 fn retry_due(lease: &Lease, now: BootInstant, failures: u32) -> BootInstant {
-    let ttl = lease.key.ttl.as_duration();
+    let ttl = lease.ttl().as_duration();
     let backoff =
         (ttl / 20 * 2_u32.pow(failures.saturating_sub(1).min(2))).min(lease.state.remaining(now) / 2);
     let due = now.saturating_add(backoff + spread(lease.key.nonce, failures, backoff / 4));
@@ -308,7 +308,7 @@ fn retry_due(lease: &Lease, now: BootInstant, failures: u32) -> BootInstant {
 
 /// How long a renewal may take: then it is tried again, twice at least before the lease lapses.
 fn patience(lease: &Lease, now: BootInstant) -> Duration {
-    (lease.key.ttl.as_duration() / 3).min(lease.state.remaining(now) / 2)
+    (lease.ttl().as_duration() / 3).min(lease.state.remaining(now) / 2)
 }
 
 /// A part of `range` that differs from lease to lease and from time to time. Nonces are random, so this is too.

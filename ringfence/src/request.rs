@@ -39,6 +39,7 @@ pub(crate) struct Terms {
     pub(crate) shared: bool,
     pub(crate) permits: Option<u32>,
     pub(crate) ttl: Option<Duration>,
+    pub(crate) lock_delay: Duration,
     pub(crate) wait: Option<Duration>,
     pub(crate) max_hold: Option<Duration>,
     pub(crate) stakes: Stakes,
@@ -84,6 +85,23 @@ impl LockRequest {
     /// A part of a millisecond rounds up. `acquire` errors with [`ErrorKind::InvalidTtl`] outside the range of the backend.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.terms.ttl = Some(ttl);
+        self
+    }
+
+    /// Keeps everybody else out for this long after an unclean loss: a holder that was killed, hangs, or cannot renew has lost the
+    /// lock at its deadline, as ever, and nobody gets it before this time has passed as well. A part of a millisecond rounds up;
+    /// zero, which is the default, is no delay.
+    ///
+    /// It is the only help for a resource that cannot check a [token](Guard::token): what the lost holder has sent has this long
+    /// to arrive. It is no fence, and a holder that was paused for longer than TTL and delay together still does its damage.
+    /// A guard that is released or dropped while it holds gives the lock to the next one at once, and so does an operator's
+    /// [eviction](crate::Locks::evict).
+    ///
+    /// No round trip more. `acquire` errors with [`ErrorKind::InvalidTtl`] where TTL and delay together are longer than the
+    /// longest TTL of the backend, and with [`ErrorKind::Unsupported`] on one that ends the leases of a dead holder at once:
+    /// there it would not hold.
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.terms.lock_delay = delay;
         self
     }
 
@@ -200,6 +218,7 @@ impl Terms {
                 ),
             ));
         }
+        let kept = self.kept(hall, ttl)?;
         self.stakes.check(&hall.backend, guarantees)?;
         let mut holder = Arc::clone(&hall.settings.holder);
         if let Some(label) = &self.label {
@@ -209,7 +228,35 @@ impl Terms {
             holder = Arc::new(HolderInfo::clone(&holder).with_metadata(metadata)?);
         }
         let alone = (self.alone || mode != Mode::Exclusive).then(Nonce::random);
-        Ok(RoomKey { name, mode, ttl, holder, alone })
+        Ok(RoomKey { name, mode, ttl, kept, holder, alone })
+    }
+
+    /// For how long the backend is to keep others out without a renewal.
+    fn kept(&self, hall: &Hall, ttl: Ttl) -> Result<Ttl> {
+        let (delay, guarantees) = (self.lock_delay, hall.backend.guarantees());
+        if delay.is_zero() {
+            return Ok(ttl);
+        }
+        if guarantees.holder_death.is_at_once() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "a lock delay would not hold on {}: if a holder dies, {}; leave it out and have the resource check the \
+                     token, or use a backend whose leases end by their TTL alone",
+                    hall.backend, guarantees.holder_death
+                ),
+            ));
+        }
+        let kept = Ttl::new(ttl.as_duration().saturating_add(delay)).ok();
+        kept.filter(|kept| *kept <= guarantees.ttl_max).ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidTtl,
+                format!(
+                    "a TTL and its lock delay on {} are at most {} together, {ttl} and {delay:?} are more",
+                    hall.backend, guarantees.ttl_max
+                ),
+            )
+        })
     }
 }
 
@@ -263,11 +310,15 @@ impl Ask {
         loop {
             match self.sit().await? {
                 Outcome::Busy(contention) => return Ok(Outcome::Busy(contention)),
-                Outcome::Granted(turn) if turn.is_held() => {
-                    return Ok(Outcome::Granted(Guard::new(turn, self.max_hold, enrolment)));
-                }
-                // This process was paused between the grant and now for longer than the TTL.
                 Outcome::Granted(turn) => {
+                    // An offer that is not confirmed ends without a lock delay, so nobody is to work under one.
+                    if self.room.has_lock_delay() {
+                        turn.confirmed().await;
+                    }
+                    if turn.is_held() {
+                        return Ok(Outcome::Granted(Guard::new(turn, self.max_hold, enrolment)));
+                    }
+                    // This process was paused between the grant and now for longer than the TTL.
                     tracing::warn!("the lease lapsed before its guard was made, acquiring again");
                     // It is lost already, and that is all the answer could say.
                     let _ = turn.end().await;

@@ -41,7 +41,8 @@ impl LockRequest {
     /// The body is cancelled (its future is dropped) *before* the lease can be lost: a tenth of the TTL before the deadline,
     /// at least 5 ms and at most a second, unless the lease is renewed meanwhile; or at once when the lease turns out to be
     /// lost. Then this errors with [`ErrorKind::Lost`]. A body that blocks its thread cannot be cancelled, and tasks that
-    /// it spawned run on: give them [`Held::lost`], and the resource the [token](Held::token).
+    /// it spawned run on: give them [`Held::lost`], and the resource the [token](Held::token). With a
+    /// [`lock_delay`](Self::lock_delay) the lock of a body that was cancelled is not given back: the delay runs its course.
     ///
     /// Errors as [`acquire`](Self::acquire) does, before the body runs. It errors with [`ErrorKind::Lost`] after a body that
     /// ran to its end, too, if the release finds the lease gone: what the body did may have overlapped with somebody else's
@@ -64,7 +65,12 @@ impl LockRequest {
         let held = Held { guard: self.acquire().await? };
         let finished = held.guard.while_held(body(&held)).await;
         let name = held.guard.name().clone();
-        let released = held.guard.release().await;
+        let delays = held.guard.hold().turn.lease.room.has_lock_delay();
+        let released = if finished.is_err() && delays {
+            held.guard.leave_to_lapse().await
+        } else {
+            held.guard.release().await
+        };
         let result = finished?;
         match released {
             Err(error) if error.kind() == ErrorKind::Lost => Err(error),

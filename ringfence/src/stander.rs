@@ -41,8 +41,8 @@ impl Stander {
             };
             // Those in the room keep their own deadlines; the last one of them calls the stander back.
             let wait = if tries { Wait::No } else { Wait::Until(BootInstant::MAX) };
-            let RoomKey { name, mode, ttl, holder, .. } = &*self.room;
-            let request = AcquireRequest::new(name.clone(), *mode, *ttl, wait, HolderInfo::clone(holder))
+            let RoomKey { name, mode, kept, holder, .. } = &*self.room;
+            let request = AcquireRequest::new(name.clone(), *mode, *kept, wait, HolderInfo::clone(holder))
                 .abandoned_by(called_back);
             match self.hall.backend.acquire(request).await {
                 Ok(Attempt::Granted(lease)) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringfence_core::{
     Agreement, Backend, Backoff, BootInstant, Clock, Error, ErrorKind, FencingToken, HANDOVER_BITS, LeaseKey,
-    LockName, Mode, Release, Result, Retry,
+    LockName, Mode, Release, Result, Retry, Ttl,
 };
 use tokio::sync::Notify;
 
@@ -35,8 +35,10 @@ pub(crate) struct Lease {
     pub(crate) room: Arc<RoomKey>,
     /// What it took to get it, where several nodes had to agree.
     pub(crate) agreement: Option<Agreement>,
+    /// For how long a renewal proves it. The backend keeps it for longer where there is a lock delay.
+    ttl: Ttl,
     granted_at: BootInstant,
-    /// For how long it lived at first: for less than its TTL where it was an offer.
+    /// For how long it was proven at first: for less than its TTL where it was an offer.
     lasted: Duration,
     /// Whether it is known to live for its TTL.
     confirmed: AtomicBool,
@@ -46,14 +48,17 @@ pub(crate) struct Lease {
 
 impl Lease {
     pub(crate) fn new(granted: &ringfence_core::Lease, room: Arc<RoomKey>, granted_at: BootInstant) -> Self {
+        let ttl = if room.has_lock_delay() { room.ttl.min(granted.key.ttl) } else { granted.key.ttl };
+        let lasted = granted.lasts.min(ttl.as_duration());
         Self {
             key: granted.key.clone(),
-            state: LeaseState::live_until(granted.deadline()),
+            state: LeaseState::live_until(granted.counted_from.saturating_add(lasted)),
             gone: Notify::new(),
             room,
             agreement: granted.agreement,
+            ttl,
             granted_at,
-            lasted: granted.lasts,
+            lasted,
             confirmed: AtomicBool::new(!granted.is_offer()),
             renewed_until: AtomicU64::new(BootInstant::MAX.as_nanos()),
             downgraded: AtomicBool::new(false),
@@ -62,6 +67,11 @@ impl Lease {
 
     pub(crate) fn name(&self) -> &LockName {
         &self.key.name
+    }
+
+    /// For how long a renewal proves it.
+    pub(crate) fn ttl(&self) -> Ttl {
+        self.ttl
     }
 
     pub(crate) fn mode(&self) -> Mode {
@@ -130,6 +140,23 @@ impl Turn {
         self.lease.state.deadline(self.hall.clock.now()).is_some()
     }
 
+    /// Resolves when the lease is known to live for its whole TTL, or is lost.
+    pub(crate) async fn confirmed(&self) {
+        let Self { hall, lease, .. } = self;
+        loop {
+            let changed = lease.gone.notified();
+            if lease.is_confirmed() {
+                return;
+            }
+            let deadline = lease.state.deadline(hall.clock.now());
+            let Some(nap) = deadline.and_then(|deadline| hall.clock.nap(deadline)) else { return };
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep(nap) => {}
+            }
+        }
+    }
+
     pub(crate) fn since(&self) -> BootInstant {
         self.since
     }
@@ -160,14 +187,9 @@ impl Turn {
         self.hall.keeper.forget(self.lease.key.nonce);
         self.lease.state.release(now);
         // The deadline counts from before the grant, the turn from after it.
-        let lapses = deadline.max(self.since.saturating_add(self.lease.key.ttl.as_duration()));
-        let (hall, lease) = (Arc::clone(&self.hall), Arc::clone(&self.lease));
-        // Nobody waits for it, not even the end of the hall, which it keeps: with some backends the leases would end.
-        self.hall.background.runtime().spawn(async move {
-            sleep_until(&*hall.clock, lapses).await;
-            // On some backends it has lapsed by itself; on others it would live for as long as other leases of this process.
-            let _ = give_back(hall, lease).await;
-        });
+        let lapses = deadline.max(self.since.saturating_add(self.lease.ttl().as_duration()));
+        let lapses = lapses.saturating_add(self.lease.room.lock_delay());
+        tidy_up(Arc::clone(&self.hall), Arc::clone(&self.lease), lapses);
         Ok(())
     }
 
@@ -258,11 +280,21 @@ fn seat_next(hall: &Arc<Hall>, lease: &Arc<Lease>, token: FencingToken, now: Boo
 ///
 /// The lease is dead when this returns, before the future is polled: a release may arrive at any time once it is sent. One that
 /// failed and may succeed later is made again in the background, because whoever has lost the guard cannot.
+///
+/// One that was lost before is not given back where there is a lock delay: what its holder has sent may be on its way.
 pub(crate) fn give_back(hall: Arc<Hall>, lease: Arc<Lease>) -> impl Future<Output = Result<()>> + Send {
     let lived = lease.state.release(hall.clock.now());
     let known = hall.keeper.forget(lease.key.nonce).is_some();
     let unreleased = Unreleased(Arc::clone(&lease));
     async move {
+        let delay = lease.room.lock_delay();
+        if !lived && !delay.is_zero() {
+            std::mem::forget(unreleased);
+            hall.stand_again(&lease);
+            let (over, lost) = (hall.clock.now().saturating_add(delay), lease.lost_error());
+            tidy_up(hall, lease, over);
+            return Err(lost);
+        }
         let answer = hall.backend.release(std::slice::from_ref(&lease.key)).await;
         std::mem::forget(unreleased);
         if answer.as_ref().is_err_and(|error| error.retry() == Retry::Later) {
@@ -281,6 +313,18 @@ pub(crate) fn give_back(hall: Arc<Hall>, lease: Arc<Lease>) -> impl Future<Outpu
             }
         }
     }
+}
+
+/// Gives a lease back that nobody renews any more, when it has lapsed: on some backends it is gone by then, on others it would
+/// live for as long as other leases of this process. Nobody waits for it, not even the end of the hall, which it keeps: with some
+/// backends the leases would end.
+fn tidy_up(hall: Arc<Hall>, lease: Arc<Lease>, lapses: BootInstant) {
+    let runtime = hall.background.runtime().clone();
+    runtime.spawn(async move {
+        sleep_until(&*hall.clock, lapses).await;
+        let _ = hall.backend.release(std::slice::from_ref(&lease.key)).await;
+        hall.stand_again(&lease);
+    });
 }
 
 /// Releases a lease once more, whose release may not have arrived: until there is an answer, or the lease has ended by itself.
@@ -315,7 +359,7 @@ impl Drop for Unreleased {
 
 #[cfg(test)]
 mod tests {
-    use ringfence_core::{Nonce, Ttl};
+    use ringfence_core::Nonce;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -326,7 +370,8 @@ mod tests {
     async fn a_turn_that_nobody_has_seen_is_the_next_ones_with_the_same_token() {
         let hall = Locks::connect("memory:").await.unwrap().hall;
         let (name, mode, ttl) = ("a".parse().unwrap(), Mode::Exclusive, Ttl::DEFAULT);
-        let room = RoomKey { name, mode, ttl, holder: Arc::clone(&hall.settings.holder), alone: None };
+        let room =
+            RoomKey { name, mode, ttl, kept: ttl, holder: Arc::clone(&hall.settings.holder), alone: None };
         let (gone, _) = oneshot::channel();
         let (second, mut is_second) = oneshot::channel();
         let (third, mut is_third) = oneshot::channel();

@@ -34,10 +34,14 @@ async fn run_locked(
     let ended = match orders.start(&guard, Source::Queue(signals), &[]) {
         Ok(job) => match job.supervise(pending()).await {
             Ok(End::ByItself(ended)) => Ok(ended),
-            Ok(End::Told | End::Lost(_)) => Err(Failure::new(
-                exit_codes::LOST,
-                format!("the lease on {name} was lost while the command ran"),
-            )),
+            Ok(End::Told | End::Lost(_)) => {
+                if !args.lock.lock_delay.is_zero() {
+                    // What the command has sent may still be on its way: the delay is for that.
+                    let _ = guard.leave_to_lapse().await;
+                    return Err(lost(name));
+                }
+                Err(lost(name))
+            }
             Err(failure) => Err(failure),
         },
         Err(failure) => Err(failure),
@@ -50,4 +54,8 @@ async fn run_locked(
         }
         Ok(()) => ended,
     }
+}
+
+fn lost(name: &LockName) -> Failure {
+    Failure::new(exit_codes::LOST, format!("the lease on {name} was lost while the command ran"))
 }

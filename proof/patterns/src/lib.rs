@@ -12,6 +12,7 @@
 
 pub mod idempotency;
 pub mod leader;
+pub mod lock_delay;
 pub mod once;
 pub mod optimistic;
 pub mod partitions;
@@ -38,6 +39,9 @@ macro_rules! patterns {
             leader::leader_that_hangs_past_its_term_proclaims_no_more
             leader::leader_that_is_evicted_learns_of_it
             leader::leader_that_is_cut_off_ends_its_term_before_the_next_begins
+            lock_delay::lock_delay_keeps_others_out
+            lock_delay::lock_delay_is_not_shortened_by_who_has_lost
+            lock_delay::lock_delay_is_none_after_a_clean_release
             once::once_is_run_by_one_of_many_at_the_same_instant
             once::once_runs_again_in_the_next_window
             once::once_a_failed_run_is_retried_only_where_that_is_asked_for

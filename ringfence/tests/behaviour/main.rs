@@ -6,6 +6,7 @@ mod guards;
 mod holders;
 mod idempotency;
 mod keeping;
+mod lock_delay;
 mod observing;
 mod offers;
 mod once;
