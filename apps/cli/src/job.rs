@@ -1,4 +1,4 @@
-//! A command that runs under a lease, and ends before the lease can lapse: what `run`, `elect` and `partitions` have in common.
+//! A command that runs under a lease, and ends before the lease can lapse: what `run`, `elect`, `once` and `partitions` have in common.
 
 use std::ffi::OsString;
 use std::io;

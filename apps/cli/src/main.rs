@@ -21,6 +21,7 @@ mod lock;
 mod lock_view;
 mod ls;
 mod man;
+mod once;
 mod outbox;
 mod print;
 mod record;
@@ -81,6 +82,7 @@ async fn dispatch(Cli { global, verb }: Cli) -> Result<u8, Failure> {
         Verb::Show(args) => show::run(args, &global).await,
         Verb::Evict(args) => evict::run(args, &global).await,
         Verb::Elect(args) => elect::run(args, &global).await,
+        Verb::Once(args) => once::run(args, &global).await,
         Verb::Record(verb) => record::run(verb, &global).await,
         Verb::FenceTable(args) => fence_table::run(args, global).await,
         Verb::Gate(args) => gate::run(args, &global).await,

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
+use ringfence::WallTime;
 use serde::Serialize;
 
 /// Prints a line to standard output, now.
@@ -121,6 +122,21 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
+/// A time of day, as in `2026-11-21T20:00:00Z`: with milliseconds where it has some.
+pub(crate) fn time(time: WallTime) -> String {
+    /// From here on a year has more digits than the format.
+    const YEAR_10000: u64 = 253_402_300_800_000;
+    let millis = time.as_millis();
+    let instant = UNIX_EPOCH + Duration::from_millis(millis.min(YEAR_10000 - 1));
+    if millis >= YEAR_10000 {
+        format!("{millis} ms after 1970")
+    } else if millis.is_multiple_of(1000) {
+        humantime::format_rfc3339_seconds(instant).to_string()
+    } else {
+        humantime::format_rfc3339_millis(instant).to_string()
+    }
+}
+
 /// Rows in columns of equal width, the last one ragged.
 pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let rows: Vec<[Cow<'_, str>; N]> =
@@ -187,6 +203,20 @@ mod tests {
             assert_eq!(visible(text), text);
         }
         assert_eq!(visible("a\u{202e}b\n\u{1b}[2J"), "a\\u{202e}b\\u{a}\\u{1b}[2J");
+    }
+
+    #[test]
+    fn a_time_is_as_the_calendar_has_it() {
+        for (millis, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (1_794_000_000_000, "2026-11-06T21:20:00Z"),
+            (1_794_000_000_050, "2026-11-06T21:20:00.050Z"),
+            (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
+            (253_402_300_800_000, "253402300800000 ms after 1970"),
+            (u64::MAX, "18446744073709551615 ms after 1970"),
+        ] {
+            assert_eq!(time(WallTime::from_millis(millis)), text);
+        }
     }
 
     #[test]

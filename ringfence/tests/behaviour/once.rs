@@ -9,7 +9,7 @@ use ringfence::{
     Backend, BootInstant, Clock, Effect, ErrorKind, Locks, Result, Stakes, SystemClock, WallTime,
 };
 
-use crate::stage::{Call, Fate, JumpingClock, Stage, free, in_line, memory, millis, soon, staged};
+use crate::stage::{Call, Fate, JumpingClock, Stage, eventually, free, memory, millis, soon, staged};
 
 /// All that a pattern asks of a backend.
 const CALLS: [Call; 5] = [Call::Read, Call::Acquire, Call::Open, Call::Write, Call::Release];
@@ -261,13 +261,14 @@ async fn a_run_that_panics_or_is_dropped_has_crashed() {
 
 #[tokio::test]
 async fn whoever_only_looks_is_waited_for() {
-    let locks = memory().await;
+    let (locks, stage) = staged();
     let looks = locks.lock("once/a").acquire().await.unwrap();
     let waits = tokio::spawn({
         let locks = locks.clone();
         async move { run(&job(&locks)).await }
     });
-    in_line(&locks, "once/a", 1).await;
+    // It has waited for the lock, and looks whether there is a run by now.
+    eventually(async || stage.calls(Call::Read) == 2).await;
     looks.release().await.unwrap();
     let outcome = soon(waits).await.unwrap().unwrap();
     assert!(matches!(outcome, OnceOutcome::Ran { .. }), "{outcome:?}");

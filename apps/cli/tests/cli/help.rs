@@ -15,6 +15,7 @@ fn every_verb_has_its_help() {
         &["show"],
         &["evict"],
         &["elect"],
+        &["once"],
         &["record"],
         &["record", "get"],
         &["record", "put"],

@@ -12,6 +12,7 @@ mod hold;
 mod input;
 mod inspect;
 mod loss;
+mod once;
 mod record;
 mod setup;
 mod support;
