@@ -257,8 +257,8 @@ impl Once {
     /// Begins a run if the job is due and nobody else runs it, for whoever cannot have its work cancelled as [`run`](Self::run)
     /// does: the caller minds the [guard](Run::guard), and says how the run ended.
     ///
-    /// Where nothing is due it takes two round trips (one where the backend has no clock) and no lock. Otherwise seven until the
-    /// run has begun (five), and two to end it. Where others decide at the same instant it waits for them, for at most two
+    /// Where nothing is due it takes two round trips (one where the backend has no clock) and no lock. Otherwise six until the
+    /// run has begun (four), and two to end it. Where others decide at the same instant it waits for them, for at most two
     /// seconds, and looks at the record four times a second meanwhile.
     ///
     /// Errors about the request itself come before anything is sent: [`InvalidName`](ErrorKind::InvalidName),
