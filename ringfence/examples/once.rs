@@ -23,7 +23,7 @@ async fn main() -> Result<()> {
 
 /// What each host does, as often as it likes.
 async fn call(locks: Locks, host: &str) -> Result<()> {
-    let report = locks.once("report").every(Duration::from_secs(60)).retry_failed(true).label(host);
+    let report = locks.once("report").every(Duration::from_mins(1)).retry_failed(true).label(host);
     let outcome = report
         .run(async |run| {
             println!("{host} reports on {:?}", run.window());

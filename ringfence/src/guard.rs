@@ -170,25 +170,26 @@ impl Guard {
         }
     }
 
-    /// Neither releases the lock nor renews it any more: its lease is left to lapse. Nobody else gets it before a TTL has gone by
-    /// since the grant, which makes a limit on the *rate* of a limit on how many hold at once: a permit that is left to lapse is
-    /// one of `limit` in a TTL.
+    /// Leaves the lock without releasing it: nobody else gets it before a TTL has gone by since the grant. That makes a limit on a
+    /// *rate* of a limit on how many hold at once: a permit that is left to lapse is one of `limit` in a TTL.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> ringfence::Result<()> {
     /// # use std::time::Duration;
     /// # let locks = ringfence::Locks::connect("memory:").await?;
-    /// let one_in_ten = || locks.lock("api").permits(10).ttl(Duration::from_secs(60));
-    /// one_in_ten().acquire().await?.leave_to_lapse().await?;         // at most ten in a minute get past this line
+    /// let one_of_ten = locks.lock("api").permits(10).ttl(Duration::from_secs(60)).acquire().await?;
+    /// one_of_ten.leave_to_lapse().await?;                             // at most ten in a minute get past this line
     /// # Ok(()) }
     /// ```
     ///
-    /// From the moment this is called the guard claims nothing. No round trip, but for [`confirmed`](Self::confirmed), which is
-    /// waited for; a TTL later, one to tidy up, in the background. Neither dropping nor [closing](crate::Locks::close) the `Locks`
-    /// ends the lease sooner. What does, as it would of any lease: an eviction, a server that forgets, and, where
-    /// [`HolderDeath`](crate::HolderDeath) says so, the death of this process.
+    /// From the moment this is called the guard claims nothing. The lease is kept in the background and given back a TTL after the
+    /// grant (and its [lock delay](crate::LockRequest::lock_delay), if it has one), or at once where that is over already. Neither dropping nor [closing](crate::Locks::close) the `Locks` ends it sooner.
+    /// What does, as it would of any lease: an eviction, a server that forgets, and, where
+    /// [`HolderDeath`](crate::HolderDeath) says so, the death of this process; elsewhere a process that dies leaves it for up to a
+    /// TTL after its last renewal.
     ///
-    /// Errors with [`ErrorKind::Lost`] if the lease turned out to be lost, and with [`ErrorKind::InvalidRequest`] while
+    /// No round trip, but for [`confirmed`](Self::confirmed), which is waited for; in the background its renewals, and one to give it
+    /// back. Errors with [`ErrorKind::Lost`] if the lease turned out to be lost, and with [`ErrorKind::InvalidRequest`] while
     /// [nested](Self::nested) guards rely on it. On an error this guard is released as if it were dropped.
     ///
     /// # Cancel safety

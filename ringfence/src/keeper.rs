@@ -92,11 +92,13 @@ impl Keeper {
         Some(kept.lease)
     }
 
-    /// Forgets everything.
+    /// Forgets everything but what was left to lapse.
     pub(crate) fn drain(&self) -> Vec<Arc<Lease>> {
         let mut registry = self.registry.lock();
-        registry.due.clear();
-        registry.leases.drain().map(|(_, kept)| kept.lease).collect()
+        let Registry { leases, due, .. } = &mut *registry;
+        let drained: HashMap<_, _> = leases.extract_if(|_, kept| !kept.lease.is_left()).collect();
+        due.retain(|(_, nonce)| !drained.contains_key(nonce));
+        drained.into_values().map(|kept| kept.lease).collect()
     }
 
     pub(crate) fn wake(&self) {

@@ -114,7 +114,15 @@ pub use ringfence_core::{
     WaiterState, WakeUp, WallTime, abandonment, nearest, parse_duration,
 };
 
-/// The README's example is a test.
+/// The README's example is a test, and so are the guides'.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
+#[doc = include_str!("../../docs/guides/leader.md")]
+#[doc = include_str!("../../docs/guides/partitions.md")]
+/// The README's example is a test, and so are those of the guides.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[doc = include_str!("../../docs/guides/all-of-several.md")]
+#[doc = include_str!("../../docs/guides/readers-writers.md")]
+#[doc = include_str!("../../docs/guides/semaphores.md")]
 struct Readme;

@@ -44,6 +44,8 @@ pub(crate) struct Lease {
     confirmed: AtomicBool,
     renewed_until: AtomicU64,
     downgraded: AtomicBool,
+    /// Whether its guard left it to lapse.
+    left: AtomicBool,
 }
 
 impl Lease {
@@ -62,6 +64,7 @@ impl Lease {
             confirmed: AtomicBool::new(!granted.is_offer()),
             renewed_until: AtomicU64::new(BootInstant::MAX.as_nanos()),
             downgraded: AtomicBool::new(false),
+            left: AtomicBool::new(false),
         }
     }
 
@@ -80,6 +83,11 @@ impl Lease {
 
     pub(crate) fn set_downgraded(&self, downgraded: bool) {
         self.downgraded.store(downgraded, Ordering::SeqCst);
+    }
+
+    /// Whether its guard left it to lapse, so that it outlives the locks that it was taken from.
+    pub(crate) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 
     /// Whether it is known to live for its TTL, and not only for as long as it was offered.
@@ -175,27 +183,37 @@ impl Turn {
         background.finish(given_back).await
     }
 
-    /// Ends the turn and lets its lease lapse: nothing renews it, and nobody gets it before a TTL has gone by since the grant and
-    /// since the last renewal. Errors with [`ErrorKind::Lost`] if the lease was lost before.
+    /// Ends the turn, and nobody gets the lease before a TTL has gone by since it began. Until then the keeper keeps it, because
+    /// where several share a lease of the server, as on etcd, it began long before and may end as much sooner.
+    ///
+    /// Errors with [`ErrorKind::Lost`] if the lease was lost before.
     pub(crate) fn lapse(self) -> Result<()> {
-        let now = self.hall.clock.now();
-        let Some(deadline) = self.lease.state.deadline(now) else {
+        if !self.is_held() {
             return Err(self.lease.lost_error());
-        };
+        }
         self.over.store(true, Ordering::Release);
-        self.hall.meters.hold.record(now.saturating_since(self.since));
-        self.hall.keeper.forget(self.lease.key.nonce);
-        self.lease.state.release(now);
-        // The deadline counts from before the grant, the turn from after it.
-        let lapses = deadline.max(self.since.saturating_add(self.lease.ttl().as_duration()));
+        self.lease.left.store(true, Ordering::Release);
+        // How long somebody may hold it says nothing about how long nobody else may.
+        self.lease.set_renewed_until(BootInstant::MAX);
+        self.hall.meters.hold.record(self.hall.clock.now().saturating_since(self.since));
+        // Left to itself it would live for its lock delay as well, so that it does here.
+        let lapses = self.since.saturating_add(self.lease.ttl().as_duration());
         let lapses = lapses.saturating_add(self.lease.room.lock_delay());
-        tidy_up(Arc::clone(&self.hall), Arc::clone(&self.lease), lapses);
+        let (hall, lease) = (Arc::clone(&self.hall), Arc::clone(&self.lease));
+        // Nobody waits for it, not even the end of the hall.
+        self.hall.background.runtime().spawn(async move {
+            sleep_until(&*hall.clock, lapses).await;
+            if let Err(error) = give_back(hall, Arc::clone(&lease)).await {
+                tracing::debug!(name = %lease.name(), %error, "what was left to lapse was not given back");
+            }
+        });
         Ok(())
     }
 
     /// Ends the turn although others still have guards of it: for them the lease is lost, from before this is polled.
     pub(crate) fn take_back(&self) -> impl Future<Output = Result<()>> + Send + use<> {
         self.over.store(true, Ordering::Release);
+        self.hall.meters.hold.record(self.hall.clock.now().saturating_since(self.since));
         let given_back = give_back(Arc::clone(&self.hall), Arc::clone(&self.lease));
         self.lease.gone.notify_waiters();
         let background = self.hall.background.clone();

@@ -91,6 +91,13 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "sqlite3",
+        detect: &["sqlite3", "-version"],
+        source: Source::Apt("sqlite3"),
+        purpose: "enqueues messages as a program that knows nothing of ours",
+        vital: false,
+    },
+    Tool {
         name: "script",
         detect: &["script", "--version"],
         source: Source::Apt("bsdutils"),

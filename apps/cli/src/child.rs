@@ -1,6 +1,7 @@
 //! A command that we run: how it starts, what becomes of it, how it is told to end.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -44,6 +45,15 @@ pub(crate) enum Ended {
     Signalled(i32),
 }
 
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "with exit code {code}"),
+            Self::Signalled(signal) => write!(f, "by signal {signal}"),
+        }
+    }
+}
+
 impl Ended {
     /// The exit code that tells of it.
     pub(crate) fn code(self) -> u8 {
@@ -65,6 +75,8 @@ pub(crate) struct Start<'a> {
     pub(crate) lifeline: Option<OwnedFd>,
     /// Whether it has our standard input, or none.
     pub(crate) takes_input: bool,
+    /// Where its standard output goes, if not where ours goes.
+    pub(crate) output: Option<OwnedFd>,
     /// Whether it has the terminal from the start.
     pub(crate) takes_terminal: bool,
     /// In which form it says that the command cannot be run.
@@ -76,6 +88,7 @@ impl Child {
     pub(crate) fn start(start: &Start<'_>) -> io::Result<Self> {
         // A duplicate is inherited, unlike the original; it is ours only until the command has it.
         let inherited = start.lifeline.as_ref().map(dup).transpose()?;
+        let output = start.output.as_ref().map(OwnedFd::try_clone).transpose()?;
         let child = Command::new("/proc/self/exe")
             .arg0("ringfence")
             .args([EXEC, &process::id().to_string()])
@@ -83,6 +96,7 @@ impl Child {
             .args(start.command)
             .envs(start.environment.iter().map(|(key, value)| (key, value)))
             .stdin(if start.takes_input { Stdio::inherit() } else { Stdio::null() })
+            .stdout(output.map_or_else(Stdio::inherit, Stdio::from))
             .process_group(0)
             .spawn()?;
         drop(inherited);

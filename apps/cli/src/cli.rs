@@ -11,10 +11,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use http::Uri;
 use http::uri::{Authority, PathAndQuery};
+use ringfence::patterns::PARTITIONS_MAX;
 use ringfence::{Error, ErrorKind, HolderInfo, LockName, PERMITS_MAX, Result, Stakes, Ttl, parse_duration};
 
 use crate::advise::AdviseArgs;
 use crate::exit_codes;
+use crate::failure::Failure;
 
 /// The longest `--wait`. A longer one is a mistake: leave it out to wait without limit.
 const WAIT_MAX: Duration = Duration::from_hours(365 * 24);
@@ -49,8 +51,12 @@ pub(crate) enum Verb {
     Evict(EvictArgs),
     Elect(ElectArgs),
     Once(OnceArgs),
+    Partitions(PartitionsArgs),
+    Idempotent(IdempotentArgs),
     #[command(subcommand)]
     Record(RecordVerb),
+    #[command(subcommand)]
+    Fence(FenceVerb),
     FenceTable(FenceTableArgs),
     Gate(GateArgs),
     #[command(subcommand)]
@@ -165,16 +171,28 @@ pub(crate) struct OnceArgs {
     #[arg(long, value_name = "WINDOW", value_parser = parse_duration, allow_hyphen_values = true)]
     pub(crate) every: Option<Duration>,
     /// Windows begin so much later, as in --every 1d --offset 2h: at two in the morning (UTC)
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true, requires = "every")]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        allow_hyphen_values = true,
+        conflicts_with_all = ["since_last", "history"]
+    )]
     pub(crate) offset: Option<Duration>,
     /// Once this long after the last run began
     #[arg(long, value_name = "PAUSE", value_parser = parse_duration, allow_hyphen_values = true)]
     pub(crate) since_last: Option<Duration>,
     /// No sooner than this after the last run began, whatever the window and whatever came of it
-    #[arg(long, value_name = "PAUSE", value_parser = parse_duration, allow_hyphen_values = true, conflicts_with = "history")]
+    #[arg(
+        long,
+        value_name = "PAUSE",
+        value_parser = parse_duration,
+        allow_hyphen_values = true,
+        conflicts_with = "history"
+    )]
     pub(crate) at_least: Option<Duration>,
     /// What becomes of windows that nobody ran, because nobody called or the run before took too long
-    #[arg(long, value_name = "WHAT", default_value = "skip", requires = "every")]
+    #[arg(long, value_name = "WHAT", default_value = "skip", conflicts_with_all = ["since_last", "history"])]
     pub(crate) missed: MissedArg,
     /// Run it again in its window if it failed or its host died
     #[arg(long, conflicts_with = "history")]
@@ -203,25 +221,83 @@ pub(crate) enum MissedArg {
     Run,
 }
 
+/// Run a command for each partition of a work that is dealt to us
+///
+/// Takes part in a work in a fixed number of partitions, together with every other host that does the same, and runs the command once
+/// for each partition that it owns, at most one at a time anywhere as far as the lease goes. The command finds RINGFENCE_PARTITION
+/// (a number from 0), RINGFENCE_TOKEN, RINGFENCE_LOCK and RINGFENCE_URL in its environment; its standard input is empty.
+///
+/// When a partition is to be somebody else's, the command gets SIGTERM, and SIGKILL when nine tenths of the hand-over time are over;
+/// then the next owner starts. If a lease is lost, or about to be, its command ends before the lease can lapse, as with `ringfence run`.
+/// A command that ends by itself is started again a second later, under another token; one that cannot be run (126, 127) ends the
+/// program. SIGTERM, SIGINT, SIGQUIT and SIGHUP end every command, hand everything over and exit with 0; SIGUSR1 and SIGUSR2 go to
+/// every command; SIGTSTP is ignored.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "ringfence partitions [OPTIONS] --count <N> <NAME> [--] <COMMAND>...",
+    after_long_help = exit_codes::HELP
+)]
+pub(crate) struct PartitionsArgs {
+    /// How many partitions there are; the same for everybody
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(PARTITIONS_MAX)),
+        allow_negative_numbers = true
+    )]
+    pub(crate) count: u32,
+    /// How long a command may take to end when its partition is to be somebody else's
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10s", allow_hyphen_values = true)]
+    pub(crate) handover: Duration,
+    #[command(flatten)]
+    pub(crate) lease: LeaseArgs,
+    /// Which work, without a slash; its locks are partitions/NAME/0 and so on
+    pub(crate) name: String,
+    /// The command and its arguments; it is not passed through a shell
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Run a command once for an idempotency key, and print its output again for every duplicate
+///
+/// Where the key is new this runs the command as `ringfence run` does, with the key in RINGFENCE_IDEMPOTENCY_KEY, and prints what it
+/// prints. If it exits with 0 its output is stored, behind the fence, and the key is done: from then on this prints the stored output
+/// and exits with 0. A command that fails stores nothing, and the next one runs. Where somebody works under the key this waits for
+/// the end of that.
+///
+/// The key is for one request: another fingerprint, which is the command line unless you choose, is refused with 65.
+///
+/// A crash after the command took effect and before its output is stored leaves the key free, and the next one does it again. Only
+/// the command can prevent that: by handing RINGFENCE_IDEMPOTENCY_KEY on to whoever takes effect, or by writing down that it is done
+/// in the same transaction.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "ringfence idempotent [OPTIONS] <KEY> [--] <COMMAND>...",
+    after_long_help = exit_codes::HELP
+)]
+pub(crate) struct IdempotentArgs {
+    /// What tells this request from others; only its hash is stored [default: the command and its arguments]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) fingerprint: Option<OsString>,
+    /// For how long the output is kept, with a unit, as in 24h; after it the key is new
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+    pub(crate) retention: Duration,
+    #[command(flatten)]
+    pub(crate) patience: PatienceArgs,
+    #[command(flatten)]
+    pub(crate) lease: LeaseArgs,
+    /// Which request: 1 to 243 bytes of UTF-8 without control characters; its lock is idempotency/KEY
+    pub(crate) key: String,
+    /// The command and its arguments; it is not passed through a shell
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
 /// What to lock, and how: the flags of flock(1) mean what they mean there.
 #[derive(Debug, Args)]
 pub(crate) struct LockArgs {
-    /// Do not wait: exit with 75 if somebody else has it
-    #[arg(short = 'n', long = "nonblock", visible_alias = "nb", conflicts_with = "wait")]
-    pub(crate) nonblock: bool,
-    /// Wait at most so long, then exit with 124: seconds, or a duration such as 30s or 1m 30s [default: no limit]
-    #[arg(
-        short = 'w',
-        long,
-        visible_alias = "timeout",
-        value_name = "SECONDS",
-        value_parser = parse_wait,
-        allow_hyphen_values = true
-    )]
-    pub(crate) wait: Option<Duration>,
-    /// Exit with this instead of 75 and 124
-    #[arg(short = 'E', long, value_name = "CODE", allow_negative_numbers = true)]
-    pub(crate) conflict_exit_code: Option<u8>,
+    #[command(flatten)]
+    pub(crate) patience: PatienceArgs,
     /// Hold it together with other shared holders
     #[arg(short = 's', long, conflicts_with_all = ["exclusive", "permits"])]
     pub(crate) shared: bool,
@@ -306,6 +382,35 @@ impl LeaseArgs {
     }
 }
 
+/// For how long to wait for somebody else.
+#[derive(Debug, Args)]
+pub(crate) struct PatienceArgs {
+    /// Do not wait: exit with 75 if somebody else has it
+    #[arg(short = 'n', long = "nonblock", visible_alias = "nb", conflicts_with = "wait")]
+    pub(crate) nonblock: bool,
+    /// Wait at most so long, then exit with 124: seconds, or a duration such as 30s or 1m 30s [default: no limit]
+    #[arg(
+        short = 'w',
+        long,
+        visible_alias = "timeout",
+        value_name = "SECONDS",
+        value_parser = parse_wait,
+        allow_hyphen_values = true
+    )]
+    pub(crate) wait: Option<Duration>,
+    /// Exit with this instead of 75 and 124
+    #[arg(short = 'E', long, value_name = "CODE", allow_negative_numbers = true)]
+    conflict_exit_code: Option<u8>,
+}
+
+impl PatienceArgs {
+    /// The failure of a wait that was in vain.
+    pub(crate) fn in_vain(&self, message: String) -> Failure {
+        let code = if self.nonblock { exit_codes::BUSY } else { exit_codes::WAITED_TOO_LONG };
+        Failure::new(self.conflict_exit_code.unwrap_or(code), message)
+    }
+}
+
 /// What happens to the command of `run` when its lease is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnLost {
@@ -367,12 +472,26 @@ pub(crate) struct RecordGetArgs {
 ///
 /// Opens the record with the token, then writes. A token that is stale, because a later holder came or the lease is
 /// over, is refused with exit code 77, and nothing is written.
+///
+/// With --if-version a token is not needed: without one this takes the lock for as long as it writes, and waits at most 10 seconds
+/// for that.
 #[derive(Debug, Args)]
 pub(crate) struct RecordPutArgs {
     #[command(flatten)]
     pub(crate) key: RecordKeyArgs,
-    #[command(flatten)]
-    pub(crate) token: TokenArgs,
+    /// The fencing token, as `run` and `hold` give it
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "RINGFENCE_TOKEN",
+        hide_env_values = true,
+        allow_hyphen_values = true,
+        required_unless_present = "if_version"
+    )]
+    pub(crate) token: Option<String>,
+    /// Only if the record still has this version, as `record get --json` prints it; 0: if it was never written. Else exit with 76
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) if_version: Option<u64>,
 }
 
 /// Remove a record, behind its lock's fence; exit with 1 if there is none
@@ -383,21 +502,6 @@ pub(crate) struct RecordPutArgs {
 pub(crate) struct RecordRmArgs {
     #[command(flatten)]
     pub(crate) key: RecordKeyArgs,
-    #[command(flatten)]
-    pub(crate) token: TokenArgs,
-}
-
-/// List the records that hold a value
-#[derive(Debug, Args)]
-pub(crate) struct RecordLsArgs {
-    /// Only those of locks whose names begin with this
-    #[arg(default_value = "", hide_default_value = true)]
-    pub(crate) prefix: String,
-}
-
-/// By which right.
-#[derive(Debug, Args)]
-pub(crate) struct TokenArgs {
     /// The fencing token, as `run` and `hold` give it
     #[arg(
         long,
@@ -409,6 +513,14 @@ pub(crate) struct TokenArgs {
     pub(crate) token: String,
 }
 
+/// List the records that hold a value
+#[derive(Debug, Args)]
+pub(crate) struct RecordLsArgs {
+    /// Only those of locks whose names begin with this
+    #[arg(default_value = "", hide_default_value = true)]
+    pub(crate) prefix: String,
+}
+
 /// Which record.
 #[derive(Debug, Args)]
 pub(crate) struct RecordKeyArgs {
@@ -416,6 +528,37 @@ pub(crate) struct RecordKeyArgs {
     #[arg(long, value_name = "FIELD", default_value = "value")]
     pub(crate) field: String,
     /// The lock that guards it
+    pub(crate) name: String,
+}
+
+/// Look at the mark that the gates have of a lock, or start it anew
+#[derive(Debug, Subcommand)]
+pub(crate) enum FenceVerb {
+    Show(FenceShowArgs),
+    Reset(FenceResetArgs),
+}
+
+/// Print the highest token that the gates have seen, and every time it was started anew
+#[derive(Debug, Args)]
+pub(crate) struct FenceShowArgs {
+    /// Of which lock
+    pub(crate) name: String,
+}
+
+/// Start the gates' mark of a lock anew, after a forged token or a lock service that lost its memory
+///
+/// Takes the lock to do it, so it must be free. It is kept who did it, when, why, and which mark was given up. Where the store
+/// keeps the lock as well, every token granted before is refused afterwards. Elsewhere any token passes until the first request: see
+/// that no old holder is left. Gates that run notice it within about a second.
+#[derive(Debug, Args)]
+pub(crate) struct FenceResetArgs {
+    /// Do it; without this, only say which mark would be given up and exit with 64
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Why, for whoever looks at the list later: at most 512 bytes
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    /// Of which lock
     pub(crate) name: String,
 }
 

@@ -1,7 +1,6 @@
 use std::future::pending;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use ringfence::patterns::{Election, Leader, Leadership};
 use ringfence::{ErrorKind, FencingToken, LockName, Retry};
 use serde::Serialize;
@@ -11,14 +10,11 @@ use crate::child::Ended;
 use crate::cli::{ElectArgs, Global, OnLost};
 use crate::exit_codes;
 use crate::failure::Failure;
-use crate::job::{End, Orders, SIGNALS};
+use crate::job::{ENDING, End, Orders, SIGNALS};
 use crate::lock;
 use crate::lock_view::WhoView;
 use crate::print;
 use crate::signals::{Signals, Source};
-
-/// What ends an observation.
-const END_SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
 
 /// How long a candidate waits after the locks could not be used.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -116,7 +112,7 @@ struct LeaderView<'a> {
 
 /// Prints who leads, and each change, until a signal comes.
 async fn observe(name: &str, global: &Global) -> Result<u8, Failure> {
-    let signals = Signals::take(&END_SIGNALS)?;
+    let signals = Signals::take(&ENDING)?;
     let locks = signals.unless_interrupted(global.connect()).await??;
     let mut observation = locks.leader(name).observe();
     loop {

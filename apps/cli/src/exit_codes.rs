@@ -9,6 +9,8 @@ pub(crate) const OK: u8 = 0;
 pub(crate) const NOTHING_THERE: u8 = 1;
 /// The command line, the URL, a name, a duration or a token is wrong, or the backend does not promise what was asked for.
 pub(crate) const USAGE: u8 = 64;
+/// The idempotency key was used for another request.
+pub(crate) const KEY_REUSED: u8 = 65;
 /// The locks cannot be used: unreachable, refused, full or damaged.
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// A bug of the program.
@@ -17,6 +19,8 @@ pub(crate) const BUG: u8 = 70;
 pub(crate) const IO: u8 = 74;
 /// Somebody else has the lock, and `--nonblock` said not to wait.
 pub(crate) const BUSY: u8 = 75;
+/// Somebody else wrote first, and nothing was written.
+pub(crate) const CONFLICT: u8 = 76;
 /// A fence refused the token, and nothing was written.
 pub(crate) const STALE: u8 = 77;
 /// `doctor` found a problem.
@@ -38,10 +42,12 @@ Exit codes:
   0        it went well (`run`, `once`: the command's own code; `once`: nothing was due)
   1        `record get`, `evict`, `once --history`, `outbox retry`: what was asked about is not there
   64       wrong usage: flags, URL, name, duration, token, or stakes the backend does not meet
+  65       `idempotent`: the key was used for another request
   69       the locks cannot be used: unreachable, refused, full or damaged
   70       a bug of this program
   74       standard input, standard output or the operating system failed
   75       somebody else has the lock (-n)
+  76       `record put --if-version`: somebody else wrote first, nothing was written
   77       a stale token was refused, nothing was written
   78       `doctor`: there is a problem
   123      the lease was lost
@@ -58,6 +64,8 @@ pub(crate) fn of(error: &Error) -> u8 {
         | ErrorKind::InvalidUrl
         | ErrorKind::InvalidRequest
         | ErrorKind::Unsupported => USAGE,
+        ErrorKind::KeyReused => KEY_REUSED,
+        ErrorKind::Conflict => CONFLICT,
         ErrorKind::WaitElapsed => WAITED_TOO_LONG,
         ErrorKind::Lost => LOST,
         ErrorKind::Stale | ErrorKind::TokenCollision | ErrorKind::NotOpened => STALE,

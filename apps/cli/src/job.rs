@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,6 +32,9 @@ pub(crate) const SIGNALS: [Signal; 10] = [
     Signal::SIGTSTP,
     Signal::SIGCHLD,
 ];
+
+/// What asks a program to end.
+pub(crate) const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
 
 /// The longest time between SIGTERM and SIGKILL after an eviction: somebody else may have the lock already.
 const GRACE_MAX: Duration = Duration::from_secs(5);
@@ -79,6 +83,17 @@ impl Orders {
         signals: Source<'a>,
         more: &[(&'static str, String)],
     ) -> Result<Job<'a>, Failure> {
+        self.start_into(None, guard, signals, more)
+    }
+
+    /// The same, with its standard output going there, if not where ours goes.
+    pub(crate) fn start_into<'a>(
+        &'a self,
+        output: Option<OwnedFd>,
+        guard: &'a Guard,
+        signals: Source<'a>,
+        more: &[(&'static str, String)],
+    ) -> Result<Job<'a>, Failure> {
         let terminal = self.terminal.as_ref().filter(|_| !signals.is_shared());
         let mut environment = vec![
             ("RINGFENCE_LOCK", guard.name().to_string()),
@@ -91,6 +106,7 @@ impl Orders {
             environment: &environment,
             lifeline: self.locks.lifeline()?,
             takes_input: !signals.is_shared(),
+            output,
             takes_terminal: terminal.is_some_and(Terminal::goes_to_command),
             json: self.json,
         };
@@ -206,12 +222,13 @@ impl Job<'_> {
             match self.signals.next().await? {
                 Signal::SIGCHLD => self.hear()?,
                 Signal::SIGCONT => self.go_on(),
-                signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGHUP) => {
-                    self.interrupted = Some(signal);
+                signal @ (Signal::SIGUSR1 | Signal::SIGUSR2) => self.child.signal(signal),
+                signal => {
+                    if ENDING.contains(&signal) {
+                        self.interrupted = Some(signal);
+                    }
                     self.child.signal_group(signal);
                 }
-                signal @ (Signal::SIGUSR1 | Signal::SIGUSR2) => self.child.signal(signal),
-                signal => self.child.signal_group(signal),
             }
         }
     }

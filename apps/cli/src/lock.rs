@@ -11,7 +11,6 @@ use tokio::runtime;
 use tokio::time::{sleep, timeout};
 
 use crate::cli::LockArgs;
-use crate::exit_codes;
 use crate::failure::Failure;
 use crate::print::{self, Messages};
 use crate::signals::Signals;
@@ -55,7 +54,7 @@ pub(crate) async fn acquire(
     if let Some(ttl) = args.ttl {
         request = request.ttl(ttl.as_duration());
     }
-    if let Some(wait) = args.wait {
+    if let Some(wait) = args.patience.wait {
         request = request.wait(wait);
     }
     if let Some(label) = args.label.as_deref().or(default_label) {
@@ -64,13 +63,12 @@ pub(crate) async fn acquire(
     if let Some(metadata) = &args.metadata {
         request = request.metadata(metadata);
     }
-    let conflict = |code: u8, message| Failure::new(args.conflict_exit_code.unwrap_or(code), message);
     let grant = async {
-        let guard = if args.nonblock {
+        let guard = if args.patience.nonblock {
             request.try_acquire().await?
         } else {
             let granted = request.acquire().await.map_err(|error| match error.kind() {
-                ErrorKind::WaitElapsed => conflict(exit_codes::WAITED_TOO_LONG, error.to_string()),
+                ErrorKind::WaitElapsed => args.patience.in_vain(error.to_string()),
                 _ => error.into(),
             });
             Some(granted?)
@@ -81,17 +79,24 @@ pub(crate) async fn acquire(
                 guard.confirmed().await;
                 Ok(guard)
             }
-            None => Err(conflict(exit_codes::BUSY, format!("{name} is {}", whereabouts(locks, name).await))),
+            None => Err(args.patience.in_vain(format!("{name} is {}", whereabouts(locks, name).await))),
         }
     };
-    let announced = async {
-        tokio::select! {
-            biased;
-            grant = grant => grant,
-            never = announce(locks, name, messages) => match never {},
-        }
-    };
-    signals.unless_interrupted(announced).await?
+    signals.unless_interrupted(announced(locks, name, messages, grant)).await?
+}
+
+/// Does something that may have to wait for a lock, and says so.
+pub(crate) async fn announced<T>(
+    locks: &Locks,
+    name: &LockName,
+    messages: Messages,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::select! {
+        biased;
+        done = work => done,
+        never = announce(locks, name, messages) => match never {},
+    }
 }
 
 /// Gives the lock back, or finds that it was lost. Waits no longer than there is something to give back.

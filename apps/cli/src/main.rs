@@ -11,10 +11,12 @@ mod elect;
 mod evict;
 mod exit_codes;
 mod failure;
+mod fence;
 mod fence_table;
 mod gate;
 mod guarantees;
 mod hold;
+mod idempotent;
 mod job;
 mod job_control;
 mod lock;
@@ -23,6 +25,7 @@ mod ls;
 mod man;
 mod once;
 mod outbox;
+mod partitions;
 mod print;
 mod record;
 mod run;
@@ -83,7 +86,10 @@ async fn dispatch(Cli { global, verb }: Cli) -> Result<u8, Failure> {
         Verb::Evict(args) => evict::run(args, &global).await,
         Verb::Elect(args) => elect::run(args, &global).await,
         Verb::Once(args) => once::run(args, &global).await,
+        Verb::Partitions(args) => partitions::run(args, &global).await,
+        Verb::Idempotent(args) => idempotent::run(args, &global).await,
         Verb::Record(verb) => record::run(verb, &global).await,
+        Verb::Fence(verb) => fence::run(verb, &global).await,
         Verb::FenceTable(args) => fence_table::run(args, global).await,
         Verb::Gate(args) => gate::run(args, &global).await,
         Verb::Outbox(verb) => outbox::run(verb, global).await,

@@ -1,7 +1,9 @@
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use ringfence::patterns::outbox::{
@@ -154,10 +156,15 @@ fn read_headers(file: &Path) -> Result<Vec<(String, String)>, Failure> {
 }
 
 /// Standard output, which ends the relay when it breaks: nobody will ever read it again.
-#[derive(Debug)]
 struct Stdout {
     lines: JsonLines<tokio::io::Stdout>,
     broken: watch::Sender<Option<io::ErrorKind>>,
+}
+
+impl fmt::Debug for Stdout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stdout")
+    }
 }
 
 impl Sink for Stdout {
@@ -184,7 +191,8 @@ async fn status(args: &OutboxStatusArgs, global: &Global) -> Result<u8, Failure>
 }
 
 fn describe(url: &str, status: &Status) -> String {
-    let oldest = status.oldest_ms.map(|age| format!(", the oldest for {}", duration(millis(age))));
+    let oldest =
+        status.oldest_ms.map(|age| format!(", the oldest for {}", duration(Duration::from_millis(age))));
     let mut lines = vec![
         visible(url).into_owned(),
         format!("  pending  {}{}", status.pending, oldest.unwrap_or_default()),
@@ -204,19 +212,16 @@ fn describe(url: &str, status: &Status) -> String {
 
 fn row(message: &Troubled) -> [String; 6] {
     [
-        message
-            .retry_in_ms
-            .map_or_else(|| "dead".to_owned(), |left| format!("in {}", duration(millis(left)))),
+        message.retry_in_ms.map_or_else(
+            || "dead".to_owned(),
+            |left| format!("in {}", duration(Duration::from_millis(left))),
+        ),
         message.id.to_string(),
         message.topic.clone(),
         message.key.clone().unwrap_or_else(|| "-".to_owned()),
         message.refusals.to_string(),
         message.error.clone(),
     ]
-}
-
-fn millis(millis: u64) -> std::time::Duration {
-    std::time::Duration::from_millis(millis)
 }
 
 async fn retry(args: OutboxRetryArgs, global: &Global) -> Result<u8, Failure> {

@@ -1,9 +1,10 @@
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
+use ringfence::patterns::Swap;
 use ringfence::{
-    Error, ErrorKind, FencingToken, ListQuery, LockName, PresentedToken, RECORD_VALUE_MAX, RecordKey, Result,
-    Version,
+    Error, ErrorKind, FencingToken, ListQuery, LockName, PresentedToken, RECORD_VALUE_MAX, Record, RecordKey,
+    Result, Version,
 };
 use serde::Serialize;
 
@@ -38,7 +39,9 @@ struct Put<'a> {
     name: &'a LockName,
     field: &'a str,
     version: Version,
-    token: FencingToken,
+    /// Only of a write with the caller's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<FencingToken>,
 }
 
 /// One of a listing.
@@ -79,9 +82,21 @@ async fn get(args: RecordGetArgs, global: &Global) -> Result<u8, Failure> {
     Ok(exit_codes::OK)
 }
 
+/// What a compare-and-set says of a record that somebody else wrote.
+fn conflict(key: &RecordKey, found: Option<&Record>) -> Error {
+    let found = match found {
+        Some(record) => format!("has version {}", record.version.0),
+        None => "was never written".to_owned(),
+    };
+    let why = format!("the record {key} {found}: nothing was written; read it again, and decide again");
+    Error::new(ErrorKind::Conflict, why)
+}
+
 async fn put(args: RecordPutArgs, global: &Global) -> Result<u8, Failure> {
     let key = key(&args.key)?;
-    let token = args.token.token.parse::<PresentedToken>()?.token();
+    let token =
+        args.token.map(|token| Ok::<_, Error>(token.parse::<PresentedToken>()?.token())).transpose()?;
+    let expected = args.if_version.map(|version| (version > 0).then_some(Version(version)));
     // One byte more than a record takes tells that there is too much, however much there is.
     let mut value = Vec::new();
     io::stdin().lock().take(RECORD_VALUE_MAX as u64 + 1).read_to_end(&mut value)?;
@@ -90,8 +105,22 @@ async fn put(args: RecordPutArgs, global: &Global) -> Result<u8, Failure> {
         return Err(Error::new(ErrorKind::InvalidRequest, why).into());
     }
     let locks = global.connect().await?;
-    locks.records().open(&key, token).await?;
-    let version = locks.records().write(&key, token, Bytes::from(value)).await?;
+    let version = match (token, expected) {
+        (Some(token), expected) => {
+            let found = locks.records().open(&key, token).await?.record;
+            if expected.is_some_and(|expected| expected != found.as_ref().map(|record| record.version)) {
+                return Err(conflict(&key, found.as_ref()).into());
+            }
+            locks.records().write(&key, token, Bytes::from(value)).await?
+        }
+        (None, expected) => {
+            let record = locks.versioned(key.lock()).field(key.field());
+            match record.compare_and_set(expected.flatten(), value).await? {
+                Swap::Swapped(version) => version,
+                Swap::Conflict(found) => return Err(conflict(&key, found.as_ref()).into()),
+            }
+        }
+    };
     if global.json {
         print::json(&Put { name: key.lock(), field: key.field(), version, token })?;
     }
@@ -100,7 +129,7 @@ async fn put(args: RecordPutArgs, global: &Global) -> Result<u8, Failure> {
 
 async fn rm(args: RecordRmArgs, global: &Global) -> Result<u8, Failure> {
     let key = key(&args.key)?;
-    let token = args.token.token.parse::<PresentedToken>()?.token();
+    let token = args.token.parse::<PresentedToken>()?.token();
     let locks = global.connect().await?;
     let opened = locks.records().open(&key, token).await?;
     // Also what was opened only leaves a mark.

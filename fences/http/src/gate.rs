@@ -6,21 +6,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
-use ringfence_core::{Error, ErrorKind, FencedStore, FencingToken, LockName, RecordKey, TokenKey};
+use ringfence_core::{
+    BootInstant, Clock as _, Error, ErrorKind, FencedStore, FencingToken, LockName, SystemClock, TokenKey,
+};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::epoch::{Epochs, mark_key};
 use crate::header::TokenHeader;
 use crate::refusal::Refusal;
-
-/// The field of a lock's record whose mark a gate raises.
-pub const GATE_FIELD: &str = "gate";
 
 /// How long a newer token waits for the requests of an older one, unless you choose otherwise.
 pub const DRAIN_DEFAULT: Duration = Duration::from_secs(10);
 
 /// How long a request that was cut may take to let go. One whose client does not read its answer is not polled, and cannot.
 const LET_GO_WITHIN: Duration = Duration::from_secs(1);
+
+/// For how long a gate may not have heard that a mark was started anew. A token that is refused makes it look at once.
+const EPOCH_KNOWN_FOR: Duration = Duration::from_secs(1);
 
 /// The most resources whose marks are remembered while this gate is alone. Beyond it the store is asked again.
 const REMEMBERED_MAX: usize = 65_536;
@@ -35,7 +38,8 @@ pub type Alone = dyn Fn() -> Option<FencingToken> + Send + Sync;
 /// whose lease is over is refused even if no later one came. Whatever goes wrong with the store, nothing passes.
 ///
 /// # Round trips
-/// One to the store for each request, because there may be other gates; see [`alone`](Self::alone).
+/// One to the store for each request, because there may be other gates; see [`alone`](Self::alone). After a wait for
+/// an older token one more. For a resource that it has not heard of for a second, it asks at the same time whether an operator has started the mark anew ([`Epochs`]).
 ///
 /// # What it cannot promise
 /// Between its look at the mark and the resource lies time. A request that has passed cannot be called back: it arrives even if
@@ -108,18 +112,18 @@ impl Gate {
         let visit = Arc::new(self.enter(name));
         let resource = &visit.resource;
         let lease = self.lease()?;
-        if lease.is_none() || resource.state().known != Some((lease, token)) {
-            let key = RecordKey::new(name.clone(), GATE_FIELD).expect("it is a field");
-            self.store.open(&key, token).await.map_err(|error| Refusal::by_store(&error))?;
-        }
         loop {
-            let raised = resource.raised.notified();
+            // Again after each wait: a newer token may have passed at another gate meanwhile.
+            let asked = self.ask(resource, name, token, lease).await;
+            let epoch = asked.map_err(|error| Refusal::by_store(&error))?;
             if self.lease()? != lease {
                 return Err(Refusal::standing_by());
             }
-            let older = match resource.pass(token, lease)? {
+            let raised = resource.raised.notified();
+            let older = match resource.pass(token, lease, epoch)? {
                 Turn::Now(cut) => return Ok(Pass { token, cut, _visit: Arc::clone(&visit) }),
                 Turn::After(older) => older,
+                Turn::InAnotherEpoch => continue,
             };
             tokio::select! {
                 () = older.closed() => {}
@@ -133,6 +137,45 @@ impl Gate {
                 }
             }
         }
+    }
+
+    /// Has the store raise the mark, unless this gate is alone and knows it, and returns the epoch of that mark.
+    async fn ask(
+        &self,
+        resource: &Resource,
+        name: &LockName,
+        token: FencingToken,
+        lease: Option<FencingToken>,
+    ) -> Result<u64, Error> {
+        let (guess, is_fresh, is_known) = {
+            let state = resource.state();
+            let now = SystemClock::new().now();
+            let is_fresh = state.epoch_read.is_some_and(|read| now.saturating_since(read) < EPOCH_KNOWN_FOR);
+            (state.epoch, is_fresh, lease.is_some() && state.known == Some((lease, token)))
+        };
+        let open = async |epoch| self.store.open(&mark_key(name, epoch), token).await;
+        let look = async || {
+            let read = SystemClock::new().now();
+            Ok::<_, Error>(resource.learn(Epochs::read(&*self.store, name).await?.epoch, read))
+        };
+        let guessed = async { if is_known { Ok(()) } else { open(guess).await.map(drop) } };
+        let (opened, epoch) = if is_fresh {
+            match guessed.await {
+                Err(error) if matches!(error.kind(), ErrorKind::Stale | ErrorKind::TokenCollision) => {
+                    (Err(error), look().await?)
+                }
+                opened => (opened, guess),
+            }
+        } else {
+            let (opened, epoch) = tokio::join!(guessed, look());
+            (opened, epoch?)
+        };
+        if epoch == guess {
+            opened?;
+        } else {
+            open(epoch).await?;
+        }
+        Ok(epoch)
     }
 
     /// By which lease this gate is alone; `None` where it need not be.
@@ -238,6 +281,9 @@ struct State {
     mark: Option<FencingToken>,
     /// The lease by which this gate was alone when the store last answered, and what it let through then.
     known: Option<(Option<FencingToken>, FencingToken)>,
+    /// How often the mark was started anew, and when that was read.
+    epoch: u64,
+    epoch_read: Option<BootInstant>,
     /// The requests under way. They are all of one token, because a newer one waits for them.
     passing: Option<Passing>,
 }
@@ -253,6 +299,8 @@ struct Passing {
 enum Turn {
     Now(watch::Receiver<bool>),
     After(Arc<watch::Sender<bool>>),
+    /// The mark was started anew since the store was asked.
+    InAnotherEpoch,
 }
 
 impl Resource {
@@ -260,9 +308,22 @@ impl Resource {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The turn of a token that the store lets through.
-    fn pass(&self, token: FencingToken, lease: Option<FencingToken>) -> Result<Turn, Refusal> {
+    /// Takes in which epoch the store says it is, and returns the latest that is known.
+    fn learn(&self, epoch: u64, read: BootInstant) -> u64 {
         let mut state = self.state();
+        if epoch > state.epoch {
+            (state.epoch, state.mark, state.known) = (epoch, None, None);
+        }
+        state.epoch_read = Some(read);
+        state.epoch
+    }
+
+    /// The turn of a token that the store lets through in this epoch.
+    fn pass(&self, token: FencingToken, lease: Option<FencingToken>, epoch: u64) -> Result<Turn, Refusal> {
+        let mut state = self.state();
+        if state.epoch != epoch {
+            return Ok(Turn::InAnotherEpoch);
+        }
         match state.mark {
             Some(mark) if mark == token => {}
             Some(mark) if mark.sequence() >= token.sequence() => return Err(Refusal::overtaken(token, mark)),

@@ -7,16 +7,18 @@
 //!
 //! What has passed cannot be called back: [`Gate`] says what that means.
 //!
-//! Read it in the order of a request: `header`, `gate`, `layer`, `body`.
+//! Read it in the order of a request: `header`, `layer`, `gate`, `body`. `epoch` is how an operator starts a mark anew.
 
 mod body;
+mod epoch;
 mod gate;
 mod header;
 mod layer;
 mod refusal;
 
 pub use body::{FencedBody, PassedBody};
-pub use gate::{Alone, DRAIN_DEFAULT, GATE_FIELD, Gate, Pass};
+pub use epoch::{Epochs, Reset, mark};
+pub use gate::{Alone, DRAIN_DEFAULT, Gate, Pass};
 pub use header::{TOKEN_HEADER, TokenHeader};
 pub use layer::{FenceLayer, Fenced};
 pub use refusal::Refusal;

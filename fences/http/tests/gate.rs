@@ -13,10 +13,12 @@ use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Empty};
 use ringfence::{
     BoxFuture, FencedStore, FencingToken, Guard, ListQuery, Locks, Nonce, Opened, Page, Record, RecordKey,
-    Result, Version,
+    Result, Version, WallTime,
 };
 use ringfence_core::TokenKey;
-use ringfence_http::{FenceLayer, Fenced, FencedBody, Gate, PassedBody, TOKEN_HEADER, TokenHeader};
+use ringfence_http::{
+    Epochs, FenceLayer, Fenced, FencedBody, Gate, PassedBody, Reset, TOKEN_HEADER, TokenHeader,
+};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -222,6 +224,7 @@ async fn after_the_drain_the_older_ones_are_cut_and_the_newer_passes() {
     let _new = stage.sends_token(token(7));
     let cut = timeout(PATIENCE, body.frame()).await.expect("the answer is cut").unwrap().unwrap_err();
     assert!(cut.to_string().contains("cut for a later token"), "{cut}");
+    assert!(stage.arrivals.try_recv().is_err(), "the newer one waits until what was cut lets go");
     let (status, refusal) = refused(unanswered).await;
     assert_eq!(
         (status.as_u16(), &refusal["error"], &refusal["token"]),
@@ -284,6 +287,23 @@ async fn two_gates_on_one_store_have_one_mark() {
     let (status, body) = refused(one.sends_token(token(5))).await;
     assert_eq!((status.as_u16(), &body["mark"]), (412, &json!(7)));
     one.nothing_arrives().await;
+}
+
+#[tokio::test]
+async fn one_that_has_waited_is_refused_if_a_newer_one_passed_at_another_gate() {
+    let (_directory, locks) = store().await;
+    let store = Arc::new(locks);
+    let mut one = Stage::new(Gate::new(store.clone()).drain(LONG));
+    let mut two = Stage::new(Gate::new(store));
+    let _old = one.sends_token(token(5));
+    let arrived = one.arrival().await;
+    let waiting = one.sends_token(token(7));
+    one.nothing_arrives().await;
+    let _newest = two.sends_token(token(9));
+    drop(two.arrival().await);
+    drop(arrived);
+    let (status, body) = refused(waiting).await;
+    assert_eq!((status.as_u16(), &body["mark"]), (412, &json!(9)));
 }
 
 /// A real store, with what a test needs to know of it and to do to it.
@@ -387,7 +407,7 @@ async fn alone_it_asks_once_for_each_token_and_lease_and_else_nothing_passes() {
     passes(7, 3).await;
     // Another gate was alone, and let a newer one through.
     *lease.lock().unwrap() = Some(token(102));
-    let key = RecordKey::new("a".parse().unwrap(), ringfence_http::GATE_FIELD).unwrap();
+    let key = RecordKey::new("a".parse().unwrap(), "gate").unwrap();
     store.open(&key, token(9)).await.unwrap();
     let (status, body) = refused(stage.sends_token(token(7))).await;
     assert_eq!((status.as_u16(), &body["mark"]), (412, &json!(9)));
@@ -450,4 +470,77 @@ async fn with_a_key_a_forged_token_shuts_nobody_out() {
     let sealed = key.seal(&"a".parse().unwrap(), token(5)).reveal();
     let _sent = stage.sends(&[&format!("a;{sealed}")]);
     assert_eq!(stage.arrival().await.token, token(5));
+}
+
+/// An operator starts the mark of the lock `a` anew.
+async fn reset(locks: &Locks, seed: bool) -> Reset {
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let reset = Reset { at: WallTime::from_millis(7), by: "ann".into(), why: "a drill".into(), mark: None };
+    let done = Epochs::reset(locks.records(), guard.name(), guard.token(), seed, reset).await.unwrap();
+    guard.release().await.unwrap();
+    done
+}
+
+#[tokio::test]
+async fn a_mark_that_was_started_anew_is_noticed_at_the_next_refusal() {
+    let (_directory, locks) = store().await;
+    let store = Watched::new(locks.clone());
+    for alone in [false, true] {
+        let mut gate = Gate::new(store.clone());
+        if alone {
+            gate = gate.alone(|| Some(token(100)));
+        }
+        let mut stage = Stage::new(gate);
+        let huge = FencingToken::new((1 << 63) - 1, Nonce::from_u64(1).unwrap()).unwrap();
+        let sent = stage.sends_token(huge);
+        drop(stage.arrival().await.answers());
+        drop(sent.await.unwrap());
+        assert_eq!(refused(stage.sends_token(token(6))).await.0, 412);
+        assert_eq!(reset(&locks, false).await.mark, Some(huge));
+        let _sent = stage.sends_token(token(6));
+        assert_eq!(stage.arrival().await.token, token(6), "alone: {alone}");
+    }
+    let epochs = Epochs::read(locks.records(), &"a".parse().unwrap()).await.unwrap();
+    assert_eq!((epochs.epoch, epochs.resets.len()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_mark_that_was_started_anew_is_noticed_within_a_second_or_so() {
+    let (_directory, locks) = store().await;
+    for alone in [false, true] {
+        let mut gate = Gate::new(Arc::new(locks.clone()));
+        if alone {
+            gate = gate.alone(|| Some(token(100)));
+        }
+        let mut stage = Stage::new(gate);
+        let guard = locks.lock("a").acquire().await.unwrap();
+        let (name, old) = (guard.name().clone(), guard.token());
+        guard.release().await.unwrap();
+        // Somebody is near all the time, so that the gate has no reason to forget.
+        let _near = stage.sends_token(old);
+        let _arrived = stage.arrival().await;
+        let mut passes = true;
+        assert_eq!(ringfence_http::mark(locks.records(), &name, u64::from(alone)).await.unwrap(), Some(old));
+        reset(&locks, true).await;
+        let look = async {
+            while passes {
+                let sent = stage.sends_token(old);
+                tokio::select! {
+                    arrived = stage.arrival() => drop(arrived.answers()),
+                    refused = refused(sent) => passes = refused.0 != 412,
+                }
+            }
+        };
+        timeout(PATIENCE, look).await.expect("what was granted before the reset is refused");
+    }
+}
+
+#[tokio::test]
+async fn the_list_of_resets_has_a_limit() {
+    let (_directory, locks) = store().await;
+    for _ in 0..34 {
+        reset(&locks, true).await;
+    }
+    let epochs = Epochs::read(locks.records(), &"a".parse().unwrap()).await.unwrap();
+    assert_eq!((epochs.epoch, epochs.resets.len()), (34, 32));
 }

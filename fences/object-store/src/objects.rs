@@ -79,9 +79,8 @@ impl Probe<'_> {
             let why = format!("{what}, so that it can refuse no stale write: {ELSEWHERE}");
             Err(Error::new(ErrorKind::Unsupported, why))
         };
-        let first = match self.put("one", 1, PutMode::Create).await? {
-            Ok(first) => first,
-            Err(_) => return refused("it says that an object is there which is not"),
+        let Ok(first) = self.put("one", 1, PutMode::Create).await? else {
+            return refused("it says that an object is there which is not");
         };
         if self.mark().await? != Some(1) {
             return refused("it does not keep the metadata of an object");

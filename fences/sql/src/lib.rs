@@ -45,7 +45,7 @@
 //! | SQLite, `BEGIN IMMEDIATE` | what the last holder committed: one transaction writes at a time |
 //! | SQLite, `BEGIN` | the same if nothing was read before; otherwise it fails with a [`Conflict`] if anybody has written since |
 //!
-//! In MySQL and MariaDB the tables have to be of InnoDB, which others than InnoDB neither lock nor roll back, and a statement that
+//! In MySQL and MariaDB the tables have to be of InnoDB, because other engines neither lock rows nor roll back, and a statement that
 //! changes the schema (`CREATE`, `ALTER`) commits the transaction that it is in, and with it lets the mark go.
 //!
 //! # When it fails

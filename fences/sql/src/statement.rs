@@ -73,10 +73,12 @@ impl Sql {
     pub(crate) fn value(mut self, value: Value) -> Self {
         self.values.push(value);
         match self.dialect {
-            Dialect::Postgres => self.text += &format!("${}", self.values.len()),
-            Dialect::MySql | Dialect::Sqlite => self.text.push('?'),
+            Dialect::Postgres => {
+                let number = self.values.len();
+                self.text(&format!("${number}"))
+            }
+            Dialect::MySql | Dialect::Sqlite => self.text("?"),
         }
-        self
     }
 
     /// A column as a number of 64 bits, however many its own have.
@@ -115,46 +117,44 @@ impl Sql {
 macro_rules! transaction {
     ($feature:literal, $database:ident, $dialect:ident) => {
         #[cfg(feature = $feature)]
-        impl Transaction for sqlx::Transaction<'_, sqlx::$database> {}
+        const _: () = {
+            use sqlx::{Database, $database};
 
-        #[cfg(feature = $feature)]
-        impl Statements for sqlx::Transaction<'_, sqlx::$database> {
-            fn dialect(&self) -> Dialect {
-                Dialect::$dialect
+            type Query = sqlx::query::Query<'static, $database, <$database as Database>::Arguments>;
+
+            fn query(sql: Sql) -> Query {
+                sql.values.into_iter().fold(
+                    sqlx::query(AssertSqlSafe(sql.text)),
+                    |query, value| match value {
+                        Value::Integer(number) => query.bind(number),
+                        Value::Text(text) => query.bind(text),
+                        Value::Bytes(bytes) => query.bind(bytes),
+                    },
+                )
             }
 
-            fn execute(&mut self, sql: Sql) -> BoxFuture<'_, Result<u64, sqlx::Error>> {
-                Box::pin(async move {
-                    let mut query = sqlx::query::<sqlx::$database>(AssertSqlSafe(sql.text));
-                    for value in sql.values {
-                        query = match value {
-                            Value::Integer(number) => query.bind(number),
-                            Value::Text(text) => query.bind(text),
-                            Value::Bytes(bytes) => query.bind(bytes),
+            impl Transaction for sqlx::Transaction<'_, $database> {}
+
+            impl Statements for sqlx::Transaction<'_, $database> {
+                fn dialect(&self) -> Dialect {
+                    Dialect::$dialect
+                }
+
+                fn execute(&mut self, sql: Sql) -> BoxFuture<'_, Result<u64, sqlx::Error>> {
+                    Box::pin(async move { Ok(query(sql).execute(&mut **self).await?.rows_affected()) })
+                }
+
+                fn marks(&mut self, sql: Sql) -> BoxFuture<'_, Result<Vec<Mark>, sqlx::Error>> {
+                    Box::pin(async move {
+                        let rows = query(sql).fetch_all(&mut **self).await?;
+                        let mark = |row: &<$database as Database>::Row| {
+                            Ok(Mark { sequence: row.try_get(0)?, nonce: row.try_get(1)? })
                         };
-                    }
-                    Ok(query.execute(&mut **self).await?.rows_affected())
-                })
+                        rows.iter().map(mark).collect()
+                    })
+                }
             }
-
-            fn marks(&mut self, sql: Sql) -> BoxFuture<'_, Result<Vec<Mark>, sqlx::Error>> {
-                Box::pin(async move {
-                    let mut query = sqlx::query::<sqlx::$database>(AssertSqlSafe(sql.text));
-                    for value in sql.values {
-                        query = match value {
-                            Value::Integer(number) => query.bind(number),
-                            Value::Text(text) => query.bind(text),
-                            Value::Bytes(bytes) => query.bind(bytes),
-                        };
-                    }
-                    let rows = query.fetch_all(&mut **self).await?;
-                    let mark = |row: &<sqlx::$database as sqlx::Database>::Row| {
-                        Ok(Mark { sequence: row.try_get(0)?, nonce: row.try_get(1)? })
-                    };
-                    rows.iter().map(mark).collect()
-                })
-            }
-        }
+        };
     };
 }
 

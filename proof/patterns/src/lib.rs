@@ -56,6 +56,7 @@ macro_rules! patterns {
             optimistic::optimistic_writes_wait_for_whoever_holds_the_lock
             optimistic::optimistic_writes_of_one_that_is_cut_off_are_whole_or_not_at_all
             rate_limit::rate_limit_grants_a_permit_again_a_ttl_later
+            rate_limit::rate_limit_counts_from_the_grant_beside_older_leases
             rate_limit::rate_limit_outlives_the_locks_of_those_who_took_their_permits
             rate_limit::rate_limit_holds_for_everybody_who_hammers_at_it
             rate_limit::rate_limit_lets_an_operator_give_a_permit_back

@@ -216,9 +216,10 @@ pub async fn once_a_run_that_is_cut_off_is_cancelled_in_time(harness: &dyn Harne
         async move {
             let outcome = job
                 .run(async move |_| {
-                    let _inside = inside;
                     cut.cut();
-                    std::future::pending::<Result<()>>().await
+                    std::future::pending::<()>().await;
+                    drop(inside);
+                    Ok::<_, Error>(())
                 })
                 .await;
             (outcome, cable)

@@ -130,7 +130,7 @@ pub async fn optimistic_writes_of_one_that_is_cut_off_are_whole_or_not_at_all(
     );
     match end {
         Ok(Swap::Conflict(Some(found))) => {
-            assert_eq!(found.value, "bob", "who is told of a conflict wrote nothing")
+            assert_eq!(found.value, "bob", "who is told of a conflict wrote nothing");
         }
         Ok(end) => panic!("bob was faster: {end:?}"),
         Err(error) => assert!(

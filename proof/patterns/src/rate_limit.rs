@@ -67,6 +67,23 @@ pub async fn rate_limit_outlives_the_locks_of_those_who_took_their_permits(harne
     Ok(())
 }
 
+/// A permit counts from its own grant, even where the leases of one process end together and others of it are older.
+pub async fn rate_limit_counts_from_the_grant_beside_older_leases(harness: &dyn Harness) -> Verdict {
+    let (ann, bob) = (locks(harness).await, locks(harness).await);
+    let name = fresh("rate_limit_counts_from_the_grant_beside_older_leases");
+    let older = take(ann.lock(&*fresh("older")).ttl(ttl(&ann, 500))).await;
+    older.release().await.expect("a lock is given back");
+    // Nothing is held, so that nothing is renewed meanwhile.
+    tokio::time::sleep(ttl(&ann, 500) / 4).await;
+    let asked = harness.clock().now();
+    leave(take(one_of(&ann, &name, 1)?).await).await;
+    let next = take(one_of(&bob, &name, 1)?).await;
+    let passed = harness.clock().now().saturating_since(asked);
+    assert!(passed >= ttl(&ann, 500), "one in a TTL, and the next one {passed:?} later");
+    leave(next).await;
+    Ok(())
+}
+
 /// Three processes take what they can get: in no stretch as long as a TTL are there more grants than the limit.
 pub async fn rate_limit_holds_for_everybody_who_hammers_at_it(harness: &dyn Harness) -> Verdict {
     const LIMIT: u32 = 3;
@@ -118,7 +135,7 @@ async fn hammer(
 pub async fn rate_limit_lets_an_operator_give_a_permit_back(harness: &dyn Harness) -> Verdict {
     let (ann, bob) = (locks(harness).await, locks(harness).await);
     let name = fresh("rate_limit_lets_an_operator_give_a_permit_back");
-    let long = Duration::from_secs(60).min(ann.guarantees().ttl_max.as_duration());
+    let long = Duration::from_mins(1).min(ann.guarantees().ttl_max.as_duration());
     let guard = take(one_of(&ann, &name, 1)?.ttl(long)).await;
     let nonce = guard.token().nonce();
     leave(guard).await;

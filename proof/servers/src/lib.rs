@@ -12,6 +12,7 @@
 //! - [`Postgres`] is a PostgreSQL server of a test's own, of the version of Debian or of [a later one](postgres_18), with standbys
 //!   that are promoted; [`Pgbouncer`] is a pool of connections before it.
 //! - [`MariaDb`] is a MariaDB server of a test's own, [`S3`] an object store that speaks S3.
+//! - [`Hook`] is an HTTP server that keeps what it is sent.
 //! - [`Disk`] is a file system whose power is cut.
 //! - [`Proxy`] is the network between a client and a server, with its faults.
 //! - [`Taker`] is a process that takes a lock and can be stopped or killed in any state.
@@ -19,6 +20,7 @@
 mod cluster;
 mod disk;
 mod etcd;
+mod hook;
 mod interconnect;
 mod links;
 mod mariadb;
@@ -41,6 +43,7 @@ mod zookeeper;
 pub use cluster::RedisCluster;
 pub use disk::Disk;
 pub use etcd::{EtcdCluster, EtcdOptions};
+pub use hook::{Hook, Posted};
 pub use mariadb::MariaDb;
 pub use peers::{curator, etcd_3_5, go_etcd_lock, node, postgres_18, python, valkey};
 pub use pgbouncer::Pgbouncer;

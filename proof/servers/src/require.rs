@@ -21,6 +21,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("postgres", "postgresql"),
     ("redis-cli", "redis-tools"),
     ("script", "bsdutils"),
+    ("sqlite3", "sqlite3"),
     ("umount", "mount"),
     ("xfs_io", "xfsprogs"),
 ];

@@ -13,7 +13,7 @@ pub async fn main() -> ringfence::Result<()> {
 }
 
 async fn call_the_api(locks: &Locks) -> ringfence::Result<()> {
-    let one_of_ten = locks.lock("api").permits(10).ttl(Duration::from_secs(60)).acquire().await?;
+    let one_of_ten = locks.lock("api").permits(10).ttl(Duration::from_mins(1)).acquire().await?;
     // Not released: nobody else has this permit before the minute is over.
     one_of_ten.leave_to_lapse().await?;
     println!("asking the API");

@@ -25,3 +25,12 @@ pub use self::partitions::{MEMBERS_MAX, Membership, PARTITIONS_MAX, Partition, P
 fn lock_of(pattern: &str, name: Result<LockName>) -> Result<LockName> {
     LockName::new(format!("{pattern}/{}", name?))
 }
+
+/// The examples of the guides are tests.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../../docs/guides/idempotency.md")]
+    struct Idempotency;
+    #[doc = include_str!("../../../docs/guides/optimistic.md")]
+    struct Optimistic;
+}

@@ -11,6 +11,7 @@ mod observing;
 mod offers;
 mod once;
 mod optimistic;
+mod partitions;
 mod requests;
 mod running;
 mod several;

@@ -3,8 +3,8 @@
 /// The database that the work is in, in commands and programs that have no other backend.
 pub(super) const DATABASE: &str = "postgres://app@db.example/app";
 
-/// The URL in the programs, which are tests as well. The one of the backend is printed in its place.
-pub(super) const URL_OF_PROGRAMS: &str = "memory:";
+/// How the programs connect, which run as they stand. The backend's URL is printed in its place.
+pub(super) const CONNECTS: &str = r#"connect("memory:")"#;
 
 #[derive(Debug)]
 pub(super) struct Pattern {
@@ -13,9 +13,9 @@ pub(super) struct Pattern {
     pub(super) title: &'static str,
     /// Whether there is a backend to choose.
     pub(super) has_backend: bool,
-    /// A command line of this program, where `URL` and `STAKES` stand for the backend's and for what a double run costs.
+    /// A command line of this program, where `URL` stands for the backend's, and `STAKES` for the flag of a double run that costs more than work.
     pub(super) command: Option<&'static str>,
-    /// A file that the tests compile and run.
+    /// A file that is an example of its crate, and compiled as such; those of `advice` are run by a test as well.
     pub(super) program: Option<&'static str>,
     pub(super) not_guaranteed: &'static [&'static str],
 }
@@ -51,7 +51,7 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         title: "no lock, but a condition in the write itself",
         has_backend: false,
         command: None,
-        program: None,
+        program: Some(include_str!("../../../../backends/postgres/examples/conditional_update.rs")),
         not_guaranteed: &[
             "Whoever comes second has to read again and decide anew; in a crowd somebody may do so many times.",
             "Nothing that happens outside of the database is undone when the condition fails: write first, then act.",
@@ -63,7 +63,7 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         title: "a lock that ends with your transaction",
         has_backend: false,
         command: None,
-        program: None,
+        program: Some(include_str!("../../../../backends/postgres/examples/transaction_lock.rs")),
         not_guaranteed: &[
             "Nothing outside of the transaction is covered: what was sent before the commit is not called back.",
             "A transaction that hangs keeps everybody waiting: set idle_in_transaction_session_timeout and a lock_timeout.",
@@ -74,7 +74,7 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "outbox",
         title: "write the message with the rows, deliver it afterwards",
         has_backend: false,
-        command: Some("ringfence outbox relay URL"),
+        command: Some("ringfence outbox relay URL --to stdout"),
         program: None,
         not_guaranteed: &[
             "A message is delivered at least once, not exactly once: the receiver drops an id that it has seen.",
@@ -85,8 +85,8 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "idempotency",
         title: "the first request runs, the others get its result",
         has_backend: true,
-        command: Some("ringfence idempotent --url URL payment/42 -- ./charge"),
-        program: None,
+        command: Some("ringfence idempotent --url URL STAKES payment/42 -- ./charge"),
+        program: program!("idempotency"),
         not_guaranteed: &[
             "A holder that is paused past its lease may act beside its successor; only its result is refused. Give what it calls \
              the same key, or the token.",
@@ -98,7 +98,7 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         title: "no lock, but a write that names the version it replaces",
         has_backend: true,
         command: Some("ringfence record put --url URL settings --if-version 7"),
-        program: None,
+        program: program!("versioned"),
         not_guaranteed: &[
             "Whoever comes second has to read again and decide anew; in a crowd somebody may do so many times.",
             "Nothing else is covered: what was done before the write stays done when the write is refused.",
@@ -108,8 +108,8 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "once",
         title: "run once per window, and remember it",
         has_backend: true,
-        command: Some("ringfence once --url URL nightly --every 1d -- ./report.sh"),
-        program: None,
+        command: Some("ringfence once --url URL STAKES --every 1d nightly -- ./report.sh"),
+        program: program!("once"),
         not_guaranteed: &[
             "A run that is paused past its lease may act beside the next one; only its outcome is refused. Give what it writes to \
              the token.",
@@ -120,8 +120,8 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "leader",
         title: "one leads, and the others know who",
         has_backend: true,
-        command: Some("ringfence elect --url URL scheduler -- ./scheduler"),
-        program: None,
+        command: Some("ringfence elect --url URL STAKES scheduler -- ./scheduler"),
+        program: program!("leader"),
         not_guaranteed: &[
             "A leader that is paused past its term does not know that it is over: what it writes to has to refuse its term.",
             "Between the death of a leader and the next one nobody leads, for as long as the TTL.",
@@ -131,8 +131,8 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "partitions",
         title: "deal the parts, each to one owner",
         has_backend: true,
-        command: Some("ringfence partitions --url URL orders --count 64 -- ./worker"),
-        program: None,
+        command: Some("ringfence partitions --url URL STAKES --count 64 orders -- ./worker"),
+        program: program!("partitions"),
         not_guaranteed: &[
             "An owner that is paused past its lease may act beside its successor: what it writes to has to refuse its token.",
             "After a crash a part has no owner for up to the TTL and two seconds.",
@@ -155,7 +155,7 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "fenced-record",
         title: "a lock, and the value behind its fence",
         has_backend: true,
-        command: Some("ringfence run --url URL --stakes STAKES counter -- ./update.sh"),
+        command: Some("ringfence run --url URL STAKES counter -- ./update.sh"),
         program: program!("fenced_record"),
         not_guaranteed: &[
             "Only what is in the record is behind the fence; whatever else is done under the lock may overlap.",
@@ -166,8 +166,8 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "gate",
         title: "a lock, and a gate before the service that refuses stale tokens",
         has_backend: true,
-        command: Some("ringfence gate --upstream http://127.0.0.1:8080 --store URL"),
-        program: None,
+        command: Some("ringfence gate --url URL --listen 127.0.0.1:8081 --upstream http://127.0.0.1:8080"),
+        program: Some(include_str!("../../../../fences/http/examples/axum.rs")),
         not_guaranteed: &[
             "A request that is past the gate already can arrive after a later one; the gate waits for it only for so long.",
             "Whoever reaches the service without the gate is not fenced.",
@@ -177,8 +177,8 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "object-fence",
         title: "a lock, and the token beside the object",
         has_backend: true,
-        command: Some("ringfence run --url URL --stakes STAKES reports/today -- ./upload"),
-        program: None,
+        command: Some("ringfence run --url URL STAKES reports/today -- ./upload"),
+        program: Some(include_str!("../../../../fences/object-store/examples/fenced_object.rs")),
         not_guaranteed: &[
             "Whoever writes the object without the fence is not refused.",
             "Each object has a mark of its own: two of them are not written in one step.",
@@ -188,8 +188,8 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "lock-delay",
         title: "a lock, with a grace time after a holder that was lost",
         has_backend: true,
-        command: Some("ringfence run --url URL --stakes STAKES device/7 -- ./move-arm"),
-        program: None,
+        command: Some("ringfence run --url URL STAKES --lock-delay 1m device/7 -- ./move-arm"),
+        program: program!("lock_delay"),
         not_guaranteed: &[
             "Nothing refuses a holder that was paused for longer than its TTL and the delay: two act at once.",
             "Better than any of this is a resource that can refuse: an id that it remembers, a version, a token.",
@@ -199,7 +199,7 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "lock",
         title: "a lock",
         has_backend: true,
-        command: Some("ringfence run --url URL --stakes STAKES report -- ./report.sh"),
+        command: Some("ringfence run --url URL STAKES report -- ./report.sh"),
         program: program!("lock"),
         not_guaranteed: &[
             "A holder that is paused past its lease goes on beside the next one when it wakes up.",

@@ -3,6 +3,8 @@
 //! What is tested about them: every word is an answer that can be given, every combination of answers reaches a line, every line is
 //! reached by some, and what a line leads to is there.
 
+use std::sync::LazyLock;
+
 use super::questions::Answers;
 
 /// What people read, and the program as well, so that the two say the same.
@@ -26,18 +28,21 @@ pub(super) struct Rule {
     pub(super) because: &'static str,
 }
 
+static PATTERNS: LazyLock<Vec<Rule>> = LazyLock::new(|| table("pattern"));
+static BACKENDS: LazyLock<Vec<Rule>> = LazyLock::new(|| table("backend"));
+
 /// The line that decides the pattern.
-pub(super) fn pattern(answers: &Answers) -> Rule {
-    first(table("pattern"), answers)
+pub(super) fn pattern(answers: &Answers) -> &'static Rule {
+    first(&PATTERNS, answers)
 }
 
 /// The line that decides the backend.
-pub(super) fn backend(answers: &Answers) -> Rule {
-    first(table("backend"), answers)
+pub(super) fn backend(answers: &Answers) -> &'static Rule {
+    first(&BACKENDS, answers)
 }
 
-fn first(table: Vec<Rule>, answers: &Answers) -> Rule {
-    table.into_iter().find(|rule| rule.fits(answers)).expect("a test sends every combination of answers here")
+fn first(table: &'static [Rule], answers: &Answers) -> &'static Rule {
+    table.iter().find(|rule| rule.fits(answers)).expect("a test sends every combination of answers here")
 }
 
 impl Rule {
@@ -93,14 +98,13 @@ mod tests {
 
     use ringfence::guarantees_of;
 
-    use super::super::patterns::{PATTERNS, Pattern};
+    use super::super::patterns::{self, Pattern};
     use super::super::questions::{QUESTIONS, every_combination, parse};
     use super::*;
 
     #[test]
     fn every_combination_of_answers_reaches_one_line_and_every_line_is_reached() {
-        for (name, size) in [("pattern", 17), ("backend", 8)] {
-            let table = table(name);
+        for (name, table, size) in [("pattern", &PATTERNS, 17), ("backend", &BACKENDS, 8)] {
             assert_eq!(table.len(), size, "{name}");
             let mut reached = vec![0; table.len()];
             for answers in every_combination() {
@@ -116,7 +120,7 @@ mod tests {
     #[test]
     fn every_word_of_the_tables_is_an_answer_and_every_answer_but_the_last_decides_something() {
         let mut used = BTreeMap::<_, BTreeSet<_>>::new();
-        for rule in [table("pattern"), table("backend")].concat() {
+        for rule in PATTERNS.iter().chain(BACKENDS.iter()) {
             for (flag, wanted) in &rule.conditions {
                 let question = QUESTIONS.iter().find(|question| question.flag == *flag);
                 let question = question.unwrap_or_else(|| panic!("{flag} is no question"));
@@ -149,7 +153,7 @@ mod tests {
     #[test]
     fn every_line_leads_to_something_that_is_there_and_nothing_is_there_in_vain() {
         let mut named = BTreeSet::new();
-        for rule in table("pattern") {
+        for rule in PATTERNS.iter() {
             named.insert(Pattern::named(rule.outcome).name);
             if let Some(page) = rule.page() {
                 let file = page.split('#').next().unwrap();
@@ -157,8 +161,8 @@ mod tests {
                 assert!(std::fs::exists(&path).unwrap(), "{page} is not there");
             }
         }
-        assert_eq!(named, PATTERNS.iter().map(|pattern| pattern.name).collect());
-        for rule in table("backend") {
+        assert_eq!(named, patterns::PATTERNS.iter().map(|pattern| pattern.name).collect());
+        for rule in BACKENDS.iter() {
             guarantees_of(rule.outcome).unwrap_or_else(|error| panic!("{}: {error}", rule.outcome));
         }
     }

@@ -44,13 +44,13 @@ impl Arrived {
 }
 
 /// A server of the test's own.
-struct Upstream {
+pub(crate) struct Upstream {
     address: SocketAddr,
     arrivals: mpsc::UnboundedReceiver<Arrived>,
 }
 
 impl Upstream {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (arrived, arrivals) = mpsc::unbounded_channel();
@@ -82,13 +82,13 @@ impl Upstream {
 }
 
 /// The program as a gate.
-struct GateProcess {
+pub(crate) struct GateProcess {
     running: Running,
     address: String,
 }
 
 impl GateProcess {
-    fn start(store: &Store, upstream: &Upstream, flags: &[&str]) -> Self {
+    pub(crate) fn start(store: &Store, upstream: &Upstream, flags: &[&str]) -> Self {
         let to = format!("http://{}", upstream.address);
         let mut command = store.command(["gate", "--json", "--listen", "127.0.0.1:0", "--upstream", &to]);
         command.args(flags);
@@ -113,7 +113,7 @@ impl GateProcess {
     }
 
     /// Sends one that passes, and answers it.
-    async fn passes(&self, upstream: &mut Upstream, token: &str) {
+    pub(crate) async fn passes(&self, upstream: &mut Upstream, token: &str) {
         let sent = self.sends(token);
         let answered = async { upstream.arrival().await.answers("done") };
         let (answer, ()) = tokio::join!(sent, answered);
@@ -121,7 +121,7 @@ impl GateProcess {
     }
 
     /// Sends one that is refused, and returns why.
-    async fn refuses(&self, upstream: &mut Upstream, token: &str) -> (u16, Value) {
+    pub(crate) async fn refuses(&self, upstream: &mut Upstream, token: &str) -> (u16, Value) {
         let (status, body) = self.sends(token).await;
         upstream.nothing_arrives().await;
         (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}")))
@@ -143,7 +143,10 @@ fn full(text: &str) -> Body {
 }
 
 /// A holder of the lock `a`, and its token.
-fn hold<'a>(store: &Store, flags: impl IntoIterator<Item = &'a str>) -> (Running, ChildStdin, String) {
+pub(crate) fn hold<'a>(
+    store: &Store,
+    flags: impl IntoIterator<Item = &'a str>,
+) -> (Running, ChildStdin, String) {
     let args = ["hold", "a"].into_iter().chain(flags);
     let (running, input) = Running::start_with_input(&mut store.command(args));
     let token = event(&running)["token"].as_str().unwrap().to_owned();

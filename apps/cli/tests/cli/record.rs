@@ -153,3 +153,29 @@ async fn a_record_here_refuses_who_held_a_lock_elsewhere_once_the_next_holder_ha
     assert_eq!((write("too late"), read()), ("77".to_owned(), "second".to_owned()));
     first.signal(Signal::SIGCONT);
 }
+
+#[test]
+fn a_version_decides_where_nobody_holds_the_lock() {
+    let store = Store::new();
+    let put = |version: &str, value: &[u8]| {
+        with_input(&mut store.command(["record", "put", "--if-version", version, "a", "--json"]), value)
+    };
+    let done = put("0", b"one").with_code(0).json();
+    assert_eq!((&done["version"], done.get("token")), (&1.into(), None));
+    put("0", b"two").with_code(76).saying("the record a#value has version 1: nothing was written");
+    put("7", b"two").with_code(76);
+    assert_eq!(store.ringfence(["record", "get", "a"]).stdout, "one");
+    put("1", b"two").with_code(0);
+    assert_eq!(store.ringfence(["record", "get", "--json", "a"]).json()["version"], 2);
+    let other = ["record", "put", "--if-version", "1", "--field", "other", "a"];
+    with_input(&mut store.command(other), b"").with_code(76).saying("a#other was never written");
+    with_input(&mut store.command(["record", "put", "a"]), b"").with_code(64).saying("--token");
+}
+
+#[test]
+fn a_version_decides_under_the_lock_as_well() {
+    let store = Store::new();
+    let put = format!("printf one | {PUT} --if-version 0 && printf two | {PUT} --if-version 0");
+    store.ringfence(["run", "a", "--", "sh", "-c", &put, RINGFENCE]).with_code(76);
+    assert_eq!(store.ringfence(["record", "get", "a"]).stdout, "one");
+}

@@ -170,3 +170,24 @@ fn a_long_wait_says_once_whom_it_waits_for() {
     holder.signal(Signal::SIGTERM);
     shell.sees("my turn");
 }
+
+#[test]
+fn advise_asks_whoever_sits_at_the_terminal() {
+    let store = Store::new();
+    let Some(mut shell) = Shell::new(&store) else { return };
+    shell.types(
+        "\"$R\" advise --idempotent no --in-transaction no --double-run waste --shard no --have redis",
+    );
+    shell.sees("How many contenders, for how long?");
+    shell.sees("  5  some-at-once");
+    shell.types("six");
+    shell.sees("\"six\" is no answer to --contenders");
+    shell.types("5");
+    shell.sees("permits: up to so many at once");
+    shell.prompts_after(0);
+    shell.types("\"$R\" advise");
+    shell.sees("  3  no");
+    shell.presses(CTRL_D);
+    shell.sees("no answer to --idempotent (yes, by-key, no)");
+    shell.prompts_after(64);
+}

@@ -39,6 +39,11 @@ impl Session {
         self.token
     }
 
+    /// The guard of the lock `idempotency/KEY`, `None` once the result is stored.
+    pub fn guard(&self) -> Option<&Guard> {
+        self.guard.as_ref()
+    }
+
     /// Whether holding the key can be proven right now; see [`Guard::is_held`]. Not any more once the result is stored.
     pub fn is_held(&self) -> bool {
         self.guard.as_ref().is_some_and(Guard::is_held)

@@ -20,7 +20,7 @@ use crate::guard::Guard;
 use crate::locks::Locks;
 use crate::patterns::lock_of;
 use crate::record::RecordHandle;
-use crate::request::{LockRequest, Terms};
+use crate::request::{LockRequest, Patience, Terms};
 use crate::stakes::Stakes;
 
 /// For how long a job's lock is waited for before its record is looked at again, and how often: whoever has the lock either
@@ -53,7 +53,7 @@ impl Locks {
 /// use ringfence::patterns::{OnceOutcome, Skipped};
 /// # let locks = ringfence::Locks::connect("memory:").await?;
 ///
-/// let report = locks.once("report").every(Duration::from_secs(60 * 60));
+/// let report = locks.once("report").every(Duration::from_hours(1));
 /// for host in 1..=20 {
 ///     let outcome = report
 ///         .run(async |run| {
@@ -272,6 +272,8 @@ impl Once {
     pub async fn start(&self) -> Result<OnceStart> {
         let plan = self.timing.check()?;
         let lock = self.lock_name()?;
+        // Also what is wrong with a request that is not made, because nothing is due.
+        self.request(&lock).checked(Patience::None)?;
         let record = self.record(lock.clone());
         for _ in 0..LOOKS {
             // What is found without the lock is old, and good enough: what is not due does not become due by others' runs.

@@ -204,7 +204,7 @@ impl Kind {
 
     /// What an error of this database means to whom it comes.
     pub(super) fn explain(self, why: sqlx::Error, whom: Whom) -> Error {
-        let code = why.as_database_error().and_then(|said| said.code()).unwrap_or_default();
+        let code = why.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default();
         let (kind, advice) = match (self, &why) {
             (Self::Postgres, sqlx::Error::Database(_)) => of_postgres(&code, whom),
             (Self::Sqlite, sqlx::Error::Database(said)) => of_sqlite(&code, said.message()),
@@ -231,6 +231,7 @@ const POSTGRES: &[(&str, &str)] = &[
     ("@meta@", "ringfence_outbox.meta"),
     // It claims and settles by what others have committed, whatever the database's default is.
     ("@begin@", "BEGIN ISOLATION LEVEL READ COMMITTED"),
+    ("@begin_snapshot@", "BEGIN ISOLATION LEVEL REPEATABLE READ"),
     ("@skip_locked@", "FOR UPDATE SKIP LOCKED"),
     ("@lane_time@", "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"),
     ("@now@", "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"),
@@ -247,6 +248,7 @@ const SQLITE: &[(&str, &str)] = &[
     ("@lanes@", "ringfence_outbox_lanes"),
     ("@meta@", "ringfence_outbox_meta"),
     ("@begin@", "BEGIN IMMEDIATE"),
+    ("@begin_snapshot@", "BEGIN IMMEDIATE"),
     ("@skip_locked@", ""),
     ("@now@", "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"),
     ("@numbers_of_$1@", "(SELECT value FROM json_each($1))"),

@@ -279,37 +279,18 @@ impl Running {
         let deadline = SystemClock::new().now().saturating_add(self.relay.claim);
         let claim = store::claim(place, connection, &self.name, self.relay.claim, self.relay.batch.get());
         let Some(batch) = claim.await? else { return Ok(Round { is_down: false }) };
-        let (outcome, is_down) = self.send(&batch, deadline).await;
-        self.count(&batch, &outcome);
-        self.settle(&batch, &outcome, deadline).await?;
-        Ok(Round { is_down })
-    }
-
-    /// Sends what can be sent until the deadline, each key's messages one after the other, and says whether the sink is down.
-    async fn send(&self, batch: &Batch, deadline: BootInstant) -> (Outcome, bool) {
-        let sending = Arc::new(Sending {
+        let sending = Sending {
             relay: self.relay.clone(),
             sink: Arc::clone(&self.sink),
             stopped: self.stopped.clone(),
             deadline,
             is_down: AtomicBool::new(false),
             at_once: Semaphore::new(AT_ONCE),
-        });
-        let mut lines = JoinSet::new();
-        for line in lines_of(&batch.deliveries) {
-            lines.spawn(Arc::clone(&sending).line(line));
-        }
-        let mut outcome = Outcome::default();
-        while let Some(line) = lines.join_next().await {
-            match line {
-                Ok(line) => {
-                    outcome.delivered.extend(line.delivered);
-                    outcome.failed.extend(line.failed);
-                }
-                Err(why) => std::panic::resume_unwind(why.into_panic()),
-            }
-        }
-        (outcome, sending.is_down.load(Ordering::Relaxed))
+        };
+        let (outcome, is_down) = Arc::new(sending).batch(&batch).await;
+        self.count(&batch, &outcome);
+        self.settle(&batch, &outcome, deadline).await?;
+        Ok(Round { is_down })
     }
 
     /// Says what became of a batch, by another connection where this one breaks, for as long as the claim lasts.
@@ -352,7 +333,7 @@ impl Running {
             let id = message.map(|message| message.id.to_string());
             match failed.then {
                 Then::Retry { is_refused: false, .. } => {
-                    tracing::warn!(id, why = failed.why, "the sink is not there")
+                    tracing::warn!(id, why = failed.why, "the sink is not there");
                 }
                 Then::Retry { is_refused: true, after } => {
                     self.done.refused += 1;
@@ -417,6 +398,25 @@ struct Sending {
 }
 
 impl Sending {
+    /// Sends what can be sent until the deadline, each key's messages one after the other, and says whether the sink is down.
+    async fn batch(self: Arc<Self>, batch: &Batch) -> (Outcome, bool) {
+        let mut lines = JoinSet::new();
+        for line in lines_of(&batch.deliveries) {
+            lines.spawn(Arc::clone(&self).line(line));
+        }
+        let mut outcome = Outcome::default();
+        while let Some(line) = lines.join_next().await {
+            match line {
+                Ok(line) => {
+                    outcome.delivered.extend(line.delivered);
+                    outcome.failed.extend(line.failed);
+                }
+                Err(why) => std::panic::resume_unwind(why.into_panic()),
+            }
+        }
+        (outcome, self.is_down.load(Ordering::Relaxed))
+    }
+
     /// Sends a line up to its first message that is not taken.
     async fn line(self: Arc<Self>, line: Vec<Delivery>) -> Outcome {
         let mut outcome = Outcome::default();

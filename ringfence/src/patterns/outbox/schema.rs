@@ -12,6 +12,18 @@ pub(super) const MISSING: &str = "there is none in this database: have its owner
 /// A role of PostgreSQL has at most so many bytes. The server would cut off what is behind, and so mean another one.
 const ROLE_MAX: usize = 63;
 
+const APP: &str = "
+GRANT USAGE ON SCHEMA ringfence_outbox TO @role@;
+GRANT INSERT (id, topic, key, payload) ON ringfence_outbox.messages TO @role@;
+";
+
+const RELAY: &str = "
+GRANT USAGE ON SCHEMA ringfence_outbox TO @role@;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ringfence_outbox.messages TO @role@;
+GRANT SELECT, UPDATE ON ringfence_outbox.lanes TO @role@;
+GRANT SELECT ON ringfence_outbox.meta TO @role@;
+";
+
 /// Whom to let use an outbox in PostgreSQL. SQLite has no roles: there whoever may write to the file may do everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
@@ -44,24 +56,9 @@ impl Grants {
             let why = "SQLite has no roles to grant to: whoever may write to the file may use its outbox";
             return Err(Error::new(ErrorKind::InvalidRequest, why));
         }
-        let mut script = String::new();
-        if let Some(role) = &self.app {
-            let role = quoted(role)?;
-            script += &format!(
-                "\nGRANT USAGE ON SCHEMA ringfence_outbox TO {role};\n\
-                 GRANT INSERT (id, topic, key, payload) ON ringfence_outbox.messages TO {role};\n"
-            );
-        }
-        if let Some(role) = &self.relay {
-            let role = quoted(role)?;
-            script += &format!(
-                "\nGRANT USAGE ON SCHEMA ringfence_outbox TO {role};\n\
-                 GRANT SELECT, INSERT, UPDATE, DELETE ON ringfence_outbox.messages TO {role};\n\
-                 GRANT SELECT, UPDATE ON ringfence_outbox.lanes TO {role};\n\
-                 GRANT SELECT ON ringfence_outbox.meta TO {role};\n"
-            );
-        }
-        Ok(script)
+        let app = self.app.iter().map(|role| (role, APP));
+        let grants = app.chain(self.relay.iter().map(|role| (role, RELAY)));
+        grants.map(|(role, grants)| Ok(grants.replace("@role@", &quoted(role)?))).collect()
     }
 }
 

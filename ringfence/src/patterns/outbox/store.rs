@@ -178,19 +178,17 @@ pub(super) async fn retry(place: &Place, connection: &mut dyn Connection, which:
         Which::Key(key) => ("AND key = $1", vec![Value::Text(key.clone())]),
         Which::Id(id) => ("AND id = @new_id@", vec![Value::Text(id.to_string())]),
     };
-    place.in_time(connection.script("@begin@")).await?;
-    let last = integer(
-        place.in_time(connection.rows("SELECT coalesce(max(number), 0) FROM @messages@", &[])).await?,
-    )?;
-    let dead = format!("dead_at IS NOT NULL AND number <= {last} {condition}");
+    // Both statements see the same dead letters, whatever dies in between.
+    place.in_time(connection.script("@begin_snapshot@")).await?;
+    let dead = format!("dead_at IS NOT NULL {condition}");
     // With new numbers, in the order of the old ones.
     let again = format!(
         "INSERT INTO @messages@ (id, topic, key, payload, enqueued_at, attempts)
         SELECT id, topic, key, payload, enqueued_at, attempts FROM @messages@ WHERE {dead} ORDER BY number"
     );
     place.in_time(connection.change(&again, &values)).await?;
-    let deleted =
-        place.in_time(connection.change(&format!("DELETE FROM @messages@ WHERE {dead}"), &values)).await?;
+    let delete = format!("DELETE FROM @messages@ WHERE {dead}");
+    let deleted = place.in_time(connection.change(&delete, &values)).await?;
     place.in_time(connection.script("COMMIT")).await.map_err(Error::with_unknown_effect)?;
     Ok(deleted)
 }

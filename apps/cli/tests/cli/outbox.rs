@@ -1,0 +1,371 @@
+//! `outbox`: relays that are killed, stopped and told to end, and what is seen of it all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use insta::assert_snapshot;
+use nix::sys::signal::Signal;
+use ringfence_servers::{Hook, Posted, Postgres, RedisServer};
+use serde_json::Value;
+
+use crate::support::{Done, Running, Store, eventually};
+
+/// A database with an outbox, and how to put something in it.
+struct Database {
+    url: String,
+    table: &'static str,
+    sql: Box<dyn Fn(&str) -> String>,
+}
+
+impl Database {
+    fn of_postgres(store: &Store, server: &Postgres) -> Self {
+        let (psql, url) = (server.program("psql"), server.socket_url());
+        let sql = move |sql: &str| {
+            let mut psql = Command::new(&psql);
+            psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql, &url]);
+            Done::of(psql.output().unwrap()).with_code(0).stdout
+        };
+        Self::set_up(store, server.url(), "ringfence_outbox.messages", sql)
+    }
+
+    fn of_sqlite(store: &Store) -> Self {
+        let file = store.path("app.db");
+        let url = format!("sqlite:{}", file.display());
+        let sql = move |sql: &str| {
+            let mut sqlite = Command::new("sqlite3");
+            sqlite.args(["-cmd", ".timeout 30000"]).arg(&file).arg(sql);
+            Done::of(sqlite.output().unwrap()).with_code(0).stdout
+        };
+        sql("CREATE TABLE orders (id)");
+        Self::set_up(store, url, "ringfence_outbox_messages", sql)
+    }
+
+    fn set_up(
+        store: &Store,
+        url: String,
+        table: &'static str,
+        sql: impl Fn(&str) -> String + 'static,
+    ) -> Self {
+        store.ringfence(["outbox", "setup", &url]).with_code(0);
+        Self { url, table, sql: Box::new(sql) }
+    }
+
+    fn put(&self, rows: impl IntoIterator<Item = (String, String)>) {
+        let rows: Vec<_> =
+            rows.into_iter().map(|(key, payload)| format!("('t', '{key}', '{payload}')")).collect();
+        (self.sql)(&format!("INSERT INTO {} (topic, key, payload) VALUES {}", self.table, rows.join(", ")));
+    }
+
+    /// So many messages, of so many keys; the payload is the place within the key.
+    fn put_many(&self, keys: usize, each: usize) {
+        self.put((0..each).flat_map(|at| (0..keys).map(move |key| (format!("key-{key}"), at.to_string()))));
+    }
+}
+
+/// A program for SQLite's files; without it these tests are skipped as they are without a server.
+fn sqlite(store: &Store) -> Option<Database> {
+    ringfence_servers::require("sqlite3").map(|_| Database::of_sqlite(store))
+}
+
+fn relay(store: &Store, database: &Database, to: &str, flags: &[&str]) -> Running {
+    let mut command = store.command(["outbox", "relay", &database.url, "--to", to].iter().chain(flags));
+    Running::start(command.env("RINGFENCE_LOG", "off").stderr(Stdio::null()))
+}
+
+/// Checks that nothing was lost, that each key came in order, and that what came twice is the same message and says so. Returns how
+/// many came twice.
+fn check(posted: &[Posted], keys: usize, each: usize) -> usize {
+    let mut by_key: BTreeMap<&str, Vec<&Posted>> = BTreeMap::new();
+    for posted in posted.iter().filter(|posted| posted.status == 204) {
+        by_key.entry(&posted.headers["ringfence-outbox-key"]).or_default().push(posted);
+    }
+    assert_eq!(by_key.len(), keys);
+    let mut twice = 0;
+    for (key, posted) in by_key {
+        let (mut first, mut ids) = (Vec::new(), BTreeMap::new());
+        for posted in posted {
+            let place: usize = String::from_utf8_lossy(&posted.body).parse().unwrap();
+            let header = |name: &str| posted.headers[name].clone();
+            let is = (header("idempotency-key"), header("ringfence-outbox-number"));
+            match ids.get(&place) {
+                None => {
+                    first.push(place);
+                    ids.insert(place, is);
+                }
+                Some(was) => {
+                    assert_eq!(*was, is, "{key}/{place} came again as another message");
+                    assert_ne!(
+                        header("ringfence-outbox-attempt"),
+                        "1",
+                        "{key}/{place} does not say that it came before"
+                    );
+                    twice += 1;
+                }
+            }
+        }
+        assert_eq!(first, (0..each).collect::<Vec<_>>(), "{key}");
+    }
+    twice
+}
+
+fn places(posted: &[Posted]) -> usize {
+    let taken = posted.iter().filter(|posted| posted.status == 204);
+    taken.map(|posted| (&posted.headers["ringfence-outbox-key"], &posted.body)).collect::<BTreeSet<_>>().len()
+}
+
+/// Kills relays at many instants, while others go on.
+fn nothing_is_lost_when_relays_are_killed(store: &Store, database: &Database) {
+    const KEYS: usize = 6;
+    const EACH: usize = 50;
+    const KILLS: usize = 12;
+    const BATCH: usize = 8;
+    let hook = Hook::start(|_| {
+        thread::sleep(Duration::from_millis(2));
+        Some(204)
+    });
+    database.put_many(KEYS, EACH);
+    let flags = ["--batch", "8", "--claim", "600ms", "--timeout", "200ms"];
+    let start = || relay(store, database, &hook.url(), &flags);
+    let mut relays = vec![start(), start()];
+    for kill in 0..KILLS {
+        // After so many more messages, and a moment that is another one each time.
+        let wanted = (kill + 1) * KEYS * EACH / (KILLS + 2);
+        hook.until("messages go on", |posted| places(posted) >= wanted);
+        thread::sleep(Duration::from_micros(u64::try_from(kill).unwrap() * 700));
+        let killed = relays.remove(0);
+        killed.signal(Signal::SIGKILL);
+        killed.end();
+        relays.push(start());
+    }
+    let posted = hook.until("all have come", |posted| places(posted) == KEYS * EACH);
+    let twice = check(&posted, KEYS, EACH);
+    assert!(twice <= KILLS * BATCH, "{twice} came twice: at most a batch for each of {KILLS} kills");
+    for relay in relays {
+        relay.signal(Signal::SIGTERM);
+        assert_eq!(relay.end().code(), Some(0));
+    }
+    let status = store.ringfence(["outbox", "status", "--json", &database.url]).with_code(0).json();
+    assert_eq!((&status["pending"], &status["dead"]), (&0.into(), &0.into()), "{status}");
+}
+
+#[tokio::test]
+async fn nothing_is_lost_in_postgres_when_relays_are_killed() {
+    let Some(server) = Postgres::start().await else { return };
+    let store = Store::new();
+    nothing_is_lost_when_relays_are_killed(&store, &Database::of_postgres(&store, &server));
+}
+
+#[test]
+fn nothing_is_lost_in_sqlite_when_relays_are_killed() {
+    let store = Store::new();
+    let Some(database) = sqlite(&store) else { return };
+    nothing_is_lost_when_relays_are_killed(&store, &database);
+}
+
+/// A relay that is stopped past its claim wakes up when another one has sent what it was about to.
+fn a_relay_that_is_stopped_does_no_harm(store: &Store, database: &Database) {
+    const KEYS: usize = 1;
+    const EACH: usize = 30;
+    let is_slow = Arc::new(AtomicBool::new(true));
+    let slow = Arc::clone(&is_slow);
+    let hook = Hook::start(move |_| {
+        thread::sleep(Duration::from_millis(if slow.load(Ordering::Relaxed) { 20 } else { 1 }));
+        Some(204)
+    });
+    database.put_many(KEYS, EACH);
+    let flags = ["--claim", "400ms", "--timeout", "150ms"];
+    let stopped = relay(store, database, &hook.url(), &flags);
+    hook.until("the first sends", |posted| posted.len() >= 2);
+    stopped.signal(Signal::SIGSTOP);
+    is_slow.store(false, Ordering::Relaxed);
+    let other = relay(store, database, &hook.url(), &flags);
+    hook.until("the other one has sent all", |posted| places(posted) == KEYS * EACH);
+    database.put([("key-0".to_owned(), EACH.to_string())]);
+    hook.until("and one more", |posted| places(posted) == KEYS * EACH + 1);
+    stopped.signal(Signal::SIGCONT);
+    // It works again, so whatever it had to say of its old batch it has said.
+    other.signal(Signal::SIGTERM);
+    assert_eq!(other.end().code(), Some(0));
+    database.put([("key-0".to_owned(), (EACH + 1).to_string())]);
+    let posted = hook.until("the first works again", |posted| places(posted) == KEYS * EACH + 2);
+    check(&posted, KEYS, EACH + 2);
+    // What it had on its way when it was stopped may have come late; nothing was begun after that.
+    let late = posted.iter().filter(|posted| posted.headers["ringfence-outbox-attempt"] == "1").count();
+    assert!(late <= KEYS * EACH + 2, "{late}");
+    stopped.signal(Signal::SIGTERM);
+    assert_eq!(stopped.end().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_relay_on_postgres_that_is_stopped_does_no_harm() {
+    let Some(server) = Postgres::start().await else { return };
+    let store = Store::new();
+    a_relay_that_is_stopped_does_no_harm(&store, &Database::of_postgres(&store, &server));
+}
+
+#[test]
+fn a_relay_on_sqlite_that_is_stopped_does_no_harm() {
+    let store = Store::new();
+    let Some(database) = sqlite(&store) else { return };
+    a_relay_that_is_stopped_does_no_harm(&store, &database);
+}
+
+#[test]
+fn lines_of_json_until_a_signal_or_until_nobody_reads() {
+    let store = Store::new();
+    let Some(database) = sqlite(&store) else { return };
+    let mut command = store.command(["outbox", "relay", &database.url, "--to", "stdout"]);
+    let relay = Running::start(command.stderr(Stdio::null()));
+    database.put([("42".to_owned(), "{\"a\":1}".to_owned())]);
+    let line: Value = serde_json::from_str(&relay.line().unwrap()).unwrap();
+    assert_eq!(
+        (&line["topic"], &line["key"], &line["payload"]),
+        (&"t".into(), &"42".into(), &"{\"a\":1}".into())
+    );
+    assert_eq!((&line["number"], &line["attempt"]), (&1.into(), &1.into()));
+    eventually("it is settled", || {
+        let status = store.ringfence(["outbox", "status", "--json", &database.url]).with_code(0).json();
+        (status["pending"] == 0).then_some(())
+    });
+    relay.signal(Signal::SIGINT);
+    assert_eq!(relay.end().code(), Some(0));
+
+    database.put([("42".to_owned(), "again".to_owned())]);
+    let mut command = store.command(["outbox", "relay", &database.url, "--to", "stdout"]);
+    let mut nobody = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    drop(nobody.stdout.take());
+    assert_eq!(nobody.wait().unwrap().code(), Some(128 + 13));
+    let status = store.ringfence(["outbox", "status", "--json", &database.url]).with_code(0).json();
+    assert_eq!(status["pending"], 1, "{status}");
+}
+
+#[test]
+fn what_is_refused_is_seen_and_put_back() {
+    let store = Store::new();
+    let Some(database) = sqlite(&store) else { return };
+    let is_mended = Arc::new(AtomicBool::new(false));
+    let mended = Arc::clone(&is_mended);
+    let hook = Hook::start(move |posted| {
+        assert_eq!(posted.headers["authorization"], "Bearer secret");
+        Some(if posted.body == b"poison" && !mended.load(Ordering::Relaxed) { 422 } else { 204 })
+    });
+    let headers = store.path("headers");
+    fs::write(&headers, "Authorization: Bearer secret\n\nContent-Type: text/plain\n").unwrap();
+    database.put([("42".to_owned(), "poison".to_owned()), ("42".to_owned(), "next".to_owned())]);
+    let flags = ["--refusals", "2", "--headers", headers.to_str().unwrap()];
+    let relay = relay(&store, &database, &hook.url(), &flags);
+    hook.until("the next one comes", |posted| posted.len() == 3);
+    let status =
+        |flag: &[&str]| store.ringfence(["outbox", "status", &database.url].iter().chain(flag)).with_code(0);
+    let seen = eventually("both are settled", || {
+        let seen = status(&["--json"]).json();
+        (seen["pending"] == 0).then_some(seen)
+    });
+    let letter = &seen["dead_letters"][0];
+    assert_eq!(
+        (&seen["dead"], &letter["key"], &letter["refusals"]),
+        (&1.into(), &"42".into(), &2.into()),
+        "{seen}"
+    );
+    let id = letter["id"].as_str().unwrap();
+    let shown =
+        status(&[]).stdout.replace(&database.url, "URL").replace(id, "00000000-0000-4000-8000-000000000000");
+    assert_snapshot!("outbox-status", shown);
+
+    let nobody = ["outbox", "retry", &database.url, "--key", "41"];
+    store.ringfence(nobody).with_code(1).saying("there is no such dead letter");
+    is_mended.store(true, Ordering::Relaxed);
+    let json = store.ringfence(["outbox", "retry", "--json", &database.url, "--id", id]).with_code(0).json();
+    assert_eq!(json["put_back"], 1);
+    let posted = hook.until("it comes again", |posted| posted.len() == 4);
+    assert_eq!(posted[3].headers["idempotency-key"], format!("\"{id}\""));
+    let said = store.ringfence(["outbox", "retry", &database.url, "--all"]).with_code(0).stdout;
+    assert_eq!(said, "dead letters put back: 0\n");
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.end().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_stream_of_redis() {
+    let Some(server) = RedisServer::start().await else { return };
+    let store = Store::new();
+    let Some(database) = sqlite(&store) else { return };
+    database.put([("42".to_owned(), "one".to_owned())]);
+    let mut command = store.command(["outbox", "relay", &database.url]);
+    let relay = Running::start(command.env("RINGFENCE_OUTBOX_TO", server.url()).stderr(Stdio::null()));
+    eventually("it is sent", || {
+        let status = store.ringfence(["outbox", "status", "--json", &database.url]).with_code(0).json();
+        (status["pending"] == 0).then_some(())
+    });
+    let entries = server.command(&["XRANGE", "t", "-", "+"]).await;
+    assert!(entries.contains("one") && entries.contains("42"), "{entries}");
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.end().code(), Some(0));
+}
+
+#[test]
+fn a_script_is_printed_without_connecting() {
+    let store = Store::new();
+    let print = |url: &str| store.ringfence(["outbox", "setup", "--print", url]).with_code(0).stdout;
+    let script = print("sqlite:/nowhere/app.db");
+    assert!(
+        script.contains("CREATE TABLE ringfence_outbox_messages (") && script.ends_with("COMMIT;\n"),
+        "{script}"
+    );
+    let to = ["outbox", "setup", "postgres://nobody@127.0.0.1:1/db", "--print", "--grant-to", "the \"app\""];
+    let script = store.ringfence(to.iter().chain(&["--grant-relay-to", "relay"])).with_code(0).stdout;
+    let app = "GRANT INSERT (id, topic, key, payload) ON ringfence_outbox.messages TO \"the \"\"app\"\"\";";
+    assert!(script.contains(app) && script.contains("ringfence_outbox.lanes TO \"relay\";"), "{script}");
+    let json = store.ringfence(to.iter().chain(&["--json"])).with_code(0).json();
+    assert!(json["script"].as_str().unwrap().contains(app));
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let store = Store::new();
+    let file = store.path("none.db");
+    let url = format!("sqlite:{}", file.display());
+    let url = url.as_str();
+    store
+        .ringfence(["outbox", "status"])
+        .with_code(64)
+        .saying("local: has no outbox")
+        .saying("sqlite:/some/file.db");
+    store.ringfence(["outbox", "status", "redis://host"]).with_code(64).saying("redis: has no outbox");
+    store.ringfence(["outbox", "status", url]).with_code(69).saying("there is no such database file");
+    store.ringfence(["outbox", "status", "sqlite:"]).with_code(64).saying("takes a file");
+    store
+        .ringfence(["outbox", "status", "sqlite:/a?mode=rwc"])
+        .with_code(64)
+        .saying("knows no parameter \"mode\"");
+    let mistyped = "postgres://u:secret@host/db?sslmod=require";
+    store.ringfence(["outbox", "status", mistyped]).with_code(64).saying("did you mean \"sslmode\"?");
+    let down = store.ringfence(["outbox", "status", "postgres://u:secret@127.0.0.1:1/db"]).with_code(69);
+    let down = down.saying("postgres://u:***@127.0.0.1:1/db: outbox: the database cannot be reached");
+    assert!(!format!("{down:?}").contains("secret"), "{down:?}");
+    let relay = |args: &[&str]| store.ringfence(["outbox", "relay", url].iter().chain(args)).with_code(64);
+    relay(&[]).saying("--to <SINK>");
+    relay(&["--to", "smtp://host"]).saying("--to is none of stdout, http://");
+    relay(&["--to", "http://u:secret@host"]).saying("stands in a header");
+    relay(&["--to", "stdout", "--headers", "/dev/null"]).saying("--headers are for a webhook");
+    relay(&["--to", "http://host", "--headers", file.to_str().unwrap()]).saying("none.db: No such file");
+    let headers = store.path("headers");
+    fs::write(&headers, "Authorization: a\nsecret").unwrap();
+    let said = relay(&["--to", "http://host", "--headers", headers.to_str().unwrap()])
+        .saying("line 2 is not NAME: VALUE");
+    assert!(!said.stderr.contains("secret"), "{said:?}");
+    relay(&["--to", "stdout", "--batch", "0"]).saying("from 1 to 1000");
+    relay(&["--to", "stdout", "--claim", "1s"]).saying("at least twice as long");
+    relay(&["--to", "stdout", "--refusals", "0"]).saying("from 1 on, or unlimited");
+    store.ringfence(["outbox", "retry", url]).with_code(64).saying("--all");
+    store.ringfence(["outbox", "retry", url, "--id", "7"]).with_code(64).saying("it is a UUID");
+    store
+        .ringfence(["outbox", "setup", "sqlite:/a", "--print", "--grant-to", "app"])
+        .with_code(64)
+        .saying("no roles");
+}

@@ -1,0 +1,104 @@
+//! A relay that was paused past its claim, and a database that goes away.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ringfence::patterns::outbox::{Delivery, Relayed, Sink};
+use ringfence::{BoxFuture, Result};
+use ringfence_testkit::PATIENCE;
+
+use crate::on_both;
+use crate::stage::{Database, Memory, Stage, message, refused, text};
+
+on_both!(a_relay_that_slept_past_its_claim_says_nothing_any_more);
+
+/// Blocks its whole runtime, as a pause does, in its first message.
+#[derive(Debug)]
+struct Sleeper {
+    given: Arc<Mutex<Vec<String>>>,
+    asleep: mpsc::Sender<()>,
+    wake: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Sink for Sleeper {
+    fn deliver<'a>(&'a self, message: &'a Delivery) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.given.lock().unwrap().push(text(message));
+            self.asleep.send(()).unwrap();
+            self.wake.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            Ok(())
+        })
+    }
+}
+
+async fn a_relay_that_slept_past_its_claim_says_nothing_any_more(stage: Stage) {
+    let (claim, timeout) = (Duration::from_millis(400), Duration::from_millis(100));
+    stage.put(&[message("k", 1), message("k", 2), message("k", 3)]).await;
+    let (asleep, sleeps) = mpsc::channel();
+    let (wake, wakes) = mpsc::channel();
+    let given = Arc::new(Mutex::new(Vec::new()));
+    let sleeper = Sleeper { given: Arc::clone(&given), asleep, wake: Mutex::new(wakes) };
+    let relay = stage.outbox().relay().claim(claim, timeout).unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let paused = std::thread::spawn(move || -> Result<Relayed> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(relay.run(Arc::new(sleeper), async { drop(stopped.await) }))
+    });
+    tokio::task::spawn_blocking(move || sleeps.recv_timeout(PATIENCE)).await.unwrap().unwrap();
+
+    // Another one has its lane when the claim is over, and is refused the first message: so it is still there.
+    let hour = Duration::from_hours(1);
+    let sink = Memory::answering(|_| Err(refused()));
+    let other = stage.relay(|relay| relay.pauses(hour, hour), &sink);
+    sink.until("the other one was given the first", |given| !given.is_empty()).await;
+    other.stop().await;
+    assert_eq!(sink.given()[0].0.attempt, 2, "it may have been sent");
+
+    drop(stop);
+    wake.send(()).unwrap();
+    let done = tokio::task::spawn_blocking(|| paused.join().unwrap()).await.unwrap().unwrap();
+    assert_eq!(done.lost_claims, 1, "{done:?}");
+    assert_eq!(*given.lock().unwrap(), ["1"], "it sends nothing when it wakes");
+    let status = stage.outbox().status().await.unwrap();
+    assert_eq!(status.pending, 3, "what it says of its batch is refused");
+    assert_eq!(status.waiting[0].refusals, 1, "and what the other one said stands");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_crashes_loses_nothing() {
+    const COUNT: usize = 120;
+    let Some(mut stage) = Stage::postgres().await else { return };
+    let messages: Vec<_> = (0..COUNT).map(|at| message(["a", "b", "c", "d"][at % 4], at)).collect();
+    stage.put(&messages).await;
+    let sink = Memory::slow(Duration::from_millis(2), |_| Ok(()));
+    let claim = |relay: ringfence::patterns::outbox::Relay| {
+        relay.claim(Duration::from_secs(2), Duration::from_millis(500)).unwrap().batch(5).unwrap()
+    };
+    let relays = [stage.relay(claim, &sink), stage.relay(claim, &sink)];
+    sink.until_taken(COUNT / 3).await;
+    let Database::Postgres(server, _) = &mut stage.database else { unreachable!() };
+    server.kill();
+    server.restart().await;
+    sink.until_taken(2 * COUNT / 3).await;
+    let Database::Postgres(server, _) = &stage.database else { unreachable!() };
+    server.terminate_backends().await;
+    let all = |given: &[(Delivery, bool)]| {
+        let ids: std::collections::BTreeSet<_> = given.iter().map(|(message, _)| message.id).collect();
+        ids.len() == COUNT
+    };
+    sink.until("every message came", all).await;
+    for relay in relays {
+        relay.stop().await;
+    }
+    assert_eq!(stage.outbox().status().await.unwrap().pending, 0);
+    for (key, payloads) in sink.payloads() {
+        // Without those that came again.
+        let mut seen = std::collections::BTreeSet::new();
+        let first: Vec<usize> =
+            payloads.iter().map(|payload| payload.parse().unwrap()).filter(|&at| seen.insert(at)).collect();
+        assert!(first.is_sorted(), "{key:?}: {payloads:?}");
+    }
+    let twice = sink.taken().len() - COUNT;
+    assert!(twice <= 2 * 2 * 5, "{twice} came again: at most a batch for each relay and fault");
+}
