@@ -116,7 +116,7 @@ impl Backend {
 mod tests {
     use std::collections::BTreeSet;
 
-    use clap::{CommandFactory, Parser};
+    use clap::Parser;
 
     use super::*;
     use crate::cli::{Cli, Verb};
@@ -133,14 +133,9 @@ mod tests {
 
     #[test]
     fn every_command_is_one_of_ours_with_a_url_that_is_known() {
-        let known: Vec<_> = Cli::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
         let mut verbs = BTreeSet::new();
         for advice in every_advice() {
             let Some(command) = &advice.command else { continue };
-            // Verbs that are yet to come are read as soon as they are there.
-            if !known.iter().any(|verb| Some(&**verb) == command.split(' ').nth(1)) {
-                continue;
-            }
             let cli =
                 Cli::try_parse_from(command.split(' ')).unwrap_or_else(|error| panic!("{command}: {error}"));
             if let Some(url) = &cli.global.url {
@@ -155,7 +150,8 @@ mod tests {
                 );
             }
         }
-        assert!(verbs.contains("run"), "{verbs:?}");
+        let expected = ["elect", "gate", "idempotent", "once", "outbox", "partitions", "record", "run"];
+        assert_eq!(verbs, expected.map(str::to_owned).into());
     }
 
     #[test]
