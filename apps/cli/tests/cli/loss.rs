@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use ringfence_servers::{require, skip};
+use ringfence_servers::{RedisServer, require, skip};
 
 use crate::support::{HOLD, Running, Store, now, read_all, since, until_gone};
 
@@ -206,4 +206,37 @@ fn a_disk_that_hangs_does_not_keep_the_command_alive_past_its_lease() {
     let said = stderr(&mut running);
     assert!(said.contains("could not be renewed"), "{said}");
     assert_eq!(running.end().code(), Some(123));
+}
+
+#[tokio::test]
+async fn a_lock_delay_keeps_others_out_after_a_kill_and_not_after_a_release() {
+    const DELAY: Duration = Duration::from_secs(2);
+    let Some(server) = RedisServer::start().await else { return };
+    let (store, url) = (Store::new(), server.url());
+    let hold = ["hold", "--url", &url, "--ttl", "1s", "--lock-delay", "2s", "a"];
+    let run =
+        |flags: &[&str]| store.ringfence([&["run", "--url", &url], flags, &["a", "--", "true"]].concat());
+    let (held, input) = Running::start_with_input(&mut store.command(hold));
+    held.line().unwrap();
+    drop(input);
+    assert_eq!(held.end().code(), Some(0));
+    run(&["-n"]).with_code(0);
+
+    let (held, _input) = Running::start_with_input(&mut store.command(hold));
+    held.line().unwrap();
+    let killed = now();
+    held.signal(Signal::SIGKILL);
+    run(&["-n"]).with_code(75);
+    run(&["-w", "30"]).with_code(0);
+    assert!(since(killed) >= DELAY, "free after {:?}", since(killed));
+}
+
+#[test]
+fn a_lock_delay_is_refused_where_it_would_not_hold() {
+    let store = Store::new();
+    store
+        .ringfence(["run", "--lock-delay", "2s", "a", "--", "true"])
+        .with_code(64)
+        .saying("would not hold on local:");
+    store.ringfence(["run", "--lock-delay", "2", "a", "--", "true"]).with_code(64);
 }
