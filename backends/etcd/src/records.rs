@@ -175,7 +175,7 @@ impl Client {
                         records.push(record);
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "a record that cannot be read is left out of a listing")
+                        tracing::warn!(%error, "a record that cannot be read is left out of a listing");
                     }
                 }
             }
