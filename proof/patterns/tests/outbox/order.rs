@@ -62,8 +62,12 @@ async fn a_key_that_waits_holds_up_no_other(stage: Stage) {
     let hour = Duration::from_hours(1);
     let relay = stage.relay(|relay| relay.pauses(hour, hour), &sink);
     sink.until_taken(2).await;
-    stage.put(&[message("b", 2), message("a", 3)]).await;
-    sink.until_taken(3).await;
+    stage.put(&[message("a", 3)]).await;
+    // The lane that was served longest ago is next, so that a relay comes by all of them between these.
+    for at in 2..8 {
+        stage.put(&[message("b", at)]).await;
+        sink.until_taken(at + 1).await;
+    }
     relay.stop().await;
     let tried: Vec<_> = sink.given().into_iter().filter(|(_, is_taken)| !is_taken).collect();
     assert_eq!(tried.len(), 1, "the first of its key alone is tried: {tried:?}");
