@@ -99,7 +99,8 @@ async fn what_dies_while_others_are_put_back_is_not_lost(stage: Stage) {
     }
     let ids = format!("SELECT count(DISTINCT id) FROM {}", stage.table());
     let rows = format!("SELECT count(*) FROM {}", stage.table());
-    assert_eq!((stage.number(&ids).await, stage.number(&rows).await), (COUNT as i64, COUNT as i64));
+    let count = i64::try_from(COUNT).unwrap();
+    assert_eq!((stage.number(&ids).await, stage.number(&rows).await), (count, count));
 }
 
 async fn nothing_dies_where_that_is_not_wanted(stage: Stage) {

@@ -173,7 +173,7 @@ async fn writers_at_the_same_time_are_sent_in_the_order_of_their_commits() {
                     let next = "UPDATE counter SET value = value + 1 RETURNING value";
                     let value: i64 = sqlx::query_scalar(next).fetch_one(&mut *tx).await.unwrap();
                     outbox::enqueue(&mut tx, &message("k", value)).await.unwrap();
-                    if getrandom::u32().unwrap() % 4 == 0 {
+                    if getrandom::u32().unwrap().is_multiple_of(4) {
                         failed.fetch_add(1, Ordering::Relaxed);
                         tx.rollback().await.unwrap();
                     } else {

@@ -15,10 +15,10 @@ on_both!(a_sink_that_is_away_kills_nothing, a_message_that_hangs_is_given_up_and
 
 async fn a_sink_that_is_away_kills_nothing(stage: Stage) {
     let tries = Arc::new(AtomicU32::new(0));
-    let tried = Arc::clone(&tries);
+    let counted = Arc::clone(&tries);
     let sink =
         Memory::answering(
-            move |_| if tried.fetch_add(1, Ordering::Relaxed) < 5 { Err(away()) } else { Ok(()) },
+            move |_| if counted.fetch_add(1, Ordering::Relaxed) < 5 { Err(away()) } else { Ok(()) },
         );
     stage.put(&[message("k", 1), message("k", 2), message(None, 3)]).await;
     let relay = stage.relay(|relay| relay.refusals(NonZeroU32::new(1)), &sink);

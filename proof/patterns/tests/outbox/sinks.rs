@@ -19,7 +19,7 @@ async fn send(stage: &Stage, sink: Arc<impl Sink>, messages: &[Message]) -> Vec<
         }
     };
     let relay = stage.outbox().relay().pauses(Duration::from_millis(5), Duration::from_millis(20));
-    relay.run(sink, gone).await.unwrap();
+    Box::pin(relay.run(sink, gone)).await.unwrap();
     ids
 }
 

@@ -1,6 +1,7 @@
 //! What the tests have in common: a database of the test's own, relays in it, and a sink that remembers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -156,7 +157,7 @@ impl Running {
     }
 }
 
-pub(crate) fn message(key: impl Into<Option<&'static str>>, payload: impl ToString) -> Message {
+pub(crate) fn message(key: impl Into<Option<&'static str>>, payload: impl Display) -> Message {
     let message = Message::new("t", payload.to_string()).unwrap();
     match key.into() {
         Some(key) => message.key(key).unwrap(),

@@ -270,7 +270,7 @@ mod tests {
                 let retries = Plan { retry_failed: true, ..plan(windows) };
                 assert_eq!(plan(windows).decide(Some(&last), at(7)), Decision::NotBefore(at(HOUR)));
                 assert!(due(retries.decide(Some(&last), at(7))).is_some(), "{windows:?}, {outcome:?}");
-                let spaced = Plan { at_least: Duration::from_secs(60), ..retries };
+                let spaced = Plan { at_least: Duration::from_mins(1), ..retries };
                 assert_eq!(spaced.decide(Some(&last), at(7)), Decision::NotBefore(at(60_000)));
             }
             let retries = Plan { retry_failed: true, ..plan(windows) };
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn two_runs_keep_their_distance_across_the_edge_of_a_window() {
         let hours = aligned(HOUR, 0);
-        let plan = Plan { at_least: Duration::from_secs(300), ..plan(hours) };
+        let plan = Plan { at_least: Duration::from_mins(5), ..plan(hours) };
         let last = done(hours, HOUR - 1_000);
         assert_eq!(plan.decide(Some(&last), at(HOUR)), Decision::NotBefore(at(HOUR + 299_000)));
         assert_eq!(due(plan.decide(Some(&last), at(HOUR + 299_000))), Some((HOUR, false)));
@@ -382,10 +382,8 @@ mod tests {
                 prop_assert_eq!(windows.at(window.end).start, window.end, "the next one begins where it ends");
                 prop_assert_eq!(window.end.as_millis() % every, offset, "edges are a whole number of windows after the offset");
             }
-            match windows.before(window) {
-                Some(before) => prop_assert_eq!(before.end, window.start),
-                None => prop_assert_eq!(window.start, at(0)),
-            }
+            let ends_before = windows.before(window).map_or(at(0), |before| before.end);
+            prop_assert_eq!(ends_before, window.start);
         }
 
         #[test]
