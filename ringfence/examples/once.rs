@@ -36,7 +36,7 @@ async fn call(locks: Locks, host: &str) -> Result<()> {
         OnceOutcome::Ran { result: Ok(file), .. } => println!("{host} wrote {file}"),
         OnceOutcome::Ran { result: Err(error), .. } => println!("{host} failed: {error}"),
         OnceOutcome::Skipped(Skipped::NotDue { last, .. }) => {
-            println!("{host} has nothing to do: {} did it", last.by)
+            println!("{host} has nothing to do: {} did it", last.by);
         }
         OnceOutcome::Skipped(_) => println!("{host} has nothing to do: somebody is at it"),
     }

@@ -145,12 +145,12 @@ fn read_headers(file: &Path) -> Result<Vec<(String, String)>, Failure> {
         .map_err(|why| Failure::new(exit_codes::USAGE, format!("--headers {}: {why}", visible(&shown))))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
-        .map(|(at, line)| match line.split_once(':') {
-            Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
-            None => {
+        .map(|(at, line)| {
+            let (name, value) = line.split_once(':').ok_or_else(|| {
                 let why = format!("--headers {}: line {} is not NAME: VALUE", visible(&shown), at + 1);
-                Err(Failure::new(exit_codes::USAGE, why))
-            }
+                Failure::new(exit_codes::USAGE, why)
+            })?;
+            Ok((name.trim().to_owned(), value.trim().to_owned()))
         })
         .collect()
 }

@@ -19,5 +19,6 @@ pub async fn main() -> ringfence::Result<()> {
 
 /// Hands the key on to whoever takes effect: a crash between the effect and its record would repeat it otherwise.
 async fn charge(key: &str) -> ringfence::Result<String> {
+    tokio::task::yield_now().await;
     Ok(format!("receipt of {key}"))
 }

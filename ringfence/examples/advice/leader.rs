@@ -16,4 +16,5 @@ pub async fn main() -> ringfence::Result<()> {
 
 async fn schedule(term: ringfence::FencingToken) {
     println!("scheduling in term {term}");
+    tokio::task::yield_now().await;
 }

@@ -17,7 +17,7 @@ use crate::failure::Failure;
 pub(super) struct Question {
     /// Its flag, and its column in the tables of the rules.
     pub(super) flag: &'static str,
-    pub(super) question: &'static str,
+    pub(super) text: &'static str,
     /// What it is about, in a sentence.
     explanation: &'static str,
     /// Each answer, and what it means.
@@ -30,7 +30,7 @@ pub(super) struct Question {
 pub(super) const QUESTIONS: [Question; 6] = [
     Question {
         flag: "idempotent",
-        question: "Is the work idempotent?",
+        text: "Is the work idempotent?",
         explanation: "Whether the end is the same where it is done twice with the same input.",
         answers: &[
             ("yes", "done twice, the end is the same as done once"),
@@ -41,7 +41,7 @@ pub(super) const QUESTIONS: [Question; 6] = [
     },
     Question {
         flag: "in-transaction",
-        question: "Does what it changes live in a database transaction?",
+        text: "Does what it changes live in a database transaction?",
         explanation: "A transaction checks and writes in one step; what lies outside of it needs a fence of its own.",
         answers: &[
             ("postgres", "all of it is rows of one PostgreSQL database"),
@@ -59,7 +59,7 @@ pub(super) const QUESTIONS: [Question; 6] = [
     },
     Question {
         flag: "double-run",
-        question: "What does a double run cost?",
+        text: "What does a double run cost?",
         explanation: "A paused holder can always overlap with the next one: is that a waste, or is it wrong?",
         answers: &[
             ("waste", "work that was in vain, and no more"),
@@ -69,14 +69,14 @@ pub(super) const QUESTIONS: [Question; 6] = [
     },
     Question {
         flag: "shard",
-        question: "Can it be sharded to a single writer?",
+        text: "Can it be sharded to a single writer?",
         explanation: "Whether it falls into parts, by customer or by order, that can have one process each.",
         answers: &[("yes", "each part can have one writer"), ("no", "it is one thing")],
         together: 0,
     },
     Question {
         flag: "have",
-        question: "What do you already run? Several with commas",
+        text: "What do you already run? Several with commas",
         explanation: "The best backend is most often one that is there, and that somebody watches over.",
         answers: &[
             ("redis", "Redis or Valkey"),
@@ -91,7 +91,7 @@ pub(super) const QUESTIONS: [Question; 6] = [
     },
     Question {
         flag: "contenders",
-        question: "How many contenders, for how long?",
+        text: "How many contenders, for how long?",
         explanation: "A moment's work, a job by the clock and a leader for life are different things.",
         answers: &[
             ("few-briefly", "a few, each for a moment"),
@@ -227,8 +227,8 @@ impl Question {
             .long(self.flag)
             .value_name("ANSWER")
             .value_parser(PossibleValuesParser::new(values))
-            .help(self.question)
-            .long_help(format!("{}\n\n{}", self.question, self.explanation));
+            .help(self.text)
+            .long_help(format!("{}\n\n{}", self.text, self.explanation));
         if self.together > 0 { flag.action(ArgAction::Append).value_delimiter(',') } else { flag }
     }
 }
@@ -268,7 +268,7 @@ fn ask(answers: &mut Answers, input: &mut impl BufRead, output: &mut impl Write)
         if answers.0.contains_key(question.flag) {
             continue;
         }
-        writeln!(output, "\n{}\n{}", question.question, question.explanation)?;
+        writeln!(output, "\n{}\n{}", question.text, question.explanation)?;
         for (place, (name, meaning)) in question.answers.iter().enumerate() {
             writeln!(output, "  {}  {name:<12}  {meaning}", place + 1)?;
         }

@@ -465,16 +465,16 @@ async fn it_ends_after_the_drain_whatever_is_under_way() {
     let gate = GateProcess::start(&store, &upstream, &["--url", &url, "--drain", "100ms"]);
     let answer = gate.sends("256.1");
     let ends = async {
-        let _hangs = upstream.arrival().await;
+        let hanging = upstream.arrival().await;
         gate.running.signal(Signal::SIGTERM);
         eventually("it listens no more", || {
             std::net::TcpStream::connect(&gate.address).is_err().then_some(())
         });
-        _hangs
+        hanging
     };
     tokio::select! {
         (status, why) = answer => panic!("answered {status} {why}"),
-        _hangs = ends => {}
+        _hanging = ends => {}
     }
     assert_eq!(gate.running.end().code(), Some(0));
 }

@@ -213,16 +213,16 @@ async fn a_lock_delay_keeps_others_out_after_a_kill_and_not_after_a_release() {
     const DELAY: Duration = Duration::from_secs(2);
     let Some(server) = RedisServer::start().await else { return };
     let (store, url) = (Store::new(), server.url());
-    let hold = ["hold", "--url", &url, "--ttl", "1s", "--lock-delay", "2s", "a"];
+    let command = ["hold", "--url", &url, "--ttl", "1s", "--lock-delay", "2s", "a"];
     let run =
         |flags: &[&str]| store.ringfence([&["run", "--url", &url], flags, &["a", "--", "true"]].concat());
-    let (held, input) = Running::start_with_input(&mut store.command(hold));
+    let (held, input) = Running::start_with_input(&mut store.command(command));
     held.line().unwrap();
     drop(input);
     assert_eq!(held.end().code(), Some(0));
     run(&["-n"]).with_code(0);
 
-    let (held, _input) = Running::start_with_input(&mut store.command(hold));
+    let (held, _input) = Running::start_with_input(&mut store.command(command));
     held.line().unwrap();
     let killed = now();
     held.signal(Signal::SIGKILL);

@@ -114,7 +114,9 @@ fn one_that_was_stopped_past_its_leases_ends_its_commands_and_takes_part_again()
     let taken = starts(&second, COUNT);
     assert!(taken.iter().all(|(partition, work)| work.sequence > alone[partition].sequence));
     first.signal(Signal::SIGCONT);
-    alone.values().for_each(|work| until_gone(work.pid));
+    for work in alone.values() {
+        until_gone(work.pid);
+    }
     let back = moves(&taken, &first);
     assert!(back.len() < COUNT, "the second member keeps some");
     first.signal(Signal::SIGTERM);
@@ -137,7 +139,9 @@ fn sigterm_ends_every_command_and_leaves_nothing_behind() {
         "nobody waited for the hand-over time: {:?}",
         since(start)
     );
-    works.values().for_each(|work| assert!(is_gone(work.pid), "{work:?} outlived its member"));
+    for work in works.values() {
+        assert!(is_gone(work.pid), "{work:?} outlived its member");
+    }
     assert_eq!(store.ringfence(["ls", "--json", "partitions/"]).with_code(0).json(), serde_json::json!([]));
 }
 
