@@ -308,6 +308,9 @@ pub(crate) fn give_back(hall: Arc<Hall>, lease: Arc<Lease>) -> impl Future<Outpu
         let delay = lease.room.lock_delay();
         if !lived && !delay.is_zero() {
             std::mem::forget(unreleased);
+            if known {
+                hall.meters.lost.increment(1);
+            }
             hall.stand_again(&lease);
             let (over, lost) = (hall.clock.now().saturating_add(delay), lease.lost_error());
             tidy_up(hall, lease, over);

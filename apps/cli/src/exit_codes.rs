@@ -4,7 +4,7 @@ use ringfence::{Error, ErrorKind};
 
 /// It went well. `run` ends with its command's own code instead.
 pub(crate) const OK: u8 = 0;
-/// What was asked about is not there: `record get` of a record that was never written, `evict` of nobody, `outbox retry` of no letter,
+/// What was asked about is not there: `record get` or `record rm` of a record that was never written, `evict` of nobody, `outbox retry` of no letter,
 /// the history of a job that has never run.
 pub(crate) const NOTHING_THERE: u8 = 1;
 /// The command line, the URL, a name, a duration or a token is wrong, or the backend does not promise what was asked for.
@@ -40,7 +40,7 @@ const SIGNALLED: u8 = 128;
 pub(crate) const HELP: &str = "\
 Exit codes:
   0        it went well (`run`, `once`: the command's own code; `once`: nothing was due)
-  1        `record get`, `evict`, `once --history`, `outbox retry`: what was asked about is not there
+  1        nothing there: `record get`, `record rm`, `evict`, `once --history`, `outbox retry`
   64       wrong usage: flags, URL, name, duration, token, or stakes the backend does not meet
   65       `idempotent`: the key was used for another request
   69       the locks cannot be used: unreachable, refused, full or damaged
