@@ -495,6 +495,39 @@ async fn a_locked_table_holds_up_nobodys_lock() {
 }
 
 #[tokio::test]
+async fn who_was_granted_before_its_wait_was_written_down_is_seen() {
+    let Some(server) = Postgres::start().await else { return };
+    let ours = client(&server).await;
+    let mut psql = server.session();
+    let mut wait_for = async || {
+        psql.ask("SELECT pg_advisory_lock(ringfence.lock_key('a'))").await;
+        let waiter = ours.wait("a", Mode::Exclusive, TTL);
+        sees(&server, WAITING, "1").await;
+        psql.ask("SELECT pg_advisory_unlock_all()").await;
+        waiter.granted().await
+    };
+    // Both sessions, of what holds and of what waits, are there before the table is locked.
+    let first = ours.hold("b", Mode::Exclusive).await;
+    ours.gives_back(&wait_for().await).await;
+    let mut vacuum = server.session();
+    vacuum.ask("BEGIN; LOCK TABLE ringfence.advisory_attempts IN ACCESS EXCLUSIVE MODE").await;
+    let second = ours.hold("c", Mode::Exclusive).await;
+    let hangs = "SELECT count(*) FROM pg_locks WHERE relation = 'ringfence.advisory_attempts'::regclass AND NOT granted";
+    sees(&server, hangs, "1").await;
+    // What comes now is written in one go, when the table can be written to.
+    let lease = wait_for().await;
+    // Longer than it takes until it is due as one that waits and as one that holds. No event tells of that.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    vacuum.ask("COMMIT").await;
+    sees(&server, "SELECT count(*) FROM ringfence.advisory_look(NULL) WHERE held AND name = 'a'", "1").await;
+    let holders = ours.0.inspect(&name("a")).await.unwrap().holders;
+    assert_eq!(holders.iter().map(|holder| holder.token).collect::<Vec<_>>(), [lease.token]);
+    for held in [first, second, lease] {
+        ours.gives_back(&held).await;
+    }
+}
+
+#[tokio::test]
 async fn evicting_one_lease_leaves_the_others_of_its_session_alone() {
     let Some(server) = Postgres::start().await else { return };
     let (ours, operator) = (client(&server).await, client(&server).await);

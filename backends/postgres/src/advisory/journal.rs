@@ -126,6 +126,10 @@ impl Client {
         while page.nonces.len() < BATCH
             && let Some((_, nonce)) = state.due.pop_front_if(|(due, _)| *due <= now)
         {
+            // Due as one that waits and again as one that holds: a statement can write one row once.
+            if page.nonces.contains(&rows::write_nonce(nonce)) {
+                continue;
+            }
             let waiting = state.waiting.get(&nonce);
             let holding = held.leases.get(&nonce);
             let (sign, key, number, shared, since, words) = match (holding, waiting) {
