@@ -27,7 +27,7 @@ async fn charge(
     StatusCode::NO_CONTENT
 }
 
-/// Serves until somebody asks it not to.
+/// Serves, and sends what a holder that was overtaken would send.
 #[tokio::main]
 pub async fn main() -> Result<(), Box<dyn Error>> {
     // A store that the clients' locks share; "memory:" is one process.

@@ -6,5 +6,7 @@ mod example;
 
 #[test]
 fn a_service_of_axum_refuses_the_late_request_of_a_client_of_reqwest() {
+    // Built beside packages that speak TLS, reqwest asks for a provider of it, whatever the URL.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     example::main().unwrap();
 }
