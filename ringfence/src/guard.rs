@@ -183,7 +183,8 @@ impl Guard {
     /// ```
     ///
     /// From the moment this is called the guard claims nothing. The lease is kept in the background and given back a TTL after the
-    /// grant (and its [lock delay](crate::LockRequest::lock_delay), if it has one), or at once where that is over already. Neither dropping nor [closing](crate::Locks::close) the `Locks` ends it sooner.
+    /// grant (and its [lock delay](crate::LockRequest::lock_delay), if it has one), or at once where that is over already.
+    /// Neither dropping nor [closing](crate::Locks::close) the `Locks` ends it sooner.
     /// What does, as it would of any lease: an eviction, a server that forgets, and, where
     /// [`HolderDeath`](crate::HolderDeath) says so, the death of this process; elsewhere a process that dies leaves it for up to a
     /// TTL after its last renewal.

@@ -196,9 +196,8 @@ impl Turn {
         // How long somebody may hold it says nothing about how long nobody else may.
         self.lease.set_renewed_until(BootInstant::MAX);
         self.hall.meters.hold.record(self.hall.clock.now().saturating_since(self.since));
-        // Left to itself it would live for its lock delay as well, so that it does here.
-        let lapses = self.since.saturating_add(self.lease.ttl().as_duration());
-        let lapses = lapses.saturating_add(self.lease.room.lock_delay());
+        // What the backend keeps it for, because left to itself it would live for its lock delay as well.
+        let lapses = self.since.saturating_add(self.lease.key.ttl.as_duration());
         let (hall, lease) = (Arc::clone(&self.hall), Arc::clone(&self.lease));
         // Nobody waits for it, not even the end of the hall.
         self.hall.background.runtime().spawn(async move {
@@ -305,14 +304,14 @@ pub(crate) fn give_back(hall: Arc<Hall>, lease: Arc<Lease>) -> impl Future<Outpu
     let known = hall.keeper.forget(lease.key.nonce).is_some();
     let unreleased = Unreleased(Arc::clone(&lease));
     async move {
-        let delay = lease.room.lock_delay();
-        if !lived && !delay.is_zero() {
+        if !lived && lease.room.has_lock_delay() {
             std::mem::forget(unreleased);
             if known {
                 hall.meters.lost.increment(1);
             }
             hall.stand_again(&lease);
-            let (over, lost) = (hall.clock.now().saturating_add(delay), lease.lost_error());
+            let over = hall.clock.now().saturating_add(lease.room.lock_delay());
+            let lost = lease.lost_error();
             tidy_up(hall, lease, over);
             return Err(lost);
         }
