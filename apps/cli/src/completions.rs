@@ -1,10 +1,17 @@
 use std::io::{self, Write};
 
-use clap::CommandFactory;
+use clap::{Args, CommandFactory};
 
-use crate::cli::{Cli, CompletionsArgs};
+use crate::cli::Cli;
 use crate::exit_codes;
 use crate::failure::Failure;
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell
+    shell: clap_complete::Shell,
+}
 
 /// Prints a completion script.
 pub(crate) fn run(args: &CompletionsArgs) -> Result<u8, Failure> {

@@ -1,10 +1,23 @@
+use clap::Args;
 use ringfence::{Finding, Severity};
 use serde::Serialize;
 
-use crate::cli::{DoctorArgs, Global};
+use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::print::{self, visible};
+
+/// Look for what would break a backend's promises here
+///
+/// Prints what it looked at and what it found, the worst first, each with what to do about it: a server that evicts keys
+/// or forgets them in a restart, a clock that was set, rights that are missing, a disk that is full. It changes nothing.
+/// Exits with 78 if there is a problem; warnings leave it at 0.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// The backend of this URL, instead of --url and RINGFENCE_URL
+    #[arg(value_name = "URL", id = "of")]
+    of: Option<String>,
+}
 
 #[derive(Serialize)]
 struct Examined<'a> {

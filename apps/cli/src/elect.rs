@@ -1,13 +1,15 @@
+use std::ffi::OsString;
 use std::future::pending;
 use std::time::Duration;
 
+use clap::Args;
 use ringfence::patterns::{Election, Leader, Leadership};
 use ringfence::{ErrorKind, FencingToken, LockName, Retry};
 use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::child::Ended;
-use crate::cli::{ElectArgs, Global, OnLost};
+use crate::cli::{Global, LeaseArgs, OnLost};
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::job::{ENDING, End, Orders, SIGNALS};
@@ -15,6 +17,44 @@ use crate::lock;
 use crate::lock_view::WhoView;
 use crate::print;
 use crate::signals::{Signals, Source};
+
+/// Run a command while leading an election
+///
+/// Waits until this candidate leads, then runs the command as `ringfence run` does, with the term in RINGFENCE_TOKEN: it ends before
+/// the term can. After a lost term this is a candidate again, and the command is started anew in the next term; it stays one while the
+/// locks cannot be reached. When the command ends by itself, this resigns and ends with its exit code.
+///
+/// With --observe it runs nothing, and prints a line for each change of the leader: its term, what it proclaims and who it is, or
+/// nobody. It looks once a second, and never prints a leader older than one it printed.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "ringfence elect [OPTIONS] <NAME> [--] <COMMAND>...\n       ringfence elect [OPTIONS] --observe <NAME>",
+    after_long_help = exit_codes::HELP
+)]
+pub(crate) struct ElectArgs {
+    /// What the leader proclaims, such as its address [default: nothing]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
+    value: String,
+    /// After a lost term do not campaign again: exit with 123
+    #[arg(long)]
+    once: bool,
+    /// Print who leads, and each change
+    #[arg(long, conflicts_with_all = ["value", "once", "ttl", "stakes", "label", "command"])]
+    observe: bool,
+    #[command(flatten)]
+    lease: LeaseArgs,
+    /// Which election; its lock is leader/NAME
+    name: String,
+    /// The command and its arguments; it is not passed through a shell
+    #[arg(required_unless_present = "observe", trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
 
 /// How long a candidate waits after the locks could not be used.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);

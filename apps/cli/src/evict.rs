@@ -1,11 +1,27 @@
+use clap::Args;
 use ringfence::{Eviction, LockName, Nonce, PresentedToken, Result};
 use serde::Serialize;
 
-use crate::cli::{EvictArgs, Global};
+use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::lock_view::HolderView;
 use crate::print::{self, duration, visible};
+
+/// Take a lock away from its holders
+///
+/// The evicted holder learns that it lost, its token is stale from then on, and the next in line gets the lock.
+#[derive(Debug, Args)]
+pub(crate) struct EvictArgs {
+    /// Do it; without this, only say whom it would evict and exit with 64
+    #[arg(long)]
+    yes: bool,
+    /// Only the holder with this token or nonce
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    holder: Option<String>,
+    /// Which lock
+    name: String,
+}
 
 #[derive(Serialize)]
 struct Evicted<'a> {

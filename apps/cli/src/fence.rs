@@ -1,16 +1,48 @@
 use std::fs;
 use std::time::{Duration, UNIX_EPOCH};
 
+use clap::{Args, Subcommand};
 use nix::unistd::{Uid, User};
 use ringfence::{Clock, FencingToken, LockName, Locks, RecordGuard, SystemClock, WallTime};
 use ringfence_http::{Epochs, Reset, mark};
 use serde::Serialize;
 
-use crate::cli::{FenceResetArgs, FenceShowArgs, FenceVerb, Global};
+use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::lock;
 use crate::print::{self, visible};
+
+/// Look at the mark that the gates have of a lock, or start it anew
+#[derive(Debug, Subcommand)]
+pub(crate) enum FenceVerb {
+    Show(FenceShowArgs),
+    Reset(FenceResetArgs),
+}
+
+/// Print the highest token that the gates have seen, and every time it was started anew
+#[derive(Debug, Args)]
+pub(crate) struct FenceShowArgs {
+    /// Of which lock
+    name: String,
+}
+
+/// Start the gates' mark of a lock anew, after a forged token or a lock service that lost its memory
+///
+/// Takes the lock to do it, so it must be free. It is kept who did it, when, why, and which mark was given up. Where the store
+/// keeps the lock as well, every token granted before is refused afterwards. Elsewhere any token passes until the first request: see
+/// that no old holder is left. Gates that run notice it within about a second.
+#[derive(Debug, Args)]
+pub(crate) struct FenceResetArgs {
+    /// Do it; without this, only say which mark would be given up and exit with 64
+    #[arg(long)]
+    yes: bool,
+    /// Why, for whoever looks at the list later: at most 512 bytes
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// Of which lock
+    name: String,
+}
 
 /// What the holder that resets a mark calls itself.
 const LABEL: &str = "ringfence fence reset";

@@ -1,10 +1,19 @@
+use clap::Args;
 use ringfence::{BackendUrl, Claim, Guarantees, guarantees_of, schemes};
 use serde::Serialize;
 
-use crate::cli::{Global, GuaranteesArgs};
+use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::print;
+
+/// Print what each backend promises, and under which faults
+#[derive(Debug, Args)]
+pub(crate) struct GuaranteesArgs {
+    /// Only the backend of this URL
+    #[arg(value_name = "URL", id = "of")]
+    of: Option<String>,
+}
 
 #[derive(Serialize)]
 struct Promises {

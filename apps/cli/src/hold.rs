@@ -2,17 +2,30 @@ use std::io;
 use std::mem;
 use std::thread;
 
+use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 use ringfence::{ErrorKind, LockName, Locks};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::cli::{Global, HoldArgs};
+use crate::cli::{Global, LockArgs};
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::lock;
 use crate::print;
 use crate::signals::Signals;
+
+/// Hold a lock until standard input closes, for scripts and other languages
+///
+/// Prints one JSON line when it has the lease, {"event":"held","name":…,"token":…,"ttl_ms":…,"remaining_ms":…}, and
+/// keeps it until standard input closes or SIGTERM, SIGINT, SIGQUIT or SIGHUP comes; then it releases, prints
+/// {"event":"released",…} and exits with 0. If the lease is lost it prints {"event":"lost",…} and exits with 123.
+/// Standard input is looked at once the lease is held: give it a pipe, because /dev/null is closed at once.
+#[derive(Debug, Args)]
+pub(crate) struct HoldArgs {
+    #[command(flatten)]
+    lock: LockArgs,
+}
 
 /// What ends `hold`. Ctrl-Z stops it as any program: its lease then lapses.
 const SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];

@@ -1,4 +1,4 @@
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::future::pending;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -6,17 +6,53 @@ use std::os::unix::ffi::OsStrExt;
 use std::thread;
 use std::time::Duration;
 
+use clap::Args;
 use ringfence::patterns::{Begun, RESULT_MAX, Session};
-use ringfence::{Contention, ErrorKind, LockName};
+use ringfence::{Contention, ErrorKind, LockName, parse_duration};
 use tokio::sync::oneshot;
 
 use crate::child::Ended;
-use crate::cli::{Global, IdempotentArgs, OnLost};
+use crate::cli::{Global, LeaseArgs, OnLost, PatienceArgs};
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::job::{End, Orders, SIGNALS};
 use crate::lock;
 use crate::signals::{Signals, Source};
+
+/// Run a command once for an idempotency key, and print its output again for every duplicate
+///
+/// Where the key is new this runs the command as `ringfence run` does, with the key in RINGFENCE_IDEMPOTENCY_KEY, and prints what it
+/// prints. If it exits with 0 its output is stored, behind the fence, and the key is done: from then on this prints the stored output
+/// and exits with 0. A command that fails stores nothing, and the next one runs. Where somebody works under the key this waits for
+/// the end of that.
+///
+/// The key is for one request: another fingerprint, which is the command line unless you choose, is refused with 65.
+///
+/// A crash after the command took effect and before its output is stored leaves the key free, and the next one does it again. Only
+/// the command can prevent that: by handing RINGFENCE_IDEMPOTENCY_KEY on to whoever takes effect, or by writing down that it is done
+/// in the same transaction.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "ringfence idempotent [OPTIONS] <KEY> [--] <COMMAND>...",
+    after_long_help = exit_codes::HELP
+)]
+pub(crate) struct IdempotentArgs {
+    /// What tells this request from others; only its hash is stored [default: the command and its arguments]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    fingerprint: Option<OsString>,
+    /// For how long the output is kept, with a unit, as in 24h; after it the key is new
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+    retention: Duration,
+    #[command(flatten)]
+    patience: PatienceArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
+    /// Which request: 1 to 243 bytes of UTF-8 without control characters; its lock is idempotency/KEY
+    key: String,
+    /// The command and its arguments; it is not passed through a shell
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
 
 /// Runs the command, or prints what it printed when it was run under this key.
 pub(crate) async fn run(mut args: IdempotentArgs, global: &Global) -> Result<u8, Failure> {

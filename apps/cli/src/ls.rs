@@ -1,10 +1,19 @@
+use clap::Args;
 use ringfence::{ListQuery, LockState};
 
-use crate::cli::{Global, LsArgs};
+use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::lock_view::LockView;
 use crate::print::{self, duration};
+
+/// List the locks that are held or waited for
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Only names that begin with this
+    #[arg(default_value = "", hide_default_value = true)]
+    prefix: String,
+}
 
 /// Lists every lock that is held or waited for.
 pub(crate) async fn run(args: LsArgs, global: &Global) -> Result<u8, Failure> {

@@ -1,6 +1,9 @@
 //! The program `ringfence`: locks from the shell.
 //!
-//! One file per verb, named after it; [`cli`] has the flags, [`exit_codes`] what scripts decide by.
+//! One file per verb, named after it, which begins with its flags; [`cli`] has what verbs share, [`exit_codes`] what scripts decide
+//! by.
+
+#![expect(clippy::doc_markdown, reason = "the doc comments of flags are the help, which is plain text")]
 
 mod advise;
 mod child;
@@ -42,8 +45,9 @@ use clap::Parser;
 use ringfence::{Error, ErrorKind, Locks};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Global, OutboxVerb, Verb};
+use crate::cli::{Cli, Global, Verb};
 use crate::failure::Failure;
+use crate::outbox::OutboxVerb;
 use crate::print::Messages;
 
 fn main() -> ExitCode {

@@ -1,11 +1,19 @@
 use std::io;
 
-use clap::CommandFactory;
+use clap::{Args, CommandFactory};
 use clap_mangen::Man;
 
-use crate::cli::{Cli, ManArgs};
+use crate::cli::Cli;
 use crate::exit_codes;
 use crate::failure::Failure;
+
+/// Print a manual page, for man(1)
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Of this verb, as in `ringfence man record put`
+    #[arg(value_name = "VERB")]
+    verb: Vec<String>,
+}
 
 /// Prints the manual page of the program or of one verb.
 pub(crate) fn run(args: &ManArgs) -> Result<u8, Failure> {

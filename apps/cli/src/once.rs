@@ -1,12 +1,15 @@
+use std::ffi::OsString;
 use std::future::pending;
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
+use clap::{Args, ValueEnum};
 use ringfence::patterns::{Missed, Once, OnceStart, Run, RunEntry, RunOutcome, Skipped};
-use ringfence::{ErrorKind, FencingToken, LockName, Locks};
+use ringfence::{ErrorKind, FencingToken, LockName, Locks, parse_duration};
 use serde::Serialize;
 
 use crate::child::Ended;
-use crate::cli::{Global, MissedArg, OnLost, OnceArgs};
+use crate::cli::{Global, LeaseArgs, OnLost};
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::job::{End, Orders, SIGNALS};
@@ -14,6 +17,79 @@ use crate::lock;
 use crate::lock_view::WhoView;
 use crate::print;
 use crate::signals::{Signals, Source};
+
+/// Run a command once per window, whoever of many hosts calls for it
+///
+/// For cron on twenty hosts: the first one that calls in a window runs the command, the others exit with 0 and, unless at a terminal or
+/// with --json, say nothing. Call it more often than there are windows, or well inside of each, because hosts differ about its edge.
+///
+/// The command finds RINGFENCE_WINDOW, the start of its window (UTC), beside what `ringfence run` gives it, and is ended as there before
+/// its lease can lapse. What came of it stands in the record of the lock once/NAME. A run that fails, or whose host dies, is done for
+/// its window unless there is --retry-failed.
+///
+/// A window is decided by the backend's clock, or by this machine's where the backend has none. None that is not later than the
+/// recorded one ever runs.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "ringfence once [OPTIONS] <--every <WINDOW>|--since-last <PAUSE>> <NAME> [--] <COMMAND>...\n       \
+                      ringfence once [OPTIONS] --history <NAME>",
+    after_long_help = exit_codes::HELP
+)]
+#[group(id = "when", required = true, multiple = false, args = ["every", "since_last", "history"])]
+pub(crate) struct OnceArgs {
+    /// Once in each window of this length, from 1970 (UTC) on: 1h is each full hour, 1d midnight
+    #[arg(long, value_name = "WINDOW", value_parser = parse_duration, allow_hyphen_values = true)]
+    every: Option<Duration>,
+    /// Windows begin so much later, as in --every 1d --offset 2h: at two in the morning (UTC)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        allow_hyphen_values = true,
+        conflicts_with_all = ["since_last", "history"]
+    )]
+    offset: Option<Duration>,
+    /// Once this long after the last run began
+    #[arg(long, value_name = "PAUSE", value_parser = parse_duration, allow_hyphen_values = true)]
+    since_last: Option<Duration>,
+    /// No sooner than this after the last run began, whatever the window and whatever came of it
+    #[arg(
+        long,
+        value_name = "PAUSE",
+        value_parser = parse_duration,
+        allow_hyphen_values = true,
+        conflicts_with = "history"
+    )]
+    at_least: Option<Duration>,
+    /// What becomes of windows that nobody ran, because nobody called or the run before took too long
+    #[arg(long, value_name = "WHAT", default_value = "skip", conflicts_with_all = ["since_last", "history"])]
+    missed: MissedArg,
+    /// Run it again in its window if it failed or its host died
+    #[arg(long, conflicts_with = "history")]
+    retry_failed: bool,
+    /// Exit with this instead of 0 if nothing was run
+    #[arg(short = 'E', long, value_name = "CODE", allow_negative_numbers = true, conflicts_with = "history")]
+    skipped_exit_code: Option<u8>,
+    /// Print the last runs, the newest first, and run nothing
+    #[arg(long, conflicts_with_all = ["ttl", "stakes", "label", "command"])]
+    history: bool,
+    #[command(flatten)]
+    lease: LeaseArgs,
+    /// Which job; its lock is once/NAME
+    name: String,
+    /// The command and its arguments; it is not passed through a shell
+    #[arg(required_unless_present = "history", trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// What becomes of a window that nobody ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MissedArg {
+    /// Nothing
+    Skip,
+    /// The latest one is run, and then the current one
+    Run,
+}
 
 /// Runs the command if its window is due, or prints what became of the last runs.
 pub(crate) async fn run(mut args: OnceArgs, global: &Global) -> Result<u8, Failure> {

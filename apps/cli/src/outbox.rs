@@ -1,25 +1,132 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::{Args, Subcommand};
 use nix::sys::signal::Signal;
 use ringfence::patterns::outbox::{
     Delivery, Grants, JsonLines, Outbox, RedisStreams, Sink, Status, Troubled, Webhook, Which,
 };
-use ringfence::{BackendUrl, BoxFuture, Result};
+use ringfence::{BackendUrl, BoxFuture, Error, ErrorKind, Result, parse_duration};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::cli::{
-    Global, OutboxRelayArgs, OutboxRetryArgs, OutboxSetupArgs, OutboxStatusArgs, OutboxUrlArgs, OutboxVerb,
-};
+use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::print::{self, duration, visible};
 use crate::signals::Signals;
+
+/// Send what transactions have put into an outbox, on PostgreSQL or SQLite
+#[derive(Debug, Subcommand)]
+pub(crate) enum OutboxVerb {
+    Setup(OutboxSetupArgs),
+    Relay(OutboxRelayArgs),
+    Status(OutboxStatusArgs),
+    Retry(OutboxRetryArgs),
+}
+
+/// Make the tables of an outbox in the database of your transactions
+///
+/// Calling it again makes nothing twice. To enqueue a message is an INSERT, in your own transaction:
+///
+///   INSERT INTO ringfence_outbox.messages (topic, key, payload) VALUES ('orders', '42', '{"state":"paid"}');
+///
+/// In SQLite the table is ringfence_outbox_messages.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct OutboxSetupArgs {
+    #[command(flatten)]
+    database: OutboxUrlArgs,
+    /// Let this role enqueue, and nothing else (PostgreSQL)
+    #[arg(long, value_name = "ROLE")]
+    grant_to: Option<String>,
+    /// Let this role relay, look, and put dead letters back (PostgreSQL)
+    #[arg(long, value_name = "ROLE")]
+    grant_relay_to: Option<String>,
+    /// Print all of it as a script for psql or sqlite3, and connect to nothing
+    #[arg(long)]
+    print: bool,
+}
+
+/// Send messages, until SIGTERM, SIGINT, SIGQUIT or SIGHUP
+///
+/// At least once, and in order per key; several relays share the work. A message that is sent again has the same id, and an
+/// attempt above 1. What the sink refuses is tried again with growing pauses, and is a dead letter after --refusals; what cannot be
+/// sent because the sink is not there is tried again without end.
+///
+/// On a signal it ends what is under way and gives back its claim. Killed, it loses nothing: what it had sent and not settled is
+/// sent again when its claim is over. It logs to standard error; RINGFENCE_LOG says how much [default: ringfence=info].
+#[derive(Debug, Args)]
+pub(crate) struct OutboxRelayArgs {
+    #[command(flatten)]
+    database: OutboxUrlArgs,
+    /// Where to: stdout (JSON lines), http://… or https://… (a webhook), redis://… or rediss://… (a stream for each topic)
+    #[arg(long, value_name = "SINK", env = "RINGFENCE_OUTBOX_TO", hide_env_values = true)]
+    to: String,
+    /// Headers for the webhook, as Authorization and Content-Type, a line each: NAME: VALUE
+    #[arg(long, value_name = "FILE")]
+    headers: Option<PathBuf>,
+    /// How many messages to claim at most, and so how many can come twice when it is killed
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    batch: u32,
+    /// How long a claim lasts: at least twice the timeout
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    claim: Duration,
+    /// How long the sink may take for a message
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    timeout: Duration,
+    /// After how many refusals a message is a dead letter; unlimited: never, and its key waits
+    #[arg(long, value_name = "N", default_value = "12", value_parser = parse_refusals)]
+    refusals: Refusals,
+}
+
+/// Show how many messages are pending, waiting for another try, and dead
+#[derive(Debug, Args)]
+pub(crate) struct OutboxStatusArgs {
+    #[command(flatten)]
+    database: OutboxUrlArgs,
+}
+
+/// Put dead letters back, at the end of their keys' lines
+#[derive(Debug, Args)]
+pub(crate) struct OutboxRetryArgs {
+    #[command(flatten)]
+    database: OutboxUrlArgs,
+    #[command(flatten)]
+    which: OutboxWhichArgs,
+}
+
+/// Which dead letters.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct OutboxWhichArgs {
+    /// All of them
+    #[arg(long)]
+    all: bool,
+    /// Those of this key
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
+    key: Option<String>,
+    /// This one
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+}
+
+/// Which database.
+#[derive(Debug, Args)]
+struct OutboxUrlArgs {
+    /// The database, as postgres://user@host/database or sqlite:/some/file.db, instead of --url and RINGFENCE_URL
+    #[arg(value_name = "URL", id = "of")]
+    of: Option<String>,
+}
+
+/// How many refusals make a dead letter.
+#[derive(Clone, Copy, Debug)]
+struct Refusals(Option<NonZeroU32>);
 
 /// What ends a relay. Ctrl-Z stops it as any program: its claim then lapses.
 const SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
@@ -240,4 +347,14 @@ async fn retry(args: OutboxRetryArgs, global: &Global) -> Result<u8, Failure> {
         print::line(&format!("dead letters put back: {put_back}"))?;
     }
     Ok(exit_codes::OK)
+}
+
+fn parse_refusals(text: &str) -> Result<Refusals> {
+    if text == "unlimited" {
+        return Ok(Refusals(None));
+    }
+    let most = text.parse().map_err(|_| {
+        Error::new(ErrorKind::InvalidRequest, "write a number from 1 on, or unlimited".to_owned())
+    })?;
+    Ok(Refusals(Some(most)))
 }

@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::future::ready;
 use std::io;
 use std::ops::ControlFlow;
@@ -5,20 +6,58 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
 use nix::sys::signal::Signal;
-use ringfence::patterns::{Membership, Partition, PartitionEvent, Partitions};
-use ringfence::{ErrorKind, LockName, Retry};
+use ringfence::patterns::{Membership, PARTITIONS_MAX, Partition, PartitionEvent, Partitions};
+use ringfence::{ErrorKind, LockName, Retry, parse_duration};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::cli::{Global, OnLost, PartitionsArgs};
+use crate::cli::{Global, LeaseArgs, OnLost};
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::job::{ENDING, End, Orders, SIGNALS};
 use crate::lock;
 use crate::print::Messages;
 use crate::signals::{Signals, Source};
+
+/// Run a command for each partition of a work that is dealt to us
+///
+/// Takes part in a work in a fixed number of partitions, together with every other host that does the same, and runs the command once
+/// for each partition that it owns, at most one at a time anywhere as far as the lease goes. The command finds RINGFENCE_PARTITION
+/// (a number from 0), RINGFENCE_TOKEN, RINGFENCE_LOCK and RINGFENCE_URL in its environment; its standard input is empty.
+///
+/// When a partition is to be somebody else's, the command gets SIGTERM, and SIGKILL when nine tenths of the hand-over time are over;
+/// then the next owner starts. If a lease is lost, or about to be, its command ends before the lease can lapse, as with `ringfence run`.
+/// A command that ends by itself is started again a second later, under another token; one that cannot be run (126, 127) ends the
+/// program. SIGTERM, SIGINT, SIGQUIT and SIGHUP end every command, hand everything over and exit with 0; SIGUSR1 and SIGUSR2 go to
+/// every command; SIGTSTP is ignored.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "ringfence partitions [OPTIONS] --count <N> <NAME> [--] <COMMAND>...",
+    after_long_help = exit_codes::HELP
+)]
+pub(crate) struct PartitionsArgs {
+    /// How many partitions there are; the same for everybody
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(PARTITIONS_MAX)),
+        allow_negative_numbers = true
+    )]
+    count: u32,
+    /// How long a command may take to end when its partition is to be somebody else's
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10s", allow_hyphen_values = true)]
+    handover: Duration,
+    #[command(flatten)]
+    lease: LeaseArgs,
+    /// Which work, without a slash; its locks are partitions/NAME/0 and so on
+    name: String,
+    /// The command and its arguments; it is not passed through a shell
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
 
 /// How long we wait after the locks could not be used.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);

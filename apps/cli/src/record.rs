@@ -1,6 +1,7 @@
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
+use clap::{Args, Subcommand};
 use ringfence::patterns::Swap;
 use ringfence::{
     Error, ErrorKind, FencingToken, ListQuery, LockName, PresentedToken, RECORD_VALUE_MAX, Record, RecordKey,
@@ -8,12 +9,89 @@ use ringfence::{
 };
 use serde::Serialize;
 
-use crate::cli::{
-    Global, RecordGetArgs, RecordKeyArgs, RecordLsArgs, RecordPutArgs, RecordRmArgs, RecordVerb,
-};
+use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::print;
+
+/// Read, write, remove or list the records that locks guard
+#[derive(Debug, Subcommand)]
+pub(crate) enum RecordVerb {
+    Get(RecordGetArgs),
+    Put(RecordPutArgs),
+    Rm(RecordRmArgs),
+    Ls(RecordLsArgs),
+}
+
+/// Print a record's value; exit with 1 if there is none
+#[derive(Debug, Args)]
+pub(crate) struct RecordGetArgs {
+    #[command(flatten)]
+    key: RecordKeyArgs,
+}
+
+/// Write standard input into a record, behind its lock's fence
+///
+/// Opens the record with the token, then writes. A token that is stale, because a later holder came or the lease is
+/// over, is refused with exit code 77, and nothing is written.
+///
+/// With --if-version a token is not needed: without one this takes the lock for as long as it writes, and waits at most 10 seconds
+/// for that.
+#[derive(Debug, Args)]
+pub(crate) struct RecordPutArgs {
+    #[command(flatten)]
+    key: RecordKeyArgs,
+    /// The fencing token, as `run` and `hold` give it
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "RINGFENCE_TOKEN",
+        hide_env_values = true,
+        allow_hyphen_values = true,
+        required_unless_present = "if_version"
+    )]
+    token: Option<String>,
+    /// Only if the record still has this version, as `record get --json` prints it; 0: if it was never written. Else exit with 76
+    #[arg(long, value_name = "VERSION")]
+    if_version: Option<u64>,
+}
+
+/// Remove a record, behind its lock's fence; exit with 1 if there is none
+///
+/// Opens the record with the token, then removes it. A token that is stale, because a later holder came or the lease is
+/// over, is refused with exit code 77, and nothing is removed.
+#[derive(Debug, Args)]
+pub(crate) struct RecordRmArgs {
+    #[command(flatten)]
+    key: RecordKeyArgs,
+    /// The fencing token, as `run` and `hold` give it
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "RINGFENCE_TOKEN",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
+    token: String,
+}
+
+/// List the records that hold a value
+#[derive(Debug, Args)]
+pub(crate) struct RecordLsArgs {
+    /// Only those of locks whose names begin with this
+    #[arg(default_value = "", hide_default_value = true)]
+    prefix: String,
+}
+
+/// Which record.
+#[derive(Debug, Args)]
+struct RecordKeyArgs {
+    /// Which of the lock's records
+    #[arg(long, value_name = "FIELD", default_value = "value")]
+    field: String,
+    /// The lock that guards it
+    name: String,
+}
 
 #[derive(Serialize)]
 struct Got<'a> {

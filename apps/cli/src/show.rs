@@ -1,10 +1,18 @@
+use clap::Args;
 use ringfence::{HolderInfo, LockName, LockState};
 
-use crate::cli::{Global, ShowArgs};
+use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::lock_view::LockView;
 use crate::print::{self, duration, visible};
+
+/// Show who holds a lock, since when, and who waits
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Which lock
+    name: String,
+}
 
 /// Shows one lock, a free one as well.
 pub(crate) async fn run(args: ShowArgs, global: &Global) -> Result<u8, Failure> {

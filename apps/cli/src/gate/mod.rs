@@ -10,12 +10,15 @@ use std::panic;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
+use http::Uri;
+use http::uri::{Authority, PathAndQuery};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use nix::sys::signal::Signal;
-use ringfence::{LockName, Locks};
+use ringfence::{Error, ErrorKind, LockName, Locks, Result, parse_duration};
 use ringfence_http::{FenceLayer, Gate};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
@@ -25,7 +28,7 @@ use tokio::time::{sleep, timeout};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::cli::{GateArgs, Global};
+use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::print::{self, Messages};
@@ -33,6 +36,35 @@ use crate::signals::Signals;
 
 use alone::Lookout;
 use proxy::{Proxy, Upstream};
+
+/// Put a fence before an HTTP server: no request without a token, none with an old one
+///
+/// A proxy that lets a request through only with the header Ringfence-Token: name;sequence.nonce of a lock's holder, and answers
+/// 412 if it has seen a later token of that lock. It prints a line when it listens, and ends in order when it is told to.
+///
+/// The marks are kept in the records of --url, which is asked for each request, so that several gates can share them; when it does
+/// not answer, nothing passes (503). A newer token waits until the requests of the older ones are answered, or until --drain is
+/// over and they are cut. What has reached the upstream cannot be called back. Where the URL names a token_key_file, only tokens
+/// that were sealed with that key pass.
+#[derive(Debug, Args)]
+pub(crate) struct GateArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: SocketAddr,
+    /// The server behind the gate, as in http://127.0.0.1:8080
+    #[arg(long, value_name = "URL", value_parser = parse_upstream)]
+    upstream: Authority,
+    /// How long a newer token waits for the requests of an older one, and the end of the program for all
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    drain: Duration,
+    /// How long the upstream may be silent
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    timeout: Duration,
+    /// Be the only gate of this name: hold the lock gate/NAME, and ask the store only for tokens not seen yet. The others
+    /// of the name stand by and answer 503; all gates before one upstream have to have the name
+    #[arg(long, value_name = "NAME", value_parser = parse_gate_name)]
+    alone: Option<LockName>,
+}
 
 /// What ends the gate: in order the first time, at once the second time.
 const SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
@@ -191,4 +223,33 @@ fn prepare(stream: &TcpStream, silence: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let millis = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
     Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, millis)?)
+}
+
+fn parse_upstream(text: &str) -> Result<Authority> {
+    let invalid = |why: &str| {
+        Error::new(
+            ErrorKind::InvalidRequest,
+            format!("{why}: write http://host:port, as in http://127.0.0.1:8080"),
+        )
+    };
+    let uri: Uri = text.parse().map_err(|_| invalid("it is no URL"))?;
+    let authority = uri.authority().ok_or_else(|| invalid("it names no host"))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => return Err(invalid("TLS to the upstream is not spoken, put the gate beside it")),
+        _ => return Err(invalid("its scheme is not http")),
+    }
+    if authority.as_str().contains('@')
+        || authority.as_str().ends_with(':')
+        || !matches!(uri.path_and_query().map(PathAndQuery::as_str), None | Some("/"))
+    {
+        return Err(invalid(
+            "a host and a port are all it can have, and the path of each request is the client's",
+        ));
+    }
+    Ok(authority.clone())
+}
+
+fn parse_gate_name(name: &str) -> Result<LockName> {
+    LockName::new(format!("gate/{name}"))
 }
