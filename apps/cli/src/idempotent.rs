@@ -7,8 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use ringfence::patterns::{Begun, RESULT_MAX, Session};
+use ringfence::patterns::{Begun, Pruned, RESULT_MAX, Session};
 use ringfence::{Contention, ErrorKind, LockName, parse_duration};
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::child::Ended;
@@ -17,6 +18,7 @@ use crate::exit_codes;
 use crate::failure::Failure;
 use crate::job::{End, Orders, SIGNALS};
 use crate::lock;
+use crate::print;
 use crate::signals::{Signals, Source};
 
 /// Run a command once for an idempotency key, and print its output again for every duplicate
@@ -31,9 +33,12 @@ use crate::signals::{Signals, Source};
 /// A crash after the command took effect and before its output is stored leaves the key free, and the next one does it again. Only
 /// the command can prevent that: by handing RINGFENCE_IDEMPOTENCY_KEY on to whoever takes effect, or by writing down that it is done
 /// in the same transaction.
+///
+/// With --prune it runs nothing, and removes the outputs of all keys whose retention is over: nothing else does. Keys under which
+/// somebody works are left alone, and so is what is stored at that moment. Have it run now and then, from one place.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "ringfence idempotent [OPTIONS] <KEY> [--] <COMMAND>...",
+    override_usage = "ringfence idempotent [OPTIONS] <KEY> [--] <COMMAND>...\n       ringfence idempotent [OPTIONS] --prune",
     after_long_help = exit_codes::HELP
 )]
 pub(crate) struct IdempotentArgs {
@@ -43,24 +48,35 @@ pub(crate) struct IdempotentArgs {
     /// For how long the output is kept, with a unit, as in 24h; after it the key is new
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
     retention: Duration,
+    /// Remove what is past its retention
+    #[arg(
+        long,
+        conflicts_with_all = [
+            "fingerprint", "retention", "nonblock", "wait", "conflict_exit_code", "ttl", "stakes", "label", "key", "command"
+        ]
+    )]
+    prune: bool,
     #[command(flatten)]
     patience: PatienceArgs,
     #[command(flatten)]
     lease: LeaseArgs,
     /// Which request: 1 to 243 bytes of UTF-8 without control characters; its lock is idempotency/KEY
-    key: String,
+    #[arg(required_unless_present = "prune")]
+    key: Option<String>,
     /// The command and its arguments; it is not passed through a shell
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    #[arg(required_unless_present = "prune", trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
-/// Runs the command, or prints what it printed when it was run under this key.
+/// Runs the command, or prints what it printed when it was run under this key; or removes what is over.
 pub(crate) async fn run(mut args: IdempotentArgs, global: &Global) -> Result<u8, Failure> {
+    // Without --prune there is one.
+    let Some(key) = args.key.take() else { return prune(global).await };
     let signals = Signals::take(&SIGNALS)?;
     let command = std::mem::take(&mut args.command);
     let orders = Orders::take(command, OnLost::Term, global, &signals).await?;
-    let name = LockName::new(format!("idempotency/{}", args.key))?;
-    let outcome = run_once(&orders, &name, &args, global, &signals).await;
+    let name = LockName::new(format!("idempotency/{key}"))?;
+    let outcome = run_once(&orders, &name, &key, &args, global, &signals).await;
     lock::close(&orders.locks, &name, global.messages()).await;
     orders.pass_on_interrupt(&outcome)?;
     Ok(outcome?.code())
@@ -69,6 +85,7 @@ pub(crate) async fn run(mut args: IdempotentArgs, global: &Global) -> Result<u8,
 async fn run_once(
     orders: &Orders,
     name: &LockName,
+    key: &str,
     args: &IdempotentArgs,
     global: &Global,
     signals: &Signals,
@@ -78,7 +95,7 @@ async fn run_once(
         if args.patience.nonblock { Duration::ZERO } else { args.patience.wait.unwrap_or(Duration::MAX) };
     let mut request = orders
         .locks
-        .idempotency(&args.key)
+        .idempotency(key)
         .fingerprint(args.fingerprint.as_ref().unwrap_or(&command).as_bytes())
         .retention(args.retention)
         .stakes(args.lease.stakes())
@@ -98,7 +115,7 @@ async fn run_once(
             say_if_cut(output.len(), global);
             Ok(Ended::Exited(0))
         }
-        Begun::InFlight(others) => Err(args.patience.in_vain(in_flight(&args.key, &others))),
+        Begun::InFlight(others) => Err(args.patience.in_vain(in_flight(key, &others))),
         Begun::Started(session) => work(orders, session, global, signals).await,
     }
 }
@@ -144,6 +161,43 @@ async fn work(
         }
         Ok(()) => Ok(ended),
     }
+}
+
+/// What `--prune --json` prints.
+#[derive(Debug, Default, Serialize)]
+struct PrunedView {
+    looked_at: usize,
+    removed: usize,
+    unreadable: usize,
+}
+
+/// Removes the outputs of all keys whose retention is over.
+async fn prune(global: &Global) -> Result<u8, Failure> {
+    let locks = global.connect().await?;
+    let (mut all, mut after) = (PrunedView::default(), None);
+    loop {
+        let Pruned { looked_at, removed, unreadable, next, .. } = locks.prune_idempotency_keys(after).await?;
+        all.looked_at += looked_at;
+        all.removed += removed;
+        all.unreadable += unreadable;
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    locks.close().await?;
+    if all.unreadable > 0 {
+        global.messages().note(&format!(
+            "records under idempotency/ that are no results, and stay: {}; RINGFENCE_LOG=warn names them",
+            all.unreadable
+        ));
+    }
+    if global.json {
+        print::json(&all)?;
+    } else {
+        print::line(&format!("results removed: {} of {}", all.removed, all.looked_at))?;
+    }
+    Ok(exit_codes::OK)
 }
 
 fn in_flight(key: &str, others: &Contention) -> String {

@@ -168,3 +168,89 @@ pub async fn idempotency_of_a_killed_process_starts_again(harness: &dyn Harness)
     is_done_with(ann.idempotency(&key), "by the next one").await;
     Ok(())
 }
+
+/// The whole of what [`Locks::prune_idempotency_keys`] has to look at: how many of it are removed.
+async fn prune(locks: &Locks) -> usize {
+    let (mut removed, mut after) = (0, None);
+    loop {
+        let pruned = within("a page is pruned", locks.prune_idempotency_keys(after)).await;
+        let pruned = pruned.expect("nothing is in the way");
+        removed += pruned.removed;
+        after = pruned.next;
+        if after.is_none() {
+            return removed;
+        }
+    }
+}
+
+/// What is past its retention is removed and is new; what is not, or is worked on, stays; and who was overtaken by all of that is
+/// refused.
+pub async fn idempotency_removes_what_is_past_its_retention(harness: &dyn Harness) -> Verdict {
+    let (ann, bob, group) = (locks(harness).await, locks(harness).await, fresh("idempotency"));
+    let key = |name: &str| format!("{group}/{name}");
+    let over = |name: &str| ann.idempotency(key(name)).retention(Duration::ZERO);
+    let record = |name: &str| ann.record(format!("idempotency/{}", key(name))).expect("a short name");
+    for name in ["over", "in hand", "late"] {
+        complete(start(over(name)).await, "old").await.expect("nobody is in the way");
+    }
+    complete(start(ann.idempotency(key("kept"))).await, "kept").await.expect("nobody is in the way");
+    let in_hand = start(bob.idempotency(key("in hand"))).await;
+    let hangs = ann.idempotency(key("late")).ttl(ttl(&ann, SHORT)).max_hold(Duration::ZERO);
+    let late = start(hangs).await;
+    within("the late one's lease is over", late.lost()).await;
+
+    // A lease that is over for its holder may live a moment longer at the store.
+    within("what is over is removed", async {
+        while record("late").read().await.expect("a read").is_some() {
+            prune(&ann).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(record("over").read().await.expect("a read"), None, "it is past its retention");
+    assert!(record("in hand").read().await.expect("a read").is_some(), "somebody works on it");
+    let refused = complete(late, "late").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Stale, "{refused:?}");
+    complete(in_hand, "new").await.expect("it was not disturbed");
+    assert_eq!(prune(&bob).await, 0, "there is nothing left that is over");
+    is_done_with(bob.idempotency(key("kept")), "kept").await;
+    is_done_with(bob.idempotency(key("in hand")), "new").await;
+    complete(start(bob.idempotency(key("over"))).await, "again").await.expect("the key is new");
+    Ok(())
+}
+
+/// While one prunes over and over, requests under keys that are always past their retention are each answered, and what is stored to
+/// stay is there in the end.
+pub async fn idempotency_is_not_disturbed_by_who_removes_what_is_over(harness: &dyn Harness) -> Verdict {
+    let (ann, bob, key) = (locks(harness).await, locks(harness).await, fresh("idempotency"));
+    let working = async {
+        for round in 0..5 {
+            // Both what is over when it is stored, and what the one who prunes may have seen before it was stored anew.
+            for retention in [Duration::ZERO, Duration::from_millis(1)] {
+                let session = start(ann.idempotency(&key).retention(retention).wait(WAIT)).await;
+                complete(session, "over").await.expect("it holds the key");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            let kept = format!("{key}/{round}");
+            complete(start(ann.idempotency(&kept).retention(Duration::ZERO).wait(WAIT)).await, "over")
+                .await
+                .expect("it holds the key");
+            complete(start(ann.idempotency(&kept).wait(WAIT)).await, "kept").await.expect("it holds the key");
+        }
+    };
+    let pruning = async {
+        loop {
+            prune(&bob).await;
+            // Where nothing is to be waited for, as in memory, the others would never have their turn.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        () = working => {}
+        never = pruning => match never {},
+    }
+    for round in 0..5 {
+        is_done_with(bob.idempotency(format!("{key}/{round}")), "kept").await;
+    }
+    Ok(())
+}

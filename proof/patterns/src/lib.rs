@@ -32,6 +32,8 @@ macro_rules! patterns {
             idempotency::idempotency_keeps_the_result_that_was_stored_first
             idempotency::idempotency_of_one_that_is_cut_off_is_done_by_another
             idempotency::idempotency_of_a_killed_process_starts_again
+            idempotency::idempotency_removes_what_is_past_its_retention
+            idempotency::idempotency_is_not_disturbed_by_who_removes_what_is_over
             leader::leader_is_one_and_the_next_has_a_later_term
             leader::leader_is_observed_in_order
             leader::leader_of_one_process_follows_another_in_its_own_term

@@ -13,7 +13,7 @@ mod partitions;
 
 use ringfence_core::{LockName, Result};
 
-pub use self::idempotency::{Begun, Idempotency, KEY_MAX, RESULT_MAX, RETENTION_DEFAULT, Session};
+pub use self::idempotency::{Begun, Idempotency, KEY_MAX, Pruned, RESULT_MAX, RETENTION_DEFAULT, Session};
 pub use self::leader::{Election, Leader, Leadership, Observation};
 pub use self::once::{
     HISTORY_MAX, Missed, Once, OnceOutcome, OnceStart, Run, RunEntry, RunOutcome, Skipped, Window,

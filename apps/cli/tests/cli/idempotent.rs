@@ -185,6 +185,55 @@ fn a_key_is_new_when_its_retention_is_over() {
 }
 
 #[test]
+fn what_is_past_its_retention_is_removed_and_nothing_else() {
+    let store = Store::new();
+    let over = ["--retention", "1ms"];
+    for key in ["over", "over, too"] {
+        run(&store, idempotent(&over, key, script_ok())).with_code(0);
+    }
+    run(&store, idempotent(&[], "kept", "echo kept")).with_code(0);
+    let script = "[ -e go ] || { echo ready; exec sleep 1000; }; echo ok";
+    fs::write(store.path("go"), "").unwrap();
+    run(&store, idempotent(&over, "in hand", script)).with_code(0);
+    fs::remove_file(store.path("go")).unwrap();
+    let working = Running::start(&mut command(&store, idempotent(&[], "in hand", script)));
+    working.expect("ready");
+
+    let said = store.ringfence(["idempotent", "--prune"]).with_code(0).stdout;
+    assert_eq!(said, "results removed: 2 of 4\n");
+    let records = store.ringfence(["record", "ls"]).with_code(0).stdout;
+    assert!(
+        records.contains("in hand") && records.contains("kept") && !records.contains("over"),
+        "{records}"
+    );
+    assert_eq!(run(&store, idempotent(&[], "kept", script_ok())).with_code(0).stdout, "kept\n");
+    let json = store.ringfence(["--json", "idempotent", "--prune"]).with_code(0).json();
+    assert_eq!(json, serde_json::json!({"looked_at": 2, "removed": 0, "unreadable": 0}));
+
+    // What others keep there is not ours to remove.
+    run(
+        &store,
+        vec![
+            "run",
+            "idempotency/other",
+            "--",
+            "sh",
+            "-c",
+            "echo x | \"$0\" record put idempotency/other",
+            RINGFENCE,
+        ],
+    )
+    .with_code(0);
+    let said = store.ringfence(["idempotent", "--prune"]).with_code(0).saying("no results, and stay: 1");
+    assert_eq!(said.stdout, "results removed: 0 of 3\n");
+    store.ringfence(["record", "get", "idempotency/other"]).with_code(0);
+    for with in ["--retention=1h", "a", "--ttl=3s", "-n"] {
+        store.ringfence(["idempotent", "--prune", with]).with_code(64).saying("cannot be used with");
+    }
+    store.ringfence(["idempotent"]).with_code(64);
+}
+
+#[test]
 fn more_output_than_is_kept_is_printed_once_and_its_beginning_again() {
     let store = Store::new();
     let script = "echo run >>log; yes | head -c 200000";

@@ -57,6 +57,11 @@ impl Kept {
         })?;
         Ok(Self { head, result: value.slice((head_ends + 1).min(value.len())..) })
     }
+
+    /// Whether its retention is over: then the key is new.
+    pub(super) fn is_over(&self, now: WallTime) -> bool {
+        self.head.expires <= now
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Idempotency keys: a request that comes twice is done once, and both get the same answer.
 
 mod kept;
+mod prune;
 mod session;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::stakes::Stakes;
 
 use self::kept::Kept;
 pub use self::kept::RESULT_MAX;
+pub use self::prune::Pruned;
 pub use self::session::Session;
 
 /// What the names of these locks begin with.
@@ -118,7 +120,8 @@ impl Idempotency {
         self
     }
 
-    /// For how long a result is kept, from its completion on: [`RETENTION_DEFAULT`] unless you choose. After it the key is new.
+    /// For how long a result is kept, from its completion on: [`RETENTION_DEFAULT`] unless you choose. After it the key is new, and
+    /// [`Locks::prune_idempotency_keys`] removes what is left of it.
     ///
     /// By the time of day of the backend's server, or of this machine where the backend has no server: a clock that is set
     /// changes how long that is.
@@ -262,7 +265,7 @@ impl Work {
     fn result_in(&self, record: Option<Record>) -> Result<Option<Bytes>> {
         let Some(record) = record else { return Ok(None) };
         let kept = Kept::of_value(self.name(), &record.value)?;
-        if kept.head.expires <= self.calendar.time(&*self.hall.clock) {
+        if kept.is_over(self.calendar.time(&*self.hall.clock)) {
             return Ok(None);
         }
         self.compare(kept.head.fingerprint.as_deref(), "was done")?;

@@ -70,7 +70,8 @@ impl Session {
     /// **Whatever the error, the work is done and its result is not known to be stored.** The session still holds what it
     /// held: complete it again, or drop it and let the next one start.
     /// - [`ErrorKind::Stale`] or [`ErrorKind::TokenCollision`]: the lease was lost and somebody else may have started the work
-    ///   again; theirs is the result that counts. Begin again to learn it.
+    ///   again; theirs is the result that counts. Begin again to learn it. So it is where the key was
+    ///   [pruned](crate::Locks::prune_idempotency_keys) since.
     /// - [`ErrorKind::InvalidRequest`]: the result is too large. Keep it elsewhere, and complete with where it is.
     /// - [`ErrorKind::Unavailable`]: it may be stored or not.
     ///
@@ -115,6 +116,11 @@ impl Session {
         let (first, most) = PAUSES;
         let mut backoff = Backoff::new(first, most);
         while let Err(error) = self.work.record.write(self.token, value.clone()).await {
+            // What it opened is gone, so somebody with a later token has removed it.
+            if error.kind() == ErrorKind::NotOpened {
+                let why = "its lease was lost, and the key was pruned or its record removed since";
+                return Err(not_stored(Error::new(ErrorKind::Stale, why).because(error)));
+            }
             let again = error.kind() == ErrorKind::Unavailable && guard.is_held() && clock.now() < patience;
             if !again {
                 return Err(not_stored(error));
