@@ -63,7 +63,7 @@ const LOOK: &str = "
         pg_catalog.current_setting('max_connections')::bigint
             - pg_catalog.current_setting('superuser_reserved_connections')::bigint AS connections_max,
         current_user::text AS role,
-        (SELECT pg_catalog.string_agg(p.oid::regprocedure::text, ', ') FROM pg_catalog.pg_proc p
+        (SELECT pg_catalog.string_agg(p.oid::regprocedure::text, ', ' ORDER BY p.proname) FROM pg_catalog.pg_proc p
             WHERE p.pronamespace = pg_catalog.to_regnamespace($1)
                 AND NOT pg_catalog.has_function_privilege(p.oid, 'EXECUTE')) AS closed";
 
@@ -107,7 +107,10 @@ fn rights(row: &Row) -> Finding {
         Some(closed) => Finding::problem(
             ABOUT,
             format!("the role {role:?} may not call {closed}"),
-            format!("have the schema's owner run `ringfence setup URL --grant-to {role}`"),
+            format!(
+                "have the schema's owner run `ringfence setup URL --grant-to {role}`, again where it was run before: a newer \
+                 version of the schema has functions that nobody was let in to"
+            ),
         ),
     }
 }

@@ -217,10 +217,11 @@ impl fmt::Display for Schema {
 
 #[cfg(test)]
 mod tests {
-    use ringfence_core::BackendUrl;
+    use ringfence_core::{BackendUrl, Severity, SystemClock};
     use ringfence_servers::Postgres;
 
     use super::*;
+    use crate::checks::Checks;
     use crate::link::tests::{ask, link};
     use crate::{setup, setup_script};
 
@@ -379,6 +380,34 @@ mod tests {
             "0"
         );
         assert_eq!(server.psql("SELECT max(number) FROM ringfence.forgotten").await, "7");
+    }
+
+    /// Who was let in to an older schema is not let in to what an upgrade brings, and the doctor names it.
+    #[tokio::test]
+    async fn what_an_upgrade_brought_is_named_to_a_role_that_was_not_let_in_again() {
+        let Some(server) = Postgres::start().await else { return };
+        let (schema, ann) = (Schema::default(), Role::new("ann").unwrap());
+        let first = schema.place(&STEPS[0].concat());
+        let grants = schema.grants(&ann).join("; ");
+        server.psql("CREATE ROLE ann LOGIN").await;
+        let end = schema.place(&include_str!("sql/end.sql").replace("@version@", "1"));
+        server.psql(&format!("CREATE SCHEMA ringfence; {first}; {end}; {grants}")).await;
+        link(&server.url()).unwrap().connect().await.unwrap();
+
+        let link = link(&server.url_of("ann")).unwrap();
+        let rights = async || {
+            let findings = Checks::default().examine(&link, &SystemClock::new()).await.unwrap();
+            findings.into_iter().find(|finding| finding.about == "rights").unwrap()
+        };
+        let lacks = rights().await;
+        assert_eq!(lacks.severity, Severity::Problem, "{lacks:?}");
+        let names = ["list_records(", "remove_record("];
+        assert!(names.iter().all(|name| lacks.what.contains(&format!("ringfence.{name}"))), "{lacks:?}");
+        assert!(!lacks.what.contains("ringfence.floor("), "what it was let in to before: {lacks:?}");
+        assert!(lacks.advice.as_ref().unwrap().contains("setup URL --grant-to ann"), "{lacks:?}");
+        setup(&url(&server.url()), Some("ann")).await.unwrap();
+        let mended = rights().await;
+        assert_eq!(mended.severity, Severity::Fine, "{mended:?}");
     }
 
     #[tokio::test]
