@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use insta::assert_snapshot;
 use nix::sys::signal::Signal;
-use ringfence_servers::{Hook, Posted, Postgres, RedisServer};
+use ringfence_servers::{Hook, Pgbouncer, Posted, Postgres, PostgresOptions, RedisOptions, RedisServer};
 use serde_json::Value;
 
 use crate::support::{Done, Running, Store, eventually};
@@ -75,6 +75,12 @@ fn sqlite(store: &Store) -> Option<Database> {
 fn relay(store: &Store, database: &Database, to: &str, flags: &[&str]) -> Running {
     let mut command = store.command(["outbox", "relay", &database.url, "--to", to].iter().chain(flags));
     Running::start(command.env("RINGFENCE_LOG", "off").stderr(Stdio::null()))
+}
+
+/// How many messages are not sent.
+fn pending(store: &Store, url: &str) -> u64 {
+    let status = store.ringfence(["outbox", "status", "--json", url]).with_code(0).json();
+    status["pending"].as_u64().unwrap()
 }
 
 /// Checks that nothing was lost, that each key came in order, and that what came twice is the same message and says so. Returns how
@@ -306,6 +312,97 @@ async fn a_stream_of_redis() {
     assert!(entries.contains("one") && entries.contains("42"), "{entries}");
     relay.signal(Signal::SIGTERM);
     assert_eq!(relay.end().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_stream_of_redis_by_tls() {
+    let Some(server) = RedisOptions::new().tls().password("secret").start().await else { return };
+    let store = Store::new();
+    let Some(database) = sqlite(&store) else { return };
+    database.put([("42".to_owned(), "one".to_owned())]);
+    let relay = || store.command(["outbox", "relay", &database.url, "--to", &server.url()]);
+    is_not_believed(&store, &mut relay());
+    assert_eq!(server.command(&["DBSIZE"]).await, "0");
+    let authority = server.authority().unwrap();
+    let trusting = Running::start(relay().env("SSL_CERT_FILE", authority).stderr(Stdio::null()));
+    eventually("it is sent", || (pending(&store, &database.url) == 0).then_some(()));
+    assert!(server.command(&["XRANGE", "t", "-", "+"]).await.contains("one"));
+    trusting.signal(Signal::SIGTERM);
+    assert_eq!(trusting.end().code(), Some(0));
+}
+
+/// A server whose authority is not one of the system's is nobody that messages are sent to.
+fn is_not_believed(store: &Store, relay: &mut Command) {
+    let log = store.path("log");
+    let relay = Running::start(relay.stderr(fs::File::create(&log).unwrap()));
+    eventually("it says so", || {
+        fs::read_to_string(&log).unwrap().contains("the sink is not there").then_some(())
+    });
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.end().code(), Some(0));
+}
+
+/// Takes posts by TLS with the certificate and the key that it is given, and prints its port and what it takes.
+const HTTPS: &str = "
+import http.server, ssl, sys
+class Taker(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        print(self.path, self.rfile.read(int(self.headers['content-length'])).decode(), flush=True)
+        self.send_response(204)
+        self.end_headers()
+    def log_message(self, *args): pass
+server = http.server.HTTPServer(('127.0.0.1', 0), Taker)
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+tls.load_cert_chain(*sys.argv[1:])
+server.socket = tls.wrap_socket(server.socket, server_side=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+";
+
+#[tokio::test]
+async fn from_postgres_by_tls_to_a_webhook_by_tls() {
+    let Some(python) = ringfence_servers::require("python3") else { return };
+    let Some(server) = PostgresOptions::new().tls().start().await else { return };
+    let store = Store::new();
+    let database = Database::of_postgres(&store, &server);
+    let [authority, certificate, key] = server.certificates().unwrap();
+    let taker = Running::start(
+        Command::new(python).args(["-c", HTTPS]).args([certificate, key]).stdout(Stdio::piped()),
+    );
+    let hook = format!("https://127.0.0.1:{}/hook", taker.line().unwrap());
+    database.put([("42".to_owned(), "one".to_owned())]);
+    let relay = || store.command(["outbox", "relay", &database.url, "--to", &hook]);
+    is_not_believed(&store, &mut relay());
+    let trusting = Running::start(relay().env("SSL_CERT_FILE", authority).stderr(Stdio::null()));
+    taker.expect("/hook one");
+    eventually("it is settled", || (pending(&store, &database.url) == 0).then_some(()));
+    trusting.signal(Signal::SIGTERM);
+    assert_eq!(trusting.end().code(), Some(0));
+    // The database is believed by its authority alone, too.
+    let stranger = database.url.split("&sslrootcert").next().unwrap();
+    store.ringfence(["outbox", "status", stranger]).with_code(69);
+}
+
+#[tokio::test]
+async fn behind_a_pooler_that_lends_a_session_for_a_transaction() {
+    let Some(server) = Postgres::start().await else { return };
+    let Some(pooler) = Pgbouncer::start(&server, "transaction").await else { return };
+    let store = Store::new();
+    let mut database = Database::of_postgres(&store, &server);
+    database.url = pooler.url();
+    store.ringfence(["outbox", "setup", &database.url]).with_code(0);
+    let hook = Hook::taking_everything();
+    // Two of them and an operator, so that the sessions of the server go from hand to hand.
+    let relays = [(); 2].map(|()| relay(&store, &database, &hook.url(), &["--batch", "5"]));
+    for _ in 0..3 {
+        database.put_many(8, 5);
+        eventually("all is sent", || (pending(&store, &database.url) == 0).then_some(()));
+    }
+    assert_eq!(hook.posted().len(), 120, "nothing was sent twice");
+    for relay in relays {
+        relay.signal(Signal::SIGTERM);
+        assert_eq!(relay.end().code(), Some(0));
+    }
 }
 
 #[test]

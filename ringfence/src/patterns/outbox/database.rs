@@ -81,9 +81,13 @@ pub trait Connection: Send {
     fn script<'a>(&'a mut self, sql: &'a str) -> BoxFuture<'a, Result<(), sqlx::Error>>;
 }
 
+/// A connection of a relay or an operator to PostgreSQL. Its statements have no names, because a pooler that lends a session for a
+/// transaction would have another client meet them.
+struct Nameless(PgConnection);
+
 /// Both drivers have the same methods, and no trait of sqlx has them for both in a signature that one can read.
 macro_rules! connection {
-    ($connection:ty, $database:ty, $kind:expr) => {
+    ($connection:ty, $database:ty, $kind:expr, named: $named:expr, $this:ident => $driver:expr) => {
         impl Connection for $connection {
             fn kind(&self) -> Kind {
                 $kind
@@ -95,9 +99,14 @@ macro_rules! connection {
                 values: &'a [Value],
             ) -> BoxFuture<'a, Result<Vec<Row>, sqlx::Error>> {
                 Box::pin(async move {
-                    let sql = $kind.sql(sql);
-                    let rows =
-                        bind::<$database>(sqlx::query(AssertSqlSafe(sql)), values).fetch_all(self).await?;
+                    let ($this, sql) = (self, AssertSqlSafe($kind.sql(sql)));
+                    // One message, also where a pooler lends a session for a single one outside of a transaction.
+                    let rows = if values.is_empty() {
+                        ($driver).fetch_all(sqlx::raw_sql(sql)).await?
+                    } else {
+                        let query = bind::<$database>(sqlx::query(sql).persistent($named), values);
+                        query.fetch_all($driver).await?
+                    };
                     rows.iter().map(columns).collect()
                 })
             }
@@ -108,16 +117,16 @@ macro_rules! connection {
                 values: &'a [Value],
             ) -> BoxFuture<'a, Result<u64, sqlx::Error>> {
                 Box::pin(async move {
-                    let sql = $kind.sql(sql);
-                    let done =
-                        bind::<$database>(sqlx::query(AssertSqlSafe(sql)), values).execute(self).await?;
-                    Ok(done.rows_affected())
+                    let ($this, sql) = (self, AssertSqlSafe($kind.sql(sql)));
+                    let query = bind::<$database>(sqlx::query(sql).persistent($named), values);
+                    Ok(query.execute($driver).await?.rows_affected())
                 })
             }
 
             fn script<'a>(&'a mut self, sql: &'a str) -> BoxFuture<'a, Result<(), sqlx::Error>> {
                 Box::pin(async move {
-                    self.execute(sqlx::raw_sql(AssertSqlSafe($kind.sql(sql)))).await?;
+                    let $this = self;
+                    ($driver).execute(sqlx::raw_sql(AssertSqlSafe($kind.sql(sql)))).await?;
                     Ok(())
                 })
             }
@@ -125,8 +134,9 @@ macro_rules! connection {
     };
 }
 
-connection!(PgConnection, Postgres, Kind::Postgres);
-connection!(SqliteConnection, Sqlite, Kind::Sqlite);
+connection!(PgConnection, Postgres, Kind::Postgres, named: true, caller => &mut *caller);
+connection!(Nameless, Postgres, Kind::Postgres, named: false, own => &mut own.0);
+connection!(SqliteConnection, Sqlite, Kind::Sqlite, named: true, either => &mut *either);
 
 type Query<'a, D> = sqlx::query::Query<'a, D, <D as sqlx::Database>::Arguments>;
 
@@ -341,7 +351,7 @@ impl Place {
     pub(super) async fn connect(&self) -> Result<Box<dyn Connection>> {
         let connect = async {
             Ok::<Box<dyn Connection>, sqlx::Error>(match &self.options {
-                Options::Postgres(options) => Box::new(options.connect().await?),
+                Options::Postgres(options) => Box::new(Nameless(options.connect().await?)),
                 Options::Sqlite(options) => Box::new(options.connect().await?),
             })
         };
@@ -456,6 +466,8 @@ fn postgres(url: &BackendUrl) -> Result<PgConnectOptions> {
     if let Some(file) = url.param("sslkey") {
         options = options.ssl_client_key(file);
     }
+    // A pooler refuses a parameter of a session that it does not know, and we have no floats.
+    let options = options.extra_float_digits(None);
     Ok(options.application_name(url.param("application_name").unwrap_or("ringfence outbox")))
 }
 

@@ -58,14 +58,19 @@ pub(super) enum Look {
     Nothing(Option<Duration>),
 }
 
+/// A text in a statement that stands alone: only such a one needs no values, and so one message to a pooler.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
 /// A look at the outbox, before anything is written. One round trip, or two.
 pub(super) async fn look(place: &Place, connection: &mut dyn Connection) -> Result<Look> {
-    let clock = [Value::Text(place.kind().clock()?)];
+    let clock = literal(&place.kind().clock()?);
     let free = format!(
-        "SELECT count(*) FROM @lanes@ l WHERE (l.until <= @lane_time@ OR l.clock <> $1)
+        "SELECT count(*) FROM @lanes@ l WHERE (l.until <= @lane_time@ OR l.clock <> {clock})
             AND EXISTS (SELECT 1 FROM @messages@ m WHERE m.lane = l.lane AND {DUE})"
     );
-    if integer(place.in_time(connection.rows(&free, &clock)).await?)? > 0 {
+    if integer(place.in_time(connection.rows(&free, &[])).await?)? > 0 {
         return Ok(Look::Work);
     }
     let next = "SELECT min(retry_at) - @now@ FROM @messages@ WHERE retry_at IS NOT NULL AND dead_at IS NULL";
@@ -272,8 +277,11 @@ pub(super) async fn status(place: &Place, connection: &mut dyn Connection) -> Re
         lists.push(rows.into_iter().map(troubled).collect::<Result<Vec<_>>>()?);
     }
     let [waiting, dead_letters] = <[_; 2]>::try_from(lists).expect("two are asked for");
-    let relays = "SELECT relay, count(*) FROM @lanes@ WHERE until > @lane_time@ AND clock = $1 GROUP BY relay ORDER BY relay";
-    let rows = place.in_time(connection.rows(relays, &[Value::Text(place.kind().clock()?)])).await?;
+    let clock = literal(&place.kind().clock()?);
+    let relays = format!(
+        "SELECT relay, count(*) FROM @lanes@ WHERE until > @lane_time@ AND clock = {clock} GROUP BY relay ORDER BY relay"
+    );
+    let rows = place.in_time(connection.rows(&relays, &[])).await?;
     let relays = rows
         .into_iter()
         .map(|mut row| Ok(AtWork { relay: next_text(&mut row)?, lanes: unsigned(next_integer(&mut row)?)? }));
