@@ -77,6 +77,6 @@ pub(crate) fn run_on(core: usize) {
     sched_setaffinity(None, &set).expect("a choice of cores");
 }
 
-fn cores() -> usize {
+pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

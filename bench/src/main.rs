@@ -16,6 +16,7 @@ mod held;
 mod killed;
 mod network;
 mod one_process;
+mod patterns;
 mod peers;
 mod postgres;
 mod processes;
@@ -30,13 +31,14 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::contender::{runtime, small_runtime};
+use crate::patterns::place::On;
 use crate::report::Report;
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", about = "Ringfence beside raw locks and stores, as ratios in one run")]
 struct Options {
     /// Run these cases only.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Case>,
     /// How often every subject of a case is run; the medians are printed.
     #[arg(long, default_value_t = 3)]
@@ -50,6 +52,15 @@ struct Options {
     /// How many servers etcd and `ZooKeeper` have, each of which is told everything.
     #[arg(long, default_value_t = 1)]
     servers: usize,
+    /// The backends that patterns run on.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = On::value_variants().to_vec())]
+    on: Vec<On>,
+    /// How many members share partitions, before one joins and leaves.
+    #[arg(long, value_delimiter = ',', default_value = "2,10,50")]
+    members: Vec<u32>,
+    /// How many partitions they share.
+    #[arg(long, value_delimiter = ',', default_value = "64,1000")]
+    partitions: Vec<u32>,
     /// Where to put the stores: a directory on the disk to be measured.
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     directory: PathBuf,
@@ -99,6 +110,12 @@ enum Case {
     PostgresContended,
     /// 10,000 leases on PostgreSQL, kept for a minute.
     PostgresHeld,
+    /// A job that is due, and one that is not, on every backend.
+    Once,
+    /// Requests that are new, done and in flight, on every backend.
+    Idempotency,
+    /// A member joins those who share partitions, and leaves, on every backend of several processes.
+    Partitions,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -118,6 +135,9 @@ enum Worker {
     /// Holds many leases on a server.
     #[command(hide = true)]
     HoldOnServer(network::hold::Hold),
+    /// Shares partitions.
+    #[command(hide = true)]
+    Members(patterns::partitions::Members),
 }
 
 fn main() {
@@ -128,6 +148,7 @@ fn main() {
         Some(Worker::Victim(victim)) => return victim.run(),
         Some(Worker::Contender(contender)) => return contender.run(),
         Some(Worker::HoldOnServer(hold)) => return hold.run(),
+        Some(Worker::Members(members)) => return members.run(),
         None => {}
     }
     let wanted = |case| options.only.is_empty() || options.only.contains(&case);
@@ -182,6 +203,16 @@ fn main() {
     }
     if wanted(Case::PostgresHeld) {
         postgres::held::measure(&mut report, Duration::from_secs(options.held_seconds));
+    }
+    let Options { on, directory, rounds, members, partitions, .. } = &options;
+    if wanted(Case::Once) {
+        patterns::once::measure(&mut report, on, directory, *rounds, length);
+    }
+    if wanted(Case::Idempotency) {
+        patterns::idempotency::measure(&mut report, on, directory, *rounds, length);
+    }
+    if wanted(Case::Partitions) {
+        patterns::partitions::measure(&mut report, on, directory, *rounds, members, partitions);
     }
     report.write(&options.json);
 }

@@ -4,8 +4,6 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use clap::ValueEnum;
-
 use super::whose::Whose;
 use crate::contender::Outcome;
 use crate::contest::Contest;
@@ -39,7 +37,7 @@ pub(crate) struct Subject {
 }
 
 /// The most processes of clients that want the same lock, unless a subject says otherwise; more clients than these share one.
-const PROCESSES_MAX: u64 = 17;
+pub(crate) const PROCESSES_MAX: u64 = 17;
 
 /// Each machine of Java costs as much as all others together.
 const JAVA_PROCESSES_MAX: u64 = 2;
@@ -117,14 +115,8 @@ impl Subject {
 
     fn command(&self) -> Option<Command> {
         let script = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name);
-        let here = |whose: Whose| {
-            let mut command = Command::new(std::env::current_exe().expect("this program"));
-            let whose = whose.to_possible_value().expect("a name");
-            command.args(["contender", "--whose", whose.get_name()]);
-            command
-        };
-        let ours = |whose, url| {
-            let mut command = here(whose);
+        let ours = |whose: Whose, url| {
+            let mut command = whose.program();
             command.args(["--url", url]);
             Some(command)
         };
@@ -132,9 +124,9 @@ impl Subject {
             Program::Ours(url) => ours(Whose::Ringfence, url),
             Program::OurWaiters(url) => ours(Whose::Waiters, url),
             Program::Here(Whose::Etcdctl) => {
-                ringfence_servers::require("etcdctl").map(|_| here(Whose::Etcdctl))
+                ringfence_servers::require("etcdctl").map(|_| Whose::Etcdctl.program())
             }
-            Program::Here(whose) => Some(here(whose)),
+            Program::Here(whose) => Some(whose.program()),
             Program::Rust(name) => built(name),
             Program::Python(name) => {
                 let mut command = ringfence_servers::python()?;

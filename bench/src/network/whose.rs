@@ -1,11 +1,13 @@
 //! Whose locks the processes of a case take.
 
+use std::process::Command;
+
 use clap::ValueEnum;
 use ringfence::Locks;
 
 use super::ours::Waiters;
 use crate::contender::Contender;
-use crate::{etcd, postgres, redis, zookeeper};
+use crate::{etcd, patterns, postgres, redis, zookeeper};
 
 /// A process that takes locks on a server for a while.
 #[derive(Debug, clap::Args)]
@@ -45,6 +47,31 @@ pub(crate) enum Whose {
     PostgresRoundTrips,
     #[cfg(feature = "peers")]
     Sqlx,
+    /// A job that is due whenever it is called for, and one that is not.
+    OnceDue,
+    OnceDone,
+    /// A new key for each request, the same one after it is done, and the same one while somebody works on it.
+    KeyNew,
+    KeyDone,
+    KeyInFlight,
+    /// What a new key needs at least.
+    RedisKey,
+    PostgresKey,
+}
+
+impl Whose {
+    /// This program, as one of its processes.
+    pub(crate) fn program(self) -> Command {
+        let mut command = this_program();
+        let whose = self.to_possible_value().expect("a name");
+        command.args(["contender", "--whose", whose.get_name()]);
+        command
+    }
+}
+
+/// A process of the benchmark.
+pub(crate) fn this_program() -> Command {
+    Command::new(std::env::current_exe().expect("this program"))
 }
 
 impl Taker {
@@ -70,6 +97,13 @@ impl Taker {
             Whose::PostgresRoundTrips => contender.run_with::<postgres::clients::RoundTrips>(),
             #[cfg(feature = "peers")]
             Whose::Sqlx => contender.run_with::<postgres::crates::Sqlx>(),
+            Whose::OnceDue => contender.run_with::<patterns::clients::OnceDue>(),
+            Whose::OnceDone => contender.run_with::<patterns::clients::OnceDone>(),
+            Whose::KeyNew => contender.run_with::<patterns::clients::KeyNew>(),
+            Whose::KeyDone => contender.run_with::<patterns::clients::KeyDone>(),
+            Whose::KeyInFlight => contender.run_with::<patterns::clients::KeyInFlight>(),
+            Whose::RedisKey => contender.run_with::<redis::clients::Key>(),
+            Whose::PostgresKey => contender.run_with::<postgres::clients::Key>(),
             Whose::EtcdEvent => contender.signal::<etcd::clients::Signals>(false),
             Whose::EtcdEventAndWrite => contender.signal::<etcd::clients::Signals>(true),
             Whose::ZookeeperEvent => contender.signal::<zookeeper::clients::Signals>(false),

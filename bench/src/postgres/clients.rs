@@ -9,12 +9,14 @@ use tokio_postgres::{Client, NoTls, Statement};
 
 use crate::contender::TTL;
 use crate::contender::client::{LockClient, Servers};
+use crate::patterns::clients::RECEIPT;
 
-/// Where the bare leases are, with room in its pages for the next version of a row, as ours have it.
+/// Where the bare keys are, and the bare leases, with room in its pages for the next version of a row, as ours have it.
 pub(super) const TABLE: &str = r#"
     CREATE TABLE bare (
         name text COLLATE "C" PRIMARY KEY, number bigint NOT NULL, nonce bigint, ends timestamptz NOT NULL, holder text
-    ) WITH (fillfactor = 50)
+    ) WITH (fillfactor = 50);
+    CREATE TABLE bare_keys (key text COLLATE "C" PRIMARY KEY, result text);
 "#;
 
 /// Takes a lease where it is free, and counts. On the disk when it is answered.
@@ -125,6 +127,42 @@ impl LockClient for Advisory {
     async fn release(&self, number: i64) -> bool {
         let row = self.client.query_one(&self.unlock, &[&number]).await.expect("an answer");
         row.get(0)
+    }
+}
+
+/// An idempotency key as many have it: a row when a request comes, and its result in it. Nothing is behind a fence.
+#[derive(Clone)]
+pub(crate) struct Key {
+    client: Arc<Client>,
+    begin: Statement,
+    complete: Statement,
+    attempts: Arc<AtomicI64>,
+}
+
+impl LockClient for Key {
+    type Held = String;
+
+    async fn connect(servers: &Servers) -> Self {
+        const BEGIN: &str = "INSERT INTO bare_keys (key) VALUES ($1) ON CONFLICT DO NOTHING";
+        const COMPLETE: &str = "UPDATE bare_keys SET result = $2 WHERE key = $1";
+        let client = connect(servers).await;
+        Self {
+            begin: client.prepare(BEGIN).await.expect("a statement"),
+            complete: client.prepare(COMPLETE).await.expect("a statement"),
+            client,
+            attempts: Arc::default(),
+        }
+    }
+
+    async fn acquire(&self, name: &str) -> String {
+        let name = format!("{name}/{}", self.attempts.fetch_add(1, Ordering::Relaxed));
+        let begun = self.client.execute(&self.begin, &[&name]).await.expect("an answer");
+        assert_eq!(begun, 1, "{name} is new");
+        name
+    }
+
+    async fn release(&self, name: String) -> bool {
+        self.client.execute(&self.complete, &[&name, &RECEIPT]).await.expect("an answer") == 1
     }
 }
 

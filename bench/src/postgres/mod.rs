@@ -6,7 +6,7 @@ pub(crate) mod contended;
 #[cfg(feature = "peers")]
 pub(crate) mod crates;
 pub(crate) mod held;
-mod server;
+pub(crate) mod server;
 pub(crate) mod uncontended;
 
 use crate::network::subject::{Program, Subject};
@@ -26,8 +26,8 @@ struct Recipe {
     pairs_by_limit: Goal,
 }
 
-const LEASES_URL: &str = "postgres://postgres@HOSTS/postgres";
-const ADVISORY_URL: &str = "postgres://postgres@HOSTS/postgres?recipe=advisory";
+pub(crate) const LEASES_URL: &str = "postgres://postgres@HOSTS/postgres";
+pub(crate) const ADVISORY_URL: &str = "postgres://postgres@HOSTS/postgres?recipe=advisory";
 
 const RECIPES: [Recipe; 2] = [
     Recipe {

@@ -10,14 +10,14 @@ use super::clients::TABLE;
 /// For all processes of a case: 17 that wait for advisory locks have up to 18 each. By default it has room for 100.
 const CONNECTIONS: &str = "400";
 
-pub(super) struct Server {
+pub(crate) struct Server {
     runtime: Runtime,
     postgres: Postgres,
 }
 
 impl Server {
     /// `None`, and said, where PostgreSQL is not installed.
-    pub(super) fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let runtime = crate::small_runtime();
         let options = PostgresOptions::new().set("max_connections", CONNECTIONS);
         let postgres = runtime.block_on(options.start())?;
@@ -25,7 +25,7 @@ impl Server {
         Some(Self { runtime, postgres })
     }
 
-    pub(super) fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.postgres.port()
     }
 
@@ -38,9 +38,9 @@ impl Server {
     }
 
     /// Ends what a subject has left behind, and forgets it.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.runtime.block_on(self.postgres.terminate_backends());
-        self.psql("DROP SCHEMA IF EXISTS ringfence CASCADE; TRUNCATE bare; CHECKPOINT");
+        self.psql("DROP SCHEMA IF EXISTS ringfence CASCADE; TRUNCATE bare, bare_keys; CHECKPOINT");
     }
 
     /// How many transactions that write have begun.

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Script, Value};
+use ringfence::patterns::RETENTION_DEFAULT;
 
 use crate::contender::TTL;
 use crate::contender::client::{LockClient, Servers};
+use crate::patterns::clients::RECEIPT;
 
 /// The release that everybody writes.
 pub(crate) const COMPARE_AND_DELETE: &str =
@@ -52,6 +54,37 @@ impl LockClient for Raw {
         let deleted: u64 =
             self.release.key(name).arg(value).invoke_async(&mut connection).await.expect("an answer");
         deleted == 1
+    }
+}
+
+/// An idempotency key as many have it: `SET NX PX` when a request comes, and `SET` with its result. Nothing is behind a fence, and who is
+/// slow overwrites what its successor wrote.
+#[derive(Clone)]
+pub(crate) struct Key {
+    connection: MultiplexedConnection,
+    attempts: Arc<AtomicU64>,
+}
+
+impl LockClient for Key {
+    type Held = String;
+
+    async fn connect(servers: &Servers) -> Self {
+        Self { connection: connection(servers.ports[0]).await, attempts: Arc::default() }
+    }
+
+    async fn acquire(&self, name: &str) -> String {
+        let name = format!("{name}/{}", self.attempts.fetch_add(1, Ordering::Relaxed));
+        let mut set = redis::cmd("SET");
+        set.arg(&name).arg("in flight").arg("NX").arg("PX").arg(TTL.as_secs() * 1000);
+        let set: Value = set.query_async(&mut self.connection.clone()).await.expect("an answer");
+        assert_eq!(set, Value::Okay, "{name} is new");
+        name
+    }
+
+    async fn release(&self, name: String) -> bool {
+        let mut set = redis::cmd("SET");
+        set.arg(name).arg(RECEIPT).arg("PX").arg(RETENTION_DEFAULT.as_millis());
+        set.query_async::<Value>(&mut self.connection.clone()).await.expect("an answer") == Value::Okay
     }
 }
 

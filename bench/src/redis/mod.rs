@@ -6,5 +6,5 @@ pub(crate) mod contended;
 pub(crate) mod crates;
 pub(crate) mod held;
 pub(crate) mod redlock;
-mod server;
+pub(crate) mod server;
 pub(crate) mod uncontended;

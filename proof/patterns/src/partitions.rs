@@ -36,7 +36,10 @@ struct Ledger(Arc<Mutex<Owners>>);
 type Owners = BTreeMap<u32, (Nonce, FencingToken)>;
 
 /// Who should own a partition, computed as the guide says that others may.
-fn owner(members: &[Nonce], partition: u32) -> Nonce {
+///
+/// # Panics
+/// Where nobody is a member.
+pub fn owner(members: &[Nonce], partition: u32) -> Nonce {
     let wants = |member: &Nonce| {
         let mut mixed =
             member.get().wrapping_add(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(u64::from(partition) + 1));

@@ -1,0 +1,22 @@
+//! Once per window: a run whose work is nothing, and a call when nothing is due.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::place::On;
+use super::step::{self, Step};
+use crate::network::whose::Whose;
+use crate::report::Report;
+
+const RUN: Step = Step { name: "a run", whose: Whose::OnceDue, round_trips: Some(8.0) };
+const NOT_DUE: Step = Step { name: "nothing is due", whose: Whose::OnceDone, round_trips: Some(2.0) };
+
+pub(crate) fn measure(
+    report: &mut Report,
+    backends: &[On],
+    directory: &Path,
+    rounds: usize,
+    length: Duration,
+) {
+    step::measure(report, "once", backends, directory, rounds, length, |_| vec![RUN, NOT_DUE]);
+}
