@@ -125,7 +125,7 @@ mod tests {
     fn what_is_asked_for_at_a_time_is_one_round_trip() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let meter = Meter::before(listener.local_addr().unwrap().port());
-        let mut connect = || {
+        let connect = || {
             let client = TcpStream::connect((Ipv4Addr::LOCALHOST, meter.port())).unwrap();
             (client, listener.accept().unwrap().0)
         };

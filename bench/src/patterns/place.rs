@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::rc::Rc;
 
 use clap::ValueEnum;
 
+use crate::consensus::Server;
 use crate::network::meter::Meter;
 use crate::{etcd, postgres, redis, zookeeper};
 
@@ -32,6 +34,14 @@ pub(crate) struct Place {
     /// The ports of its servers, of which the backends of one machine have none.
     ports: Vec<u16>,
     forget: Box<dyn Fn()>,
+    /// How many messages its server has had, where that is what round trips are counted by.
+    messages: Option<Box<dyn Fn() -> usize>>,
+}
+
+/// Counts round trips on the way to a server.
+pub(super) struct Counter<'a> {
+    meter: Meter,
+    messages: Option<&'a dyn Fn() -> usize>,
 }
 
 impl On {
@@ -48,10 +58,30 @@ impl On {
         }
     }
 
+    /// How many round trips the time of day takes: none where the server tells none.
+    pub(super) fn asked_for_the_time(self) -> u32 {
+        u32::from(!matches!(self, Self::Memory | Self::Local | Self::Etcd | Self::Zookeeper))
+    }
+
+    /// How many it takes to open a record, and to write it.
+    pub(super) fn asked_to_change_a_record(self) -> u32 {
+        match self {
+            Self::Etcd => 2,
+            Self::Zookeeper => 4,
+            _ => 1,
+        }
+    }
+
+    /// How many more are needed where the name of a lock and its record are new.
+    pub(super) fn asked_to_make_a_lock(self) -> u32 {
+        if self == Self::Zookeeper { 7 } else { 0 }
+    }
+
     /// `None`, and said, where its server is not installed.
     pub(crate) fn start(self, directory: &Path) -> Option<Place> {
-        let place =
-            |url: &str, ports, forget: Box<dyn Fn()>| Some(Place { url: url.to_owned(), ports, forget });
+        let place = |url: &str, ports, forget: Box<dyn Fn()>| {
+            Some(Place { url: url.to_owned(), ports, forget, messages: None })
+        };
         match self {
             Self::Memory => place("memory:", Vec::new(), Box::new(|| ())),
             Self::Local => {
@@ -76,8 +106,11 @@ impl On {
                 )
             }
             Self::Etcd => {
-                let server = (etcd::SYSTEM.start)(1)?;
-                place("etcd://HOSTS", server.ports(), Box::new(move || server.forget()))
+                let server: Rc<dyn Server> = Rc::from((etcd::SYSTEM.start)(1)?);
+                let forgets = Rc::clone(&server);
+                let place = place("etcd://HOSTS", server.ports(), Box::new(move || forgets.forget()));
+                // It pings who writes to it, and the answer to that looks like a question.
+                Some(Place { messages: Some(Box::new(move || server.calls())), ..place? })
             }
             Self::Zookeeper => {
                 let server = (zookeeper::SYSTEM.start)(1)?;
@@ -100,8 +133,8 @@ impl Place {
     }
 
     /// The same, of a port that leads there.
-    pub(super) fn tell_by_way_of(&self, process: &mut Command, meter: &Meter) {
-        self.tell_ports(process, &[meter.port()]);
+    pub(super) fn tell_by_way_of(&self, process: &mut Command, counter: &Counter<'_>) {
+        self.tell_ports(process, &[counter.meter.port()]);
     }
 
     fn tell_ports(&self, process: &mut Command, ports: &[u16]) {
@@ -112,15 +145,22 @@ impl Place {
         }
     }
 
-    /// A meter before its server, where it has one.
-    pub(super) fn meter(&self) -> Option<Meter> {
+    /// A counter before its server, where it has one.
+    pub(super) fn counter(&self) -> Option<Counter<'_>> {
         let [port] = self.ports[..] else { return None };
-        Some(Meter::before(port))
+        Some(Counter { meter: Meter::before(port), messages: self.messages.as_deref() })
     }
 
     /// Has it forget what a subject left behind.
     pub(super) fn forget(&self) {
         (self.forget)();
+    }
+}
+
+impl Counter<'_> {
+    /// Of one client that does one thing after the other.
+    pub(super) fn round_trips(&self) -> usize {
+        self.messages.map_or_else(|| self.meter.round_trips(), |messages| messages())
     }
 }
 

@@ -4,19 +4,18 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::place::{On, Place};
+use super::place::{Counter, On, Place};
 use crate::contender::Outcome;
 use crate::contest::Contest;
-use crate::network::meter::Meter;
 use crate::network::whose::Whose;
 use crate::report::{Figure, Figures, Goal, Report, per_second};
 
-/// What is done, and how many round trips its documentation says that it takes at most.
+/// What is done, and how many round trips that takes at most, as its documentation and that of the backend say.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
     pub(super) name: &'static str,
     pub(super) whose: Whose,
-    pub(super) round_trips: Option<f64>,
+    pub(super) round_trips: Option<fn(On) -> u32>,
 }
 
 /// What every pattern is compared with.
@@ -51,9 +50,11 @@ pub(super) fn measure(
             let figure = if tasks == 1 { "p50 us" } else { "/s" };
             for step in &steps[1..] {
                 report.ratio(&case, figure, step.name, PAIR.name, Goal::None("for comparison"));
-                if let Some(documented) = step.round_trips.filter(|_| tasks == 1 && place.meter().is_some()) {
+                if let Some(round_trips) =
+                    step.round_trips.filter(|_| tasks == 1 && place.counter().is_some())
+                {
                     let counted = Figure { case: &case, subject: step.name, name: "round trips" };
-                    report.check(counted, Goal::AtMost(documented));
+                    report.check(counted, Goal::AtMost(round_trips(*on).into()));
                 }
             }
         }
@@ -72,23 +73,23 @@ impl Step {
             ("p99 us", outcome.pairs.micros_at(0.99)),
         ]);
         if tasks == 1
-            && let Some(meter) = place.meter()
+            && let Some(counter) = place.counter()
         {
-            figures.insert("round trips", self.round_trips(place, &meter));
+            figures.insert("round trips", self.round_trips(place, &counter));
         }
         figures
     }
 
-    /// How many round trips one takes, to a tenth: now and then something is sent that keeps a lease or a connection alive.
+    /// How many round trips one takes: a whole number, but for what is sent now and then to keep a lease or a connection alive.
     #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
-    fn round_trips(self, place: &Place, meter: &Meter) -> f64 {
+    fn round_trips(self, place: &Place, counter: &Counter<'_>) -> f64 {
         place.forget();
         let mut process = self.process(1, Duration::ZERO, COUNTED);
-        place.tell_by_way_of(&mut process, meter);
+        place.tell_by_way_of(&mut process, counter);
         let contest = Contest::prepare(vec![process]);
-        let before = meter.round_trips();
+        let before = counter.round_trips();
         let times = self.run(contest).pairs.len();
-        ((meter.round_trips() - before) as f64 / times as f64 * 10.0).round() / 10.0
+        ((counter.round_trips() - before) as f64 / times as f64).round()
     }
 
     fn process(self, tasks: u64, settle: Duration, length: Duration) -> Command {

@@ -16,7 +16,7 @@ use crate::patterns::place::Place;
 const QUIET: Duration = Duration::from_millis(100);
 
 /// After so long it is given up.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Members of several processes, and a newcomer in one of its own.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! A process of members that share partitions, and what it says of them as it happens.
 
-use ringfence::Locks;
 use ringfence::patterns::{Partition, PartitionEvent};
+use ringfence::{Locks, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -68,22 +68,28 @@ fn wait_for_the_end() {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).expect("its input");
 }
 
-async fn take_part(locks: Locks, partitions: u32, mut leave: watch::Receiver<()>) {
-    let mut membership = locks.partitions("bench", partitions).ttl(TTL).join().await.expect("a membership");
+/// A member that fails says so and is gone: the others go on without it, and what it was to own is never settled.
+async fn take_part(locks: Locks, partitions: u32, leave: watch::Receiver<()>) {
+    if let Err(error) = share(&locks, partitions, leave).await {
+        eprintln!("a member: {error}");
+    }
+}
+
+async fn share(locks: &Locks, partitions: u32, mut leave: watch::Receiver<()>) -> Result<()> {
+    let mut membership = locks.partitions("bench", partitions).ttl(TTL).join().await?;
     let member = membership.id().get();
     say(member, What::Joined);
     loop {
         tokio::select! {
             event = membership.next() => {
-                if let Some(PartitionEvent::Assigned(partition)) = event.expect("a membership") {
+                if let Some(PartitionEvent::Assigned(partition)) = event? {
                     tokio::spawn(own(member, partition));
                 }
             }
             // It is the end of the sender that says so.
-            _ = leave.changed() => break,
+            _ = leave.changed() => return membership.leave().await,
         }
     }
-    membership.leave().await.expect("a membership");
 }
 
 /// Owns a partition until somebody else is to own it, and finishes at once.
