@@ -88,10 +88,12 @@ fn asked_as_documented(backend: &str) {
 
 fn asked(backend: &str, case: &str, expected: &[(&str, u32)]) {
     let Some(counted) = round_trips(backend, case) else { return };
+    // On a slow machine a lock of etcd is held for so long that its key is watched: a message to begin that, and more to end it.
+    let more = if backend == "etcd" { 3.0 } else { 0.0 };
     for (step, count) in expected {
         let (counted, count) = (counted[*step], f64::from(*count));
         assert!(
-            (counted - count).abs() < 0.5,
+            (count - 0.5..count + more + 0.5).contains(&counted),
             "{backend}: {step}: {count} are documented, and {counted} were counted"
         );
     }
