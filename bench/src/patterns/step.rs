@@ -22,7 +22,7 @@ pub(super) struct Step {
 const PAIR: Step = Step { name: "acquire and release", whose: Whose::Ringfence, round_trips: None };
 
 /// How long what is counted on the way to a server is done.
-const COUNTED: Duration = Duration::from_millis(200);
+const COUNTED: Duration = Duration::from_millis(500);
 
 const TASKS: [u64; 2] = [1, 16];
 
