@@ -125,7 +125,8 @@ impl Relay {
     /// mend: with [`ErrorKind::Refused`] where there is no outbox, or a right is missing, and with [`ErrorKind::Unsupported`] for an
     /// outbox of another version. What could not be said of a batch before an error is sent again when its claim is over.
     ///
-    /// While there is something to send, a batch takes about ten round trips to the database. An idle relay looks once a second, and is
+    /// While there is something to send, a batch takes about ten statements; those with values are two round trips
+    /// each on PostgreSQL, because a pooler may lie between and nothing is kept by name. An idle relay looks once a second, and is
     /// called by PostgreSQL; on SQLite it looks five times a second.
     ///
     /// # Panics

@@ -79,7 +79,7 @@ pub(super) async fn look(place: &Place, connection: &mut dyn Connection) -> Resu
 }
 
 /// Claims the free lane that was served longest ago, and counts another attempt for each message of the batch before any is sent.
-/// `None` where no free lane has anything to send. Five round trips.
+/// `None` where no free lane has anything to send. Five statements.
 pub(super) async fn claim(
     place: &Place,
     connection: &mut dyn Connection,
@@ -118,7 +118,7 @@ pub(super) async fn claim(
 }
 
 /// Says what became of a batch, and gives its lane back. Errors with [`ErrorKind::Lost`], and says nothing, where another relay has
-/// claimed the lane since. Four round trips, and one for each message that failed.
+/// claimed the lane since. Four statements, and one for each message that failed.
 pub(super) async fn settle(
     place: &Place,
     connection: &mut dyn Connection,
@@ -253,7 +253,7 @@ fn as_text<S: serde::Serializer>(id: &MessageId, serializer: S) -> Result<S::Ok,
     serializer.collect_str(id)
 }
 
-/// What is there. It counts every message: the longer the outbox, the longer it takes. Five round trips.
+/// What is there. It counts every message: the longer the outbox, the longer it takes. Five statements.
 pub(super) async fn status(place: &Place, connection: &mut dyn Connection) -> Result<Status> {
     let counts = "SELECT count(*), min(enqueued_at), @now@ FROM @messages@ WHERE dead_at IS NULL";
     let mut counts = one(place.in_time(connection.rows(counts, &[])).await?)?;
