@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringfence_core::{
     Agreement, Backend, Backoff, BootInstant, Clock, Error, ErrorKind, FencingToken, HANDOVER_BITS, LeaseKey,
-    LockName, Mode, Release, Result, Retry, Ttl,
+    LockName, Mode, Release, Renewal, Result, Retry, Ttl,
 };
 use tokio::sync::Notify;
 
@@ -265,6 +265,8 @@ pub(crate) async fn begin_first(
     room: &Arc<RoomKey>,
     granted: &ringfence_core::Lease,
 ) -> Result<(), Arc<Lease>> {
+    let renewed = renewed_beside_a_delay(hall, room, granted).await;
+    let granted = renewed.as_ref().unwrap_or(granted);
     let now = hall.clock.now();
     let lease = Arc::new(Lease::new(granted, Arc::clone(room), now));
     hall.rooms.granted(room, lease.key.nonce);
@@ -278,6 +280,27 @@ pub(crate) async fn begin_first(
         hall.keeper.keep(&lease, granted.counted_from);
     }
     if seat_next(hall, &lease, granted.token, now) { Ok(()) } else { Err(lease) }
+}
+
+/// A lease with a lock delay that has its TTL before it, where half of that was over when it was granted.
+///
+/// A lease may count from before it was asked for, where those of one process share a life that is renewed in time for TTL and
+/// delay together. The guard has the TTL alone: to it such a lease may be lost on arrival, and its delay would begin.
+async fn renewed_beside_a_delay(
+    hall: &Arc<Hall>,
+    room: &Arc<RoomKey>,
+    granted: &ringfence_core::Lease,
+) -> Option<ringfence_core::Lease> {
+    let sent = hall.clock.now();
+    if !room.has_lock_delay() || sent.saturating_since(granted.counted_from) < room.ttl.as_duration() / 2 {
+        return None;
+    }
+    let renewals = hall.backend.renew(std::slice::from_ref(&granted.key)).await.ok()?;
+    (renewals == [Renewal::Renewed]).then(|| {
+        let mut renewed = ringfence_core::Lease::new(granted.key.clone(), granted.token, sent);
+        renewed.agreement = granted.agreement;
+        renewed
+    })
 }
 
 /// Begins the turn of the first one in the room who is still there. `false`: there is nobody.
