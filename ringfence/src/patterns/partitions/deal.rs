@@ -81,7 +81,8 @@ mod tests {
             }
         }
 
-        /// Shares are as even as those of a fair die: five standard deviations off the mean, at most.
+        /// Shares are as even as those of a fair die: seven standard deviations off the mean, at most. Five are seen once in a million
+        /// shares, and this looks at thousands.
         #[test]
         fn shares_are_even(members in members(50)) {
             let count = 2000;
@@ -93,7 +94,7 @@ mod tests {
             let mean = f64::from(count) * chance;
             let deviation = (mean * (1.0 - chance)).sqrt();
             for (member, share) in shares {
-                prop_assert!((f64::from(share) - mean).abs() <= 5.0 * deviation, "{member}: {share} of {mean}");
+                prop_assert!((f64::from(share) - mean).abs() <= 7.0 * deviation, "{member}: {share} of {mean}");
             }
         }
     }
