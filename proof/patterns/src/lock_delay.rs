@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringfence::{Error, ErrorKind, Guard, Locks};
+use ringfence::{BootInstant, Error, ErrorKind, Guard, Locks};
 use ringfence_testkit::{Harness, Verdict};
 
 use crate::stage::{fresh, locks};
@@ -15,24 +15,28 @@ const SLACK: Duration = Duration::from_millis(50);
 /// Longer than any TTL and delay of these cases, and shorter than a case may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Holds with a delay, and does not renew. `None`: the backend refuses, as it must where a holder's death frees its locks at once.
-async fn hang(locks: &Locks, name: &str) -> Option<Guard> {
+/// Holds with a delay, and does not renew; and says until when. `None`: the backend refuses, as it must where a holder's death
+/// frees its locks at once.
+async fn hang(harness: &dyn Harness, locks: &Locks, name: &str) -> Option<(Guard, BootInstant)> {
     let ttl = locks.guarantees().ttl_min.as_duration().max(Duration::from_millis(400));
     let request = locks.lock(name).ttl(ttl).lock_delay(DELAY).max_hold(Duration::ZERO);
     let is_refused = |error: &Error| error.kind() == ErrorKind::Unsupported;
     match (locks.guarantees().holder_death.is_at_once(), request.acquire().await) {
         (true, Err(error)) if is_refused(&error) => None,
-        (false, Ok(guard)) => Some(guard),
+        // Not when the loss is noticed: that may be late.
+        (false, Ok(guard)) => {
+            let until = harness.clock().now().saturating_add(guard.remaining());
+            Some((guard, until))
+        }
         (at_once, outcome) => panic!("leases of the dead end at once: {at_once}, but {outcome:?}"),
     }
 }
 
 /// Waits for the loss of a guard, then for the lock: for how long others were kept out.
-async fn kept_out(harness: &dyn Harness, guard: &Guard, name: &str) -> Duration {
+async fn kept_out(harness: &dyn Harness, guard: &Guard, lost: BootInstant, name: &str) -> Duration {
     let bob = locks(harness).await;
     let clock = harness.clock();
     guard.lost().await;
-    let lost = clock.now();
     assert!(bob.lock(name).try_acquire().await.expect("a try").is_none(), "nobody gets it at once");
     let next = bob.lock(name).wait(PATIENCE).acquire().await.expect("the delay has an end");
     let waited = clock.now().saturating_since(lost);
@@ -43,8 +47,8 @@ async fn kept_out(harness: &dyn Harness, guard: &Guard, name: &str) -> Duration 
 /// After a holder has lost the lock because it hung, nobody gets it before the delay is over, and then the next one does.
 pub async fn lock_delay_keeps_others_out(harness: &dyn Harness) -> Verdict {
     let (ann, name) = (locks(harness).await, fresh("lock_delay_keeps_others_out"));
-    let Some(guard) = hang(&ann, &name).await else { return Ok(()) };
-    let waited = kept_out(harness, &guard, &name).await;
+    let Some((guard, lost)) = hang(harness, &ann, &name).await else { return Ok(()) };
+    let waited = kept_out(harness, &guard, lost, &name).await;
     assert!(waited + SLACK >= DELAY, "the lock was free {waited:?} after the loss, and not {DELAY:?}");
     Ok(())
 }
@@ -52,9 +56,8 @@ pub async fn lock_delay_keeps_others_out(harness: &dyn Harness) -> Verdict {
 /// A holder that notices its loss and lets go of the guard does not shorten the delay.
 pub async fn lock_delay_is_not_shortened_by_who_has_lost(harness: &dyn Harness) -> Verdict {
     let (ann, name) = (locks(harness).await, fresh("lock_delay_is_not_shortened"));
-    let Some(guard) = hang(&ann, &name).await else { return Ok(()) };
+    let Some((guard, lost)) = hang(harness, &ann, &name).await else { return Ok(()) };
     guard.lost().await;
-    let lost = harness.clock().now();
     let released = guard.release().await.map_err(|error| error.kind());
     assert_eq!(released, Err(ErrorKind::Lost), "what is lost cannot be given back");
     let bob = locks(harness).await;
