@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
 use ringfence_etcd::EtcdBackend;
+use ringfence_patterns::faults::Reach;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy, Taker, etcd_3_5};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
 
@@ -62,6 +63,16 @@ impl Harness for Etcd {
     }
 }
 
+impl Reach for Etcd {
+    fn url(&self) -> String {
+        self.0.url()
+    }
+
+    fn ports(&self) -> Vec<u16> {
+        vec![self.0.port(0)]
+    }
+}
+
 ringfence_testkit::conformance!(EtcdCluster::start(1).await.map(Etcd));
 
 mod of_three {
@@ -86,4 +97,8 @@ mod of_3_5 {
 
 mod patterns {
     ringfence_patterns::patterns!(super::EtcdCluster::start(1).await.map(super::Etcd));
+}
+
+mod under_faults {
+    ringfence_patterns::faults!(super::EtcdCluster::start(1).await.map(super::Etcd));
 }

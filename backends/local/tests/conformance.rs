@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ringfence_core::{Backend, BoxFuture, LockName, RecordGuard, Result, SystemClock, Ttl};
 use ringfence_local::LocalBackend;
+use ringfence_patterns::faults::Reach;
 use ringfence_servers::Taker;
 use ringfence_testkit::{Harness, OtherProcess};
 use tempfile::TempDir;
@@ -35,10 +36,13 @@ impl Harness for Local {
         name: &'a LockName,
         ttl: Ttl,
     ) -> Option<BoxFuture<'a, Box<dyn OtherProcess>>> {
-        Some(Box::pin(async move {
-            let url = self.open().expect("the store").to_string();
-            Taker::asking(&url, name, ttl).await
-        }))
+        Some(Box::pin(async move { Taker::asking(&self.url(), name, ttl).await }))
+    }
+}
+
+impl Reach for Local {
+    fn url(&self) -> String {
+        self.open().expect("the store").to_string()
     }
 }
 
@@ -54,4 +58,10 @@ mod patterns {
     use ringfence_core::RecordGuard;
 
     ringfence_patterns::patterns!(Some(super::Local::new(RecordGuard::LiveLease)));
+}
+
+mod under_faults {
+    use ringfence_core::RecordGuard;
+
+    ringfence_patterns::faults!(Some(super::Local::new(RecordGuard::LiveLease)));
 }

@@ -334,7 +334,7 @@ impl Chronicle {
                     self.counted.push(value.parse().expect("takers write numbers"));
                 }
                 Event::Refused { kind, message } => self.refused.push(format!("{kind}: {message}")),
-                Event::Waiting { .. } | Event::Lost { .. } | Event::Released => {}
+                _ => {}
             }
         }
         self.holds.extend(open.map(|hold| Hold { until: held_until.unwrap_or(hold.from), ..hold }));

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
+use ringfence_patterns::faults::Reach;
 use ringfence_postgres::PostgresBackend;
 use ringfence_servers::{Postgres, Proxy, Taker};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
@@ -60,8 +61,22 @@ impl Harness for Advisory {
     }
 }
 
+impl Reach for Advisory {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn ports(&self) -> Vec<u16> {
+        vec![self.0.port()]
+    }
+}
+
 ringfence_testkit::conformance!(Postgres::start().await.map(Advisory));
 
 mod patterns {
     ringfence_patterns::patterns!(super::Postgres::start().await.map(super::Advisory));
+}
+
+mod under_faults {
+    ringfence_patterns::faults!(super::Postgres::start().await.map(super::Advisory));
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
+use ringfence_patterns::faults::Reach;
 use ringfence_postgres::PostgresBackend;
 use ringfence_servers::{Pgbouncer, Postgres, PostgresOptions, Proxy, Taker, postgres_18};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
@@ -77,6 +78,16 @@ impl Harness for Leases {
     }
 }
 
+impl Reach for Leases {
+    fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    fn ports(&self) -> Vec<u16> {
+        vec![self.port]
+    }
+}
+
 ringfence_testkit::conformance!(Postgres::start().await.map(Leases::new));
 
 mod of_version_18 {
@@ -115,4 +126,8 @@ mod behind_a_pooler {
 
 mod patterns {
     ringfence_patterns::patterns!(super::Postgres::start().await.map(super::Leases::new));
+}
+
+mod under_faults {
+    ringfence_patterns::faults!(super::Postgres::start().await.map(super::Leases::new));
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
+use ringfence_patterns::faults::Reach;
 use ringfence_redis::RedisBackend;
 use ringfence_servers::{Proxy, RedisCluster, RedisOptions, RedisServer, Sentinels, Taker, valkey};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
@@ -105,6 +106,16 @@ impl<S: Servers> Harness for Redis<S> {
     }
 }
 
+impl Reach for Redis<RedisServer> {
+    fn url(&self) -> String {
+        self.0.url()
+    }
+
+    fn ports(&self) -> Vec<u16> {
+        vec![self.0.port()]
+    }
+}
+
 /// The suite's names need no escaping.
 fn key(lease: &Lease) -> String {
     format!("ringfence:{{{}}}", lease.key.name)
@@ -135,4 +146,8 @@ mod in_a_cluster {
 
 mod patterns {
     ringfence_patterns::patterns!(super::RedisServer::start().await.map(super::Redis));
+}
+
+mod under_faults {
+    ringfence_patterns::faults!(super::RedisServer::start().await.map(super::Redis));
 }

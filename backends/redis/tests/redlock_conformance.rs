@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
+use ringfence_patterns::faults::Reach;
 use ringfence_redis::RedlockBackend;
 use ringfence_servers::{Proxy, RedisServer, Taker};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
@@ -74,6 +75,16 @@ impl Harness for Redlock {
     }
 }
 
+impl Reach for Redlock {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn ports(&self) -> Vec<u16> {
+        self.0.iter().map(RedisServer::port).collect()
+    }
+}
+
 /// A cable to every node.
 struct Cables {
     proxies: Vec<Proxy>,
@@ -103,4 +114,8 @@ ringfence_testkit::conformance!(Redlock::start().await);
 
 mod patterns {
     ringfence_patterns::patterns!(super::Redlock::start().await);
+}
+
+mod under_faults {
+    ringfence_patterns::faults!(super::Redlock::start().await);
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ringfence_core::{Backend, BackendUrl, BoxFuture, Lease, LockName, Result, SystemClock, Ttl};
+use ringfence_patterns::faults::Reach;
 use ringfence_servers::{Ensemble, Proxy, Taker, ZooKeeperOptions};
 use ringfence_testkit::{Cable, Harness, OtherProcess};
 use ringfence_zookeeper::ZooKeeperBackend;
@@ -57,6 +58,16 @@ impl Harness for ZooKeeper {
     }
 }
 
+impl Reach for ZooKeeper {
+    fn url(&self) -> String {
+        self.0.url()
+    }
+
+    fn ports(&self) -> Vec<u16> {
+        self.0.ports()
+    }
+}
+
 /// Sessions of a second at least: what is shorter ends by itself where a busy machine leaves a server waiting.
 async fn start(servers: usize) -> Option<ZooKeeper> {
     let options = ZooKeeperOptions::new().servers(servers).set("minSessionTimeout", "1000");
@@ -73,4 +84,8 @@ mod in_an_ensemble {
 
 mod patterns {
     ringfence_patterns::patterns!(super::start(1).await);
+}
+
+mod under_faults {
+    ringfence_patterns::faults!(super::start(1).await);
 }

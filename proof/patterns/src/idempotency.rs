@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ringfence::patterns::{Begun, Idempotency, Session};
-use ringfence::{ErrorKind, LockName, Locks, Result, Ttl};
+use ringfence::{ErrorKind, Locks, Result};
 use ringfence_testkit::{Harness, NotApplicable, Verdict};
 
 use crate::stage::{fresh, hall, locks, ttl, within};
@@ -147,25 +147,6 @@ pub async fn idempotency_of_one_that_is_cut_off_is_done_by_another(harness: &dyn
         "it cannot be stored: {refused:?}"
     );
     is_done_with(bob.idempotency(&key), "in time").await;
-    Ok(())
-}
-
-/// A process that is killed with the key in its hand leaves it to the next one, which the fence then keeps apart from it.
-pub async fn idempotency_of_a_killed_process_starts_again(harness: &dyn Harness) -> Verdict {
-    let (ann, key) = (locks(harness).await, fresh("idempotency"));
-    let name = LockName::new(format!("idempotency/{key}")).expect("a short name");
-    let lasts = Ttl::new(ttl(&ann, SHORT)).expect("a TTL that the backend grants");
-    let Some(process) = harness.start_process(&name, lasts) else {
-        return Err(NotApplicable("the harness starts no client in a process of its own"));
-    };
-    let mut process = process.await;
-    let token = within("the process holds the key", process.held()).await;
-    assert!(matches!(begin(ann.idempotency(&key)).await, Begun::InFlight(_)), "the process works on it");
-    process.kill();
-    let next = start(ann.idempotency(&key).wait(WAIT)).await;
-    assert!(next.token().sequence() > token.sequence(), "{} after {token}", next.token());
-    complete(next, "by the next one").await.expect("it holds the key");
-    is_done_with(ann.idempotency(&key), "by the next one").await;
     Ok(())
 }
 

@@ -109,6 +109,24 @@ pub async fn leader_is_observed_in_order(harness: &dyn Harness) -> Verdict {
     Ok(())
 }
 
+/// What the last leader proclaimed still stands when the next one holds the lock, and until that one proclaims nobody leads.
+pub async fn leader_that_proclaimed_nothing_yet_is_not_taken_for_the_one_before(
+    harness: &dyn Harness,
+) -> Verdict {
+    let (ann, bob, name) = (locks(harness).await, locks(harness).await, fresh("leader"));
+    campaign(&ann.leader(&name), "ann").await.resign().await.expect("it led until now");
+    let next = bob.lock(format!("leader/{name}"));
+    let next = within("nobody leads", next.acquire()).await.expect("the next one's lock");
+    assert_eq!(
+        ann.leader(&name).current().await.expect("a look"),
+        None,
+        "{} proclaimed nothing",
+        next.token()
+    );
+    next.release().await.expect("it was held");
+    Ok(())
+}
+
 /// Two candidates of one process have a term each: the second is not taken for the first.
 pub async fn leader_of_one_process_follows_another_in_its_own_term(harness: &dyn Harness) -> Verdict {
     let (ann, name) = (locks(harness).await, fresh("leader"));
@@ -116,6 +134,10 @@ pub async fn leader_of_one_process_follows_another_in_its_own_term(harness: &dyn
     let mut before = campaign(&election, "0").await;
     for value in ["1", "2", "3"] {
         let campaign = campaign_later(&election, value);
+        if ann.guarantees().queue.is_ordered() {
+            // In the backend's line, and not in that of a process whose tasks share a lease.
+            until_waiting(&ann, &name, 1).await;
+        }
         let term = before.term();
         before.resign().await.expect("it led until now");
         before = leads(campaign).await;

@@ -7,9 +7,16 @@
 //! ringfence_patterns::patterns!(Some(Memory::new()));
 //! ```
 //!
+//! Beside them, the patterns by which [processes](faults) work that are stopped, killed or cut off:
+//!
+//! ```ignore
+//! ringfence_patterns::faults!(RedisServer::start().await.map(Redis));
+//! ```
+//!
 //! A holder that hangs past its lease is one whose hall does not renew ([`max_hold`](ringfence::LockRequest::max_hold)), so that
-//! these faults need nothing that a backend's harness would have to bring.
+//! these cases need nothing that a backend's harness would have to bring.
 
+pub mod faults;
 pub mod idempotency;
 pub mod leader;
 pub mod lock_delay;
@@ -31,11 +38,11 @@ macro_rules! patterns {
             idempotency::idempotency_refuses_the_result_of_one_that_hung
             idempotency::idempotency_keeps_the_result_that_was_stored_first
             idempotency::idempotency_of_one_that_is_cut_off_is_done_by_another
-            idempotency::idempotency_of_a_killed_process_starts_again
             idempotency::idempotency_removes_what_is_past_its_retention
             idempotency::idempotency_is_not_disturbed_by_who_removes_what_is_over
             leader::leader_is_one_and_the_next_has_a_later_term
             leader::leader_is_observed_in_order
+            leader::leader_that_proclaimed_nothing_yet_is_not_taken_for_the_one_before
             leader::leader_of_one_process_follows_another_in_its_own_term
             leader::leader_that_gave_up_waiting_leaves_the_line
             leader::leader_that_hangs_past_its_term_proclaims_no_more
@@ -48,7 +55,6 @@ macro_rules! patterns {
             once::once_runs_again_in_the_next_window
             once::once_a_failed_run_is_retried_only_where_that_is_asked_for
             once::once_a_run_that_lost_its_lease_ends_nothing
-            once::once_a_run_that_is_killed_has_crashed
             once::once_a_run_that_is_cut_off_is_cancelled_in_time
             once::once_a_run_longer_than_its_window_is_alone
             once::once_a_wrong_clock_runs_no_window_twice
@@ -66,9 +72,9 @@ macro_rules! patterns {
             partitions::partitions_are_finished_before_the_next_owner_has_them
             partitions::partitions_are_revoked_when_the_membership_is_lost
             partitions::partitions_are_taken_when_the_hand_over_is_over
+            partitions::partitions_that_nobody_heard_of_go_without_a_word
             partitions::partitions_in_another_number_are_refused_while_anybody_takes_part
-            partitions::partitions_of_a_killed_process_have_an_owner_soon
-            partitions::partitions_of_one_that_is_cut_off_have_an_owner_soon
+            partitions::partitions_of_one_that_is_cut_off_are_known_to_be_gone
         }
     };
 }

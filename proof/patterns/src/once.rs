@@ -178,29 +178,6 @@ pub async fn once_a_run_that_lost_its_lease_ends_nothing(harness: &dyn Harness) 
     Ok(())
 }
 
-/// A run whose process is killed counts as crashed, as soon as its lease is over.
-pub async fn once_a_run_that_is_killed_has_crashed(harness: &dyn Harness) -> Verdict {
-    let (ann, name) = (locks(harness).await, fresh("once"));
-    let job = ann.once(&name).every(GENERATION);
-    let lock = job.lock_name().expect("a name");
-    let lives = ringfence::Ttl::new(ttl(&ann, 2 * SHORT)).expect("a TTL");
-    let process = harness.start_process(&lock, lives);
-    let mut process =
-        process.ok_or(NotApplicable("the harness starts no client in a process of its own"))?.await;
-    let token = process.held().await;
-    // What stands in the record of a job while it runs.
-    let begun = format!(
-        r#"{{"runs":[{{"window":{{"start":1,"end":2}},"token":"{token}","started":1,"ended":null,"outcome":null,"by":{{"label":"a","host":"b","pid":1}}}}]}}"#
-    );
-    process.write(&begun).await.expect("it has the lock");
-    let outcome = run(&job).await;
-    assert!(matches!(&outcome, OnceOutcome::Skipped(Skipped::Busy { running: Some(_), .. })), "{outcome:?}");
-    process.kill();
-    runs_later(&job).await;
-    assert_eq!(outcomes(&job).await, [Some(RunOutcome::Succeeded), Some(RunOutcome::Crashed)]);
-    Ok(())
-}
-
 /// The work of a run that is cut off is cancelled before its lease can be lost, and it does not count as done.
 pub async fn once_a_run_that_is_cut_off_is_cancelled_in_time(harness: &dyn Harness) -> Verdict {
     let connected = harness.connect_by_cable();

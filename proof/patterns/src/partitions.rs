@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ringfence::patterns::{Membership, Partition, PartitionEvent, Partitions};
-use ringfence::{ErrorKind, FencingToken, LockName, Locks, Nonce, Ttl};
+use ringfence::{ErrorKind, FencingToken, Locks, Nonce};
 use ringfence_testkit::{Harness, NotApplicable, Verdict};
 use tokio::task::JoinHandle;
 
@@ -16,12 +16,6 @@ const SHORT: Duration = Duration::from_millis(500);
 
 /// How many partitions the works of these cases have: so many that of two members none goes without.
 const COUNT: u32 = 40;
-
-/// How long a partition may be without an owner after a crash, beside the TTL.
-const BESIDE_THE_TTL: Duration = Duration::from_secs(2);
-
-/// What a busy machine and a server that ends leases in steps may be late.
-const LATE: Duration = Duration::from_secs(5);
 
 /// A name that no other case and no other run uses. It has no slash.
 fn fresh() -> String {
@@ -215,6 +209,58 @@ pub async fn partitions_are_finished_before_the_next_owner_has_them(harness: &dy
     Ok(())
 }
 
+/// Of a partition that was assigned and is gone again before anybody asked nobody is told, and it is handed over at once.
+pub async fn partitions_that_nobody_heard_of_go_without_a_word(harness: &dyn Harness) -> Verdict {
+    let (ann, bob, name) = (locks(harness).await, locks(harness).await, fresh());
+    let mut first = join(&ann.partitions(&name, COUNT)).await;
+    for number in 0..COUNT {
+        let _ = held_by_another_than(&bob, &name, number, None).await;
+    }
+    let mut second = join(&bob.partitions(&name, COUNT)).await;
+    let members = [first.id(), second.id()];
+    let (own, given): (Vec<u32>, Vec<u32>) =
+        (0..COUNT).partition(|number| owner(&members, *number) == first.id());
+    let mut kept = Vec::new();
+    while kept.len() < given.len() {
+        kept.push(assigned(&mut second).await);
+    }
+    let evicted = held_by_another_than(&bob, &name, own[0], None).await;
+    bob.evict(format!("partitions/{name}/{:02}", own[0]), evicted.nonce()).await.expect("an eviction");
+    let _ = held_by_another_than(&bob, &name, own[0], Some(evicted)).await;
+
+    let mut heard = BTreeMap::new();
+    while heard.len() < own.len() {
+        let partition = assigned(&mut first).await;
+        assert!(own.contains(&partition.number()), "{} is not its own any more", partition.number());
+        assert_ne!(partition.token(), evicted, "it is not told of what it had before an eviction");
+        heard.insert(partition.number(), partition);
+    }
+    let more = tokio::time::timeout(SHORT, first.next()).await;
+    assert!(more.is_err(), "there is nothing more to hear: {more:?}");
+    Ok(())
+}
+
+/// By which token a partition is held, as soon as it is by another one than that.
+async fn held_by_another_than(
+    locks: &Locks,
+    name: &str,
+    number: u32,
+    before: Option<FencingToken>,
+) -> FencingToken {
+    within("a partition is held", async {
+        loop {
+            let state = locks.inspect(format!("partitions/{name}/{number:02}")).await.expect("an inspection");
+            if let Some(holder) = state.holders.first()
+                && Some(holder.token) != before
+            {
+                return holder.token;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+}
+
 /// Who does not finish in time is told that it lost the partition, and writes no more.
 pub async fn partitions_are_taken_when_the_hand_over_is_over(harness: &dyn Harness) -> Verdict {
     let (ann, bob, name) = (locks(harness).await, locks(harness).await, fresh());
@@ -272,30 +318,8 @@ pub async fn partitions_in_another_number_are_refused_while_anybody_takes_part(
     Ok(())
 }
 
-/// A process that had a partition and is killed: the one to whom it is dealt has it soon after the TTL.
-pub async fn partitions_of_a_killed_process_have_an_owner_soon(harness: &dyn Harness) -> Verdict {
-    let (ann, name) = (locks(harness).await, fresh());
-    let lock = LockName::new(format!("partitions/{name}/07")).expect("a name");
-    let short = ttl(&ann, 2 * SHORT);
-    let started = harness.start_process(&lock, Ttl::new(short).expect("a TTL"));
-    let mut process =
-        started.ok_or(NotApplicable("the harness starts no client in a process of its own"))?.await;
-    let token = within("the process has the partition", process.held()).await;
-    let mut membership = join(&ann.partitions(&name, COUNT)).await;
-    let mut own = Vec::new();
-    while own.len() < COUNT as usize - 1 {
-        own.push(assigned(&mut membership).await);
-    }
-    assert!(own.iter().all(|own| own.number() != 7), "the process has it: {own:?}");
-    process.kill();
-    let last = tokio::time::timeout(short + BESIDE_THE_TTL + LATE, assigned(&mut membership)).await;
-    let last = last.expect("it has an owner soon after the TTL");
-    assert!(last.number() == 7 && last.token().sequence() > token.sequence(), "{last:?} after {token}");
-    Ok(())
-}
-
-/// A member that nothing reaches any more: it knows by itself that it owns nothing, before others own it, and that is soon.
-pub async fn partitions_of_one_that_is_cut_off_have_an_owner_soon(harness: &dyn Harness) -> Verdict {
+/// A member that nothing reaches any more: it knows by itself that it owns nothing, before others own it.
+pub async fn partitions_of_one_that_is_cut_off_are_known_to_be_gone(harness: &dyn Harness) -> Verdict {
     let connected = harness.connect_by_cable();
     let cable = connected.ok_or(NotApplicable("the harness cuts no client off"))?.await;
     let (ann, bob, name) = (hall(harness, cable.client()), locks(harness).await, fresh());
@@ -303,20 +327,13 @@ pub async fn partitions_of_one_that_is_cut_off_have_an_owner_soon(harness: &dyn 
     let (_first, own) = join_alone(&ann.partitions(&name, COUNT).ttl(short)).await;
     let mut second = join(&bob.partitions(&name, COUNT).ttl(short)).await;
     cable.cut();
-    let soon = short + BESIDE_THE_TTL + LATE;
-    let taken_over = tokio::time::timeout(soon, async {
-        let mut taken_over = Vec::new();
-        while taken_over.len() < COUNT as usize {
-            let partition = assigned(&mut second).await;
-            let earlier =
-                own.iter().find(|own| own.number() == partition.number()).expect("every one was ann's");
-            assert!(earlier.guard().ensure_held().is_err(), "two own {}", partition.number());
-            taken_over.push(partition);
-        }
-        taken_over
-    });
-    let taken_over =
-        taken_over.await.unwrap_or_else(|_| panic!("every partition has an owner within {soon:?}"));
+    let mut taken_over = Vec::new();
+    while taken_over.len() < COUNT as usize {
+        let partition = assigned(&mut second).await;
+        let earlier = own.iter().find(|own| own.number() == partition.number()).expect("every one was ann's");
+        assert!(earlier.guard().ensure_held().is_err(), "two own {}", partition.number());
+        taken_over.push(partition);
+    }
     cable.mend();
     for later in &taken_over {
         let earlier = own.iter().find(|own| own.number() == later.number()).expect("every one was ann's");

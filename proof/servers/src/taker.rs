@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::Process;
 
+/// The field of a lock's records in which takers write down what they did, a line for each effect.
+pub const EFFECTS: &str = "effects";
+
+/// In how many partitions the work of takers is: so many that of two members none goes without.
+pub const PARTITIONS: u32 = 16;
+
 /// What a taker prints, one JSON object in a line. Instants are those of the machine's boot-time clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -48,6 +54,32 @@ pub enum Event {
         version: Version,
         /// What it wrote.
         value: String,
+    },
+    /// It has done what its pattern is for.
+    Ended,
+    /// It takes part in partitions.
+    Joined {
+        /// As which member: its id.
+        member: u64,
+    },
+    /// A partition is its own.
+    Assigned {
+        /// Which one.
+        number: u32,
+        /// Under which token.
+        token: FencingToken,
+        /// As of [`Self::Held`].
+        at: Option<BootInstant>,
+    },
+    /// It has finished with a partition, because it was told to.
+    Revoked {
+        /// Which one.
+        number: u32,
+    },
+    /// A partition is gone.
+    Gone {
+        /// Which one.
+        number: u32,
     },
     /// The hall refused what it was told to do.
     Refused {
@@ -143,7 +175,7 @@ impl Taker {
         Box::new(taker)
     }
 
-    /// Tells it to do something: `acquire`, `release` or `write TEXT`.
+    /// Tells it to do something: one of the orders that it knows by its pattern.
     pub fn tell(&mut self, order: &str) {
         self.process
             .send(order)

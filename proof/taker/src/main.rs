@@ -2,21 +2,32 @@
 //! state.
 //!
 //! It prints one JSON object in a line for each [`Event`]. It obeys the lines of its stdin, one after the other:
-//! `acquire`, `release` and `write TEXT` (to the lock's record, with the token of its last grant, whether it still holds or
-//! not). When its stdin ends it ends too, at once and without a release, so that it never outlives its test.
+//! - `acquire` and `release`;
+//! - `write TEXT`: to the lock's record;
+//! - `append TEXT`: a line to the lock's record of effects ([`EFFECTS`]);
+//! - `end TEXT`: what the pattern is for, by which the lock is taken: a run's end, a leader's proclamation, a request's result.
+//!
+//! It writes with the token of its last grant, whether it still holds or not. With `--pattern versioned` and `--pattern
+//! partitions` it does [other things](Pattern). When its stdin ends it ends too, at once and without a release, so that it never
+//! outlives its test.
 
-use std::future::{Future, pending};
-use std::pin::Pin;
+mod partitions;
+mod versioned;
+mod work;
+
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use ringfence::{
-    BootInstant, Clock, Error, ErrorKind, FencingToken, Guard, LockRequest, Locks, RecordHandle, Result,
-    SystemClock, parse_duration,
+    BootInstant, Clock, Error, ErrorKind, FencingToken, Guard, LockName, LockRequest, Locks, RecordHandle,
+    RecordKey, Result, SystemClock, parse_duration,
 };
-use ringfence_servers::Event;
+use ringfence_servers::{EFFECTS, Event};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::work::Work;
 
 #[derive(Parser)]
 struct Arguments {
@@ -37,6 +48,28 @@ struct Arguments {
     /// meanwhile.
     #[arg(long)]
     cycles: Option<u64>,
+    /// For how long nobody gets the lock after an unclean loss.
+    #[arg(long, value_parser = parse_duration)]
+    lock_delay: Option<Duration>,
+    /// What it is taken for.
+    #[arg(long, value_enum, default_value = "lock")]
+    pattern: Pattern,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Pattern {
+    /// As a lock.
+    Lock,
+    /// To run a job once: it waits until the job is due, which it is again after a run that crashed.
+    Once,
+    /// To lead.
+    Leader,
+    /// To do the work of an idempotency key.
+    Idempotency,
+    /// It counts in a versioned record until it ends, and obeys nobody.
+    Versioned,
+    /// It takes part in a work of so many partitions ([`PARTITIONS`](ringfence_servers::PARTITIONS)), and obeys `append NUMBER TEXT` alone.
+    Partitions,
 }
 
 #[derive(Clone, Copy)]
@@ -90,28 +123,30 @@ fn orders() -> mpsc::UnboundedReceiver<String> {
 struct Taker {
     arguments: Arguments,
     locks: Locks,
-    record: RecordHandle,
-    guard: Option<Guard>,
-    /// The token of the last grant, for as long as the program runs: a stale one is to be tried, too.
-    token: Option<FencingToken>,
-    /// Resolves when the lease of the guard is lost; never, once that was said.
-    lost: Pin<Box<dyn Future<Output = ()>>>,
+    work: Option<Work>,
+    /// The lock and the token of the last grant, for as long as the program runs: a stale one is to be tried, too.
+    last: Option<(LockName, FencingToken)>,
+    /// What says that the last grant was lost.
+    watch: Option<AbortHandle>,
 }
 
 impl Taker {
     async fn new(arguments: Arguments) -> Result<Self> {
         let locks = Locks::connect(&arguments.url).await?;
-        let record = locks.record(arguments.name.as_str())?;
-        Ok(Self { arguments, locks, record, guard: None, token: None, lost: Box::pin(pending()) })
+        Ok(Self { arguments, locks, work: None, last: None, watch: None })
     }
 
     fn request(&self) -> LockRequest {
-        let Arguments { name, ttl, wait, mode, .. } = &self.arguments;
+        let Arguments { name, ttl, wait, mode, lock_delay, .. } = &self.arguments;
         let request = self.locks.lock(name.as_str()).ttl(*ttl);
         let request = match *mode {
             Form::Exclusive => request,
             Form::Shared => request.shared(),
             Form::Permits(limit) => request.permits(limit),
+        };
+        let request = match *lock_delay {
+            Some(delay) => request.lock_delay(delay),
+            None => request,
         };
         match *wait {
             Some(wait) => request.wait(wait),
@@ -121,47 +156,75 @@ impl Taker {
 
     async fn acquire(&mut self) -> Result<()> {
         say(&Event::Waiting { at: now() });
-        let guard = self.request().acquire().await?;
+        let Arguments { pattern, name, ttl, .. } = &self.arguments;
+        let work = match pattern {
+            Pattern::Once => Work::run(&self.locks, name, *ttl).await?,
+            Pattern::Leader => Work::lead(&self.locks, name, *ttl).await?,
+            Pattern::Idempotency => Work::answer(&self.locks, name, *ttl).await?,
+            Pattern::Lock | Pattern::Versioned | Pattern::Partitions => {
+                Work::Lock(self.request().acquire().await?)
+            }
+        };
+        let guard = work.guard();
         let token = guard.token();
-        say(&Event::Held { token, at: provable(&guard) });
-        (self.token, self.lost) = (Some(token), Box::pin(guard.lost()));
-        self.guard = Some(guard);
+        say(&Event::Held { token, at: provable(guard) });
+        self.last = Some((guard.name().clone(), token));
+        let lost = guard.lost();
+        let watch = tokio::spawn(async move {
+            lost.await;
+            say(&Event::Lost { at: now() });
+        });
+        self.watch = Some(watch.abort_handle());
+        self.work = Some(work);
         Ok(())
     }
 
     async fn release(&mut self) -> Result<()> {
-        let guard = self.guard.take().ok_or_else(holds_nothing)?;
-        self.lost = Box::pin(pending());
-        say(&Event::Releasing { until: provable(&guard) });
-        match guard.release().await {
+        let work = self.work.take().ok_or_else(holds_nothing)?;
+        if let Some(watch) = self.watch.take() {
+            watch.abort();
+        }
+        say(&Event::Releasing { until: provable(work.guard()) });
+        match work.release().await {
             Err(error) if error.kind() != ErrorKind::Lost => return Err(error),
             _ => say(&Event::Released),
         }
         Ok(())
     }
 
+    fn last(&self) -> Result<(RecordHandle, FencingToken)> {
+        let (lock, token) = self.last.as_ref().ok_or_else(holds_nothing)?;
+        Ok((self.locks.record(lock)?, *token))
+    }
+
     async fn write(&self, value: &str) -> Result<()> {
-        let token = self.token.ok_or_else(holds_nothing)?;
-        self.record.open(token).await?;
-        self.put(token, value.to_owned()).await
+        let (record, token) = self.last()?;
+        record.open(token).await?;
+        put(&record, token, value.to_owned()).await
     }
 
     /// Adds one to the number in the record: what goes wrong if two do it at once.
     async fn count(&self) -> Result<()> {
-        let token = self.token.ok_or_else(holds_nothing)?;
-        let number = match self.record.open(token).await?.record {
+        let (record, token) = self.last()?;
+        let number = match record.open(token).await?.record {
             Some(record) => std::str::from_utf8(&record.value).ok().and_then(|number| number.parse().ok()),
             None => Some(0),
         };
         let number: u64 =
             number.ok_or_else(|| Error::new(ErrorKind::InvalidRequest, "the record holds no number"))?;
-        self.put(token, (number + 1).to_string()).await
+        put(&record, token, (number + 1).to_string()).await
     }
 
-    async fn put(&self, token: FencingToken, value: String) -> Result<()> {
-        let version = self.record.write(token, value.clone()).await?;
-        say(&Event::Written { version, value });
-        Ok(())
+    async fn append(&self, text: &str) -> Result<()> {
+        let (lock, token) = self.last.as_ref().ok_or_else(holds_nothing)?;
+        append(&self.locks, lock, *token, text).await
+    }
+
+    async fn end(&mut self, text: &str) -> Result<()> {
+        let work = self.work.take().ok_or_else(holds_nothing)?;
+        let (work, ended) = work.end(text).await;
+        self.work = work;
+        ended.map(|()| say(&Event::Ended))
     }
 
     async fn cycle(&mut self, cycles: u64) {
@@ -174,27 +237,37 @@ impl Taker {
 
     async fn obey(&mut self, mut orders: mpsc::UnboundedReceiver<String>) {
         report(self.acquire().await);
-        loop {
-            let order = tokio::select! {
-                () = &mut self.lost => {
-                    say(&Event::Lost { at: now() });
-                    self.lost = Box::pin(pending());
-                    continue;
-                }
-                order = orders.recv() => order,
-            };
-            report(match order.as_deref().map(|order| order.split_once(' ').unwrap_or((order, ""))) {
-                None => return,
-                Some(("acquire", "")) => self.acquire().await,
-                Some(("release", "")) => self.release().await,
-                Some(("write", value)) => self.write(value).await,
-                Some((order, _)) => Err(Error::new(
+        while let Some(order) = orders.recv().await {
+            report(match order.split_once(' ').unwrap_or((&order, "")) {
+                ("acquire", "") => self.acquire().await,
+                ("release", "") => self.release().await,
+                ("write", value) => self.write(value).await,
+                ("append", text) => self.append(text).await,
+                ("end", text) => self.end(text).await,
+                (order, _) => Err(Error::new(
                     ErrorKind::InvalidRequest,
-                    format!("{order:?} is no order: expected acquire, release or write TEXT"),
+                    format!("{order:?} is no order: expected acquire, release, write, append or end TEXT"),
                 )),
             });
         }
     }
+}
+
+async fn put(record: &RecordHandle, token: FencingToken, value: String) -> Result<()> {
+    let version = record.write(token, value.clone()).await?;
+    say(&Event::Written { version, value });
+    Ok(())
+}
+
+/// Adds a line to the effects of a lock, behind its fence: the token's sequence, and what was done under it.
+async fn append(locks: &Locks, lock: &LockName, token: FencingToken, text: &str) -> Result<()> {
+    let key = RecordKey::new(lock.clone(), EFFECTS)?;
+    let opened = locks.records().open(&key, token).await?;
+    let mut effects = opened.record.map_or_else(Vec::new, |record| record.value.to_vec());
+    effects.extend(format!("{} {text}\n", token.sequence()).bytes());
+    let version = locks.records().write(&key, token, effects.into()).await?;
+    say(&Event::Written { version, value: text.to_owned() });
+    Ok(())
 }
 
 fn holds_nothing() -> Error {
@@ -211,12 +284,15 @@ fn report(outcome: Result<()>) {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let cycles = arguments.cycles;
+    let (pattern, cycles) = (arguments.pattern, arguments.cycles);
     let orders = orders();
     let mut taker = Taker::new(arguments).await?;
-    match cycles {
-        Some(cycles) => taker.cycle(cycles).await,
-        None => taker.obey(orders).await,
+    let Arguments { name, ttl, .. } = &taker.arguments;
+    match (pattern, cycles) {
+        (Pattern::Versioned, _) => versioned::count(&taker.locks, name, *ttl).await,
+        (Pattern::Partitions, _) => partitions::take_part(&taker.locks, name, *ttl, orders).await?,
+        (_, Some(cycles)) => taker.cycle(cycles).await,
+        (_, None) => taker.obey(orders).await,
     }
     taker.locks.close().await
 }

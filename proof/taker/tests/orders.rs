@@ -3,9 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use ringfence_core::ErrorKind;
-use ringfence_servers::{Event, Process, Taker, taker};
+use ringfence_core::{ErrorKind, LockName, RecordKey};
+use ringfence_servers::{EFFECTS, Event, Process, Taker, taker};
 use tempfile::TempDir;
+
+const NAME: &str = "-a name that looks like an option";
 
 /// A store of its own for a test.
 struct Store(TempDir);
@@ -20,7 +22,7 @@ impl Store {
     }
 
     fn taker(&self, options: &[&str]) -> Taker {
-        Taker::start(&self.url(), "-a name that looks like an option", options)
+        Taker::start(&self.url(), NAME, options)
     }
 }
 
@@ -96,4 +98,44 @@ async fn it_does_not_outlive_its_stdin() {
     process.close_stdin();
     let ends = async { while process.line().await.is_some() {} };
     tokio::time::timeout(Duration::from_secs(10), ends).await.expect("it ends with its stdin");
+}
+
+#[tokio::test]
+async fn it_works_by_a_pattern_and_writes_down_what_it_does() {
+    for (pattern, lock) in [("once", "once/"), ("leader", "leader/"), ("idempotency", "idempotency/")] {
+        let store = Store::new();
+        let mut taker = store.taker(&["--pattern", pattern]);
+        let (token, _) = taker.holds().await;
+        for effect in ["one", "another one"] {
+            taker.tell(&format!("append {effect}"));
+            let written = |event: &Event| matches!(event, Event::Written { value, .. } if value == effect);
+            taker.event("has written", |event| written(event).then_some(())).await;
+        }
+        taker.tell("end well");
+        taker.event("has ended", |event| matches!(event, Event::Ended).then_some(())).await;
+
+        let locks = ringfence::Locks::connect(&store.url()).await.expect("the store");
+        let lock = LockName::new(format!("{lock}{NAME}")).expect("a name");
+        let key = RecordKey::new(lock, EFFECTS).expect("a field");
+        let effects = locks.records().read(&key).await.expect("a look").expect("it wrote").value;
+        let sequence = token.sequence();
+        assert_eq!(effects, format!("{sequence} one\n{sequence} another one\n"), "{pattern}");
+    }
+}
+
+#[tokio::test]
+async fn it_counts_in_a_versioned_record_until_it_ends() {
+    let store = Store::new();
+    let mut taker = store.taker(&["--pattern", "versioned"]);
+    for expected in 1..=3 {
+        let written = |event: &Event| match event {
+            Event::Written { version, .. } => Some(version.0),
+            _ => None,
+        };
+        assert_eq!(taker.event("counts", written).await, expected);
+    }
+    taker.kill();
+    let locks = ringfence::Locks::connect(&store.url()).await.expect("the store");
+    let record = locks.versioned(NAME).read().await.expect("a look").expect("it counted");
+    assert_eq!(record.value, format!("{{\"{}\":{}}}", taker.id(), record.version.0));
 }

@@ -6,8 +6,6 @@ use ringfence_core::{
     Backend, BoxFuture, Clock, FencingToken, Lease, LockName, Result, SystemClock, Ttl, Version,
 };
 
-use crate::cases::Case;
-
 /// The longest that one case may take, with all its waits, and with the build of the program that it may start.
 const CASE_LIMIT: Duration = Duration::from_mins(2);
 
@@ -104,7 +102,11 @@ pub type Verdict = std::result::Result<(), NotApplicable>;
 ///
 /// Panics where the backend breaks the contract. Says on stderr when the case does not apply, past the capture of the
 /// test harness, because a case that was left out must not look like one that passed.
-pub fn run<H: Harness>(name: &str, harness: impl Future<Output = Option<H>>, case: Case) {
+pub fn run<H>(
+    name: &str,
+    harness: impl Future<Output = Option<H>>,
+    case: impl for<'a> FnOnce(&'a H) -> BoxFuture<'a, Verdict>,
+) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
