@@ -12,6 +12,7 @@ mod consensus;
 mod contender;
 mod contest;
 mod etcd;
+mod gate;
 mod held;
 mod killed;
 mod network;
@@ -116,6 +117,8 @@ enum Case {
     Idempotency,
     /// A member joins those who share partitions, and leaves, on every backend of several processes.
     Partitions,
+    /// Requests through `ringfence gate`, and through a plain proxy.
+    Gate,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -138,6 +141,12 @@ enum Worker {
     /// Shares partitions.
     #[command(hide = true)]
     Members(patterns::partitions::Members),
+    /// Answers HTTP requests until killed.
+    #[command(hide = true)]
+    GateUpstream(gate::Upstream),
+    /// Sends HTTP requests for a while.
+    #[command(hide = true)]
+    GateLoad(gate::Load),
 }
 
 fn main() {
@@ -149,6 +158,8 @@ fn main() {
         Some(Worker::Contender(contender)) => return contender.run(),
         Some(Worker::HoldOnServer(hold)) => return hold.run(),
         Some(Worker::Members(members)) => return members.run(),
+        Some(Worker::GateUpstream(gate::Upstream {})) => return gate::Upstream::run(),
+        Some(Worker::GateLoad(load)) => return load.run(),
         None => {}
     }
     let wanted = |case| options.only.is_empty() || options.only.contains(&case);
@@ -213,6 +224,9 @@ fn main() {
     }
     if wanted(Case::Partitions) {
         patterns::partitions::measure(&mut report, on, directory, *rounds, members, partitions);
+    }
+    if wanted(Case::Gate) {
+        gate::measure(&mut report, &options.directory, options.rounds, length);
     }
     report.write(&options.json);
 }

@@ -111,6 +111,13 @@ impl Report {
         );
     }
 
+    /// Prints by how much one subject's figure is above another's, in a case that has run.
+    pub(crate) fn difference(&mut self, case: &str, name: &str, subject: &str, from: &str, goal: Goal) {
+        let value = |subject| self.value(Figure { case, subject, name });
+        let above = value(subject) - value(from);
+        self.judge(case, format!("{name}: {subject} - {from}"), above, goal);
+    }
+
     /// Prints one figure as a multiple of another.
     pub(crate) fn compare(&mut self, figure: Figure<'_>, to: Figure<'_>, goal: Goal) {
         let mut other = to.subject.to_owned();

@@ -35,6 +35,9 @@ enum Source {
     Npm,
     /// A program of ours in Go, built of what Debian has of etcd.
     Go,
+    /// The files of one package of Debian, in a folder of their own: for a server that is wanted for its program alone, because its
+    /// package, installed, would start it on a port of the machine's.
+    Unpacked(&'static str),
 }
 
 /// What is installed from a list is there when this copy, made after the installation, is equal to the list.
@@ -217,6 +220,13 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "nginx",
+        detect: &["test", "-x", "target/peers/nginx/usr/sbin/nginx"],
+        source: Source::Unpacked("nginx"),
+        purpose: "is the plain proxy beside which the benchmark puts the gate",
+        vital: false,
+    },
+    Tool {
         name: "a lock in Go",
         detect: &["cmp", GO_PROGRAM, BUILT_BY_GO],
         source: Source::Go,
@@ -334,6 +344,17 @@ fn commands(source: Source) -> Vec<Command> {
                 command("cp", &[GO_PROGRAM, BUILT_BY_GO]),
             ]
         }
+        // Lists that are old, or not there, are fetched only then: that is for root.
+        Source::Unpacked(package) => vec![command(
+            "sh",
+            &[
+                "-ec",
+                "mkdir -p target/peers/$0; cd target/peers/$0; \
+                 apt-get download --quiet $0 || { apt-get update --quiet; apt-get download --quiet $0; }; \
+                 dpkg-deb -x $0_*.deb .; rm $0_*.deb",
+                package,
+            ],
+        )],
     }
 }
 
@@ -341,6 +362,7 @@ fn commands(source: Source) -> Vec<Command> {
 fn hint(source: Source) -> &'static str {
     match source {
         Source::Apt(_) | Source::Cargo(_) => "",
+        Source::Unpacked(_) => "; it needs apt with its lists, as from: apt-get update",
         Source::Pip => "; it needs Python 3 with venv, as from: apt-get install python3-venv",
         Source::Npm => "; it needs Node and npm, as from: apt-get install nodejs npm",
         Source::Go => {

@@ -45,7 +45,7 @@ pub use disk::Disk;
 pub use etcd::{EtcdCluster, EtcdOptions};
 pub use hook::{Hook, Posted};
 pub use mariadb::MariaDb;
-pub use peers::{curator, etcd_3_5, go_etcd_lock, node, postgres_18, python, valkey};
+pub use peers::{curator, etcd_3_5, go_etcd_lock, nginx, node, postgres_18, python, valkey};
 pub use pgbouncer::Pgbouncer;
 pub use postgres::{Postgres, PostgresOptions, Psql};
 pub use process::Process;

