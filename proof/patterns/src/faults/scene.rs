@@ -188,6 +188,6 @@ impl Metronome {
         let seen: Vec<BootInstant> =
             beats.iter().copied().filter(|beat| (from..=until).contains(beat)).collect();
         let pauses = seen.windows(2).map(|pair| pair[1].saturating_since(pair[0]));
-        pauses.filter(|pause| *pause > 2 * BEAT).map(|pause| pause - BEAT).sum()
+        pauses.filter(|pause| *pause > 2 * BEAT).map(|pause| pause.saturating_sub(BEAT)).sum()
     }
 }
