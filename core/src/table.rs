@@ -503,6 +503,15 @@ impl Table {
         self.numbers.reserved
     }
 
+    /// Whether a record is open with this token already, and opening it once more ([`Op::Open`]) would change nothing.
+    pub fn is_open(&self, key: &RecordKey, token: FencingToken, guard: RecordGuard, at: BootInstant) -> bool {
+        let is_marked =
+            self.records.get(key).is_some_and(|record| record.guard == guard && record.mark == token);
+        let has_settled =
+            self.line(key.lock()).is_none_or(|line| line.grants.iter().all(|grant| grant.deadline > at));
+        is_marked && has_settled && self.check_token(key, token, guard).is_ok()
+    }
+
     /// The lease that an attempt holds or is offered.
     pub fn grant(&self, nonce: Nonce) -> Option<&Grant> {
         let (line, _) = self.attempts.get(&nonce)?;

@@ -161,7 +161,17 @@ proptest! {
                     for lock in 0..2 {
                         let key = RecordKey::of(name(lock));
                         let guard = RecordGuard::LiveLease;
-                        let (opened, _) = table.apply(Op::Open { key: key.clone(), token, guard, at });
+                        let before: Option<Vec<String>> = table
+                            .is_open(&key, token, guard, at)
+                            .then(|| table.pieces().map(|piece| format!("{piece:?}")).collect());
+                        let (opened, effects) = table.apply(Op::Open { key: key.clone(), token, guard, at });
+                        if let Some(before) = before {
+                            prop_assert_eq!(&opened, &Answer::Opened);
+                            prop_assert_eq!(effects, Effects::default());
+                            let after: Vec<String> = table.pieces().map(|piece| format!("{piece:?}")).collect();
+                            prop_assert_eq!(before, after, "what is open already changes nothing");
+                        }
+                        prop_assert_eq!(table.is_open(&key, token, guard, at), opened == Answer::Opened);
                         let value = Bytes::from_static(b"value");
                         let (written, _) = table.apply(Op::Write { key: key.clone(), token, value, at });
                         prop_assert_eq!(opened == Answer::Opened, matches!(written, Answer::Written(_)));

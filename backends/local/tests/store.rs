@@ -372,3 +372,26 @@ async fn a_record_for_a_lock_elsewhere_keeps_its_mark_and_its_guard() {
     assert_eq!(other.records().read(&key).await.unwrap().unwrap().value, "kept");
     store.records().write(&key, mark, Bytes::from("kept on")).await.unwrap();
 }
+
+/// A gate opens a record for each of its requests.
+#[tokio::test]
+async fn opening_what_is_open_writes_nothing_and_is_refused_when_the_lease_is_over() {
+    let directory = TempDir::new().unwrap();
+    let (backend, other) = (open(directory.path()).unwrap(), open(directory.path()).unwrap());
+    let lease = take(&backend, "a").await;
+    let key = RecordKey::of("a".parse().unwrap());
+    backend.records().open(&key, lease.token).await.unwrap();
+    let size = || fs::metadata(log_file(directory.path())).unwrap().len();
+    let before = size();
+    for backend in [&backend, &other] {
+        let opened = backend.records().open(&key, lease.token).await.unwrap();
+        assert!(opened.record.is_none());
+    }
+    assert_eq!(size(), before);
+    backend.records().write(&key, lease.token, Bytes::from_static(b"value")).await.unwrap();
+    let opened = other.records().open(&key, lease.token).await.unwrap();
+    assert_eq!(opened.record.unwrap().value, "value", "what another process wrote is seen");
+    assert_eq!(backend.release(&[lease.key]).await.unwrap(), [Release::Released]);
+    let error = other.records().open(&key, lease.token).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Stale);
+}
