@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use ringfence_core::{
-    BootInstant, Clock as _, Error, ErrorKind, FencedStore, FencingToken, LockName, SystemClock, TokenKey,
+    BootInstant, BoxFuture, Clock as _, Coalescer, Error, ErrorKind, FencedStore, FencingToken, LockName,
+    SystemClock, TokenKey,
 };
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::epoch::{Epochs, mark_key};
@@ -25,8 +28,12 @@ const LET_GO_WITHIN: Duration = Duration::from_secs(1);
 /// For how long a gate may not have heard that a mark was started anew. A token that is refused makes it look at once.
 const EPOCH_KNOWN_FOR: Duration = Duration::from_secs(1);
 
-/// The most resources whose marks are remembered while this gate is alone. Beyond it the store is asked again.
+/// The most resources that are remembered when nobody is near. Beyond it the store is asked again.
 const REMEMBERED_MAX: usize = 65_536;
+
+/// How many questions about one resource may be under way, and how many requests may share one.
+const QUESTIONS_MAX: usize = 4;
+const SHARED_MAX: usize = 256;
 
 /// Says whether a gate is alone before its resource, and by which lease: see [`Gate::alone`].
 pub type Alone = dyn Fn() -> Option<FencingToken> + Send + Sync;
@@ -38,8 +45,8 @@ pub type Alone = dyn Fn() -> Option<FencingToken> + Send + Sync;
 /// whose lease is over is refused even if no later one came. Whatever goes wrong with the store, nothing passes.
 ///
 /// # Round trips
-/// One to the store for each request, because there may be other gates; see [`alone`](Self::alone). After a wait for
-/// an older token one more. For a resource that it has not heard of for a second, it asks at the same time whether an operator has started the mark anew ([`Epochs`]).
+/// One to the store for each request, because there may be other gates; see [`alone`](Self::alone). Requests with one token that
+/// come while the store is asked share the next one. After a wait for an older token one more. For a resource that it has not heard of for a second, it asks at the same time whether an operator has started the mark anew ([`Epochs`]).
 ///
 /// # What it cannot promise
 /// Between its look at the mark and the resource lies time. A request that has passed cannot be called back: it arrives even if
@@ -153,12 +160,17 @@ impl Gate {
             let is_fresh = state.epoch_read.is_some_and(|read| now.saturating_since(read) < EPOCH_KNOWN_FOR);
             (state.epoch, is_fresh, lease.is_some() && state.known == Some((lease, token)))
         };
-        let open = async |epoch| self.store.open(&mark_key(name, epoch), token).await;
+        let open = async |epoch| {
+            let answer = resource.questions.request(Question { epoch, token }).await;
+            answer.unwrap_or_else(|| {
+                Err(Error::new(ErrorKind::Unavailable, "whoever asked the store went away"))
+            })
+        };
         let look = async || {
             let read = SystemClock::new().now();
             Ok::<_, Error>(resource.learn(Epochs::read(&*self.store, name).await?.epoch, read))
         };
-        let guessed = async { if is_known { Ok(()) } else { open(guess).await.map(drop) } };
+        let guessed = async { if is_known { Ok(()) } else { open(guess).await } };
         let (opened, epoch) = if is_fresh {
             match guessed.await {
                 Err(error) if matches!(error.kind(), ErrorKind::Stale | ErrorKind::TokenCollision) => {
@@ -189,7 +201,12 @@ impl Gate {
         if resources.len() >= REMEMBERED_MAX && !resources.contains_key(name) {
             resources.retain(|_, known| known.visits > 0);
         }
-        let known = resources.entry(name.clone()).or_default();
+        // Most are known, and need no name of their own.
+        if !resources.contains_key(name) {
+            let resource = Arc::new(Resource::new(Arc::clone(&self.store), name.clone()));
+            resources.insert(name.clone(), Known { resource, visits: 0 });
+        }
+        let known = resources.get_mut(name).expect("it was just put there");
         known.visits += 1;
         Visit { gate: Arc::clone(self), name: name.clone(), resource: Arc::clone(&known.resource) }
     }
@@ -235,7 +252,7 @@ impl Pass {
     }
 }
 
-/// Keeps a resource's memory while a request is anywhere near it; the last one out forgets it, unless this gate is alone.
+/// Keeps a resource's memory while a request is anywhere near it.
 struct Visit {
     gate: Arc<Gate>,
     name: LockName,
@@ -253,26 +270,32 @@ impl Drop for Visit {
         let mut resources = self.gate.resources();
         if let Some(known) = resources.get_mut(&self.name) {
             known.visits -= 1;
-            if known.visits == 0 && self.gate.alone.is_none() {
-                resources.remove(&self.name);
-            }
         }
     }
 }
 
 /// A resource that somebody is near, or that is remembered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
     resource: Arc<Resource>,
     visits: usize,
 }
 
 /// What this gate knows of one resource.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Resource {
     state: Mutex<State>,
+    /// What the store is asked.
+    questions: Coalescer<Question, Result<(), Error>>,
     /// A newer token came: whoever waits with an older one need not.
     raised: Notify,
+}
+
+/// Whether the store lets a token through in this epoch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Question {
+    epoch: u64,
+    token: FencingToken,
 }
 
 #[derive(Debug, Default)]
@@ -304,6 +327,17 @@ enum Turn {
 }
 
 impl Resource {
+    fn new(store: Arc<dyn FencedStore>, name: LockName) -> Self {
+        let ask = move |questions| ask_once(Arc::clone(&store), name.clone(), questions);
+        // Without a runtime nobody is left who could be served.
+        let adopt = |asking| drop(Handle::try_current().map(|runtime| runtime.spawn(asking)));
+        Self {
+            state: Mutex::default(),
+            questions: Coalescer::new(QUESTIONS_MAX, SHARED_MAX, ask, adopt),
+            raised: Notify::new(),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -357,6 +391,39 @@ impl Resource {
     }
 }
 
+/// Asks each question once, however many requests have it, and all of them at a time.
+fn ask_once(
+    store: Arc<dyn FencedStore>,
+    name: LockName,
+    questions: Vec<Question>,
+) -> BoxFuture<'static, Vec<Result<(), Error>>> {
+    Box::pin(async move {
+        let mut others = JoinSet::new();
+        let mut different = Vec::new();
+        for question in &questions[1..] {
+            if *question != questions[0] && !different.contains(question) {
+                different.push(*question);
+                let (store, name) = (Arc::clone(&store), name.clone());
+                others.spawn(ask_one(store, name, *question));
+            }
+        }
+        let first = ask_one(store, name, questions[0]).await;
+        let mut answers = others.join_all().await;
+        answers.push(first);
+        let answer = |question| answers.iter().find(|(asked, _)| asked == question).expect("all were asked");
+        questions.iter().map(|question| answer(question).1.clone()).collect()
+    })
+}
+
+async fn ask_one(
+    store: Arc<dyn FencedStore>,
+    name: LockName,
+    question: Question,
+) -> (Question, Result<(), Error>) {
+    let opened = store.open(&mark_key(&name, question.epoch), question.token).await;
+    (question, opened.map(drop))
+}
+
 impl Refusal {
     /// This gate has let a later token through, while the store's answer for this one was on its way.
     fn overtaken(token: FencingToken, mark: FencingToken) -> Self {
@@ -376,23 +443,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_nobody_is_near_is_forgotten_unless_the_gate_is_alone() {
+    async fn who_is_near_is_counted() {
         let locks = Locks::connect("memory:").await.unwrap();
         let guard = locks.lock("a").acquire().await.unwrap();
-        let pass = async |gate: Gate| {
-            let gate = Arc::new(gate);
-            let first = gate.admit_token(guard.name(), guard.token()).await.unwrap();
-            let second = gate.admit_token(guard.name(), guard.token()).await.unwrap();
-            drop(first.clone());
-            drop(first);
-            assert_eq!(gate.resources().len(), 1, "one is still near");
-            drop(second);
-            gate.resources().len()
-        };
-        let store = Arc::new(locks.clone());
-        assert_eq!(pass(Gate::new(store.clone())).await, 0);
-        let token = guard.token();
-        assert_eq!(pass(Gate::new(store).alone(move || Some(token))).await, 1);
+        let gate = Arc::new(Gate::new(Arc::new(locks.clone())));
+        let visits = || gate.resources().values().map(|known| known.visits).collect::<Vec<_>>();
+        let first = gate.admit_token(guard.name(), guard.token()).await.unwrap();
+        let second = gate.admit_token(guard.name(), guard.token()).await.unwrap();
+        drop(first.clone());
+        drop(first);
+        assert_eq!(visits(), [1], "one is still near");
+        drop(second);
+        assert_eq!(visits(), [0]);
     }
 
     #[tokio::test]

@@ -381,6 +381,78 @@ async fn a_late_answer_of_the_store_lets_nothing_old_through() {
 }
 
 #[tokio::test]
+async fn requests_that_come_while_the_store_is_asked_share_a_question_and_none_that_was_asked_before() {
+    let (_directory, locks) = store().await;
+    let store = Watched::new(locks);
+    let mut stage = Stage::new(Gate::new(store.clone()));
+    let asked = || store.opened.load(Ordering::SeqCst);
+    let held_up = store.gate.lock().await;
+    // As many as may be asked at a time.
+    let mut sent = Vec::new();
+    for number in 1..=4 {
+        store.slow.store(true, Ordering::SeqCst);
+        sent.push(stage.sends_token(token(5)));
+        while asked() < number {
+            tokio::task::yield_now().await;
+        }
+    }
+    for _ in 0..20 {
+        sent.push(stage.sends_token(token(5)));
+    }
+    stage.nothing_arrives().await;
+    assert_eq!(asked(), 4);
+    drop(held_up);
+    for _ in 0..24 {
+        drop(stage.arrival().await.answers());
+    }
+    for answer in sent {
+        assert_eq!(answer.await.unwrap().status(), 200);
+    }
+    assert!((5..=8).contains(&asked()), "asked {} times: once more in place of each of the 4", asked());
+    // What was asked before a request came says nothing of it.
+    let key = RecordKey::new("a".parse().unwrap(), "gate").unwrap();
+    store.open(&key, token(7)).await.unwrap();
+    let (status, body) = refused(stage.sends_token(token(5))).await;
+    assert_eq!((status.as_u16(), &body["mark"]), (412, &json!(7)));
+}
+
+#[tokio::test]
+async fn requests_that_share_the_way_to_the_store_have_their_own_answers() {
+    let (_directory, locks) = store().await;
+    let store = Watched::new(locks);
+    let mut stage = Stage::new(Gate::new(store.clone()).drain(LONG));
+    let held_up = store.gate.lock().await;
+    let mut first = Vec::new();
+    for number in 1..=4 {
+        store.slow.store(true, Ordering::SeqCst);
+        first.push(stage.sends_token(token(5)));
+        while store.opened.load(Ordering::SeqCst) < number {
+            tokio::task::yield_now().await;
+        }
+    }
+    let key = RecordKey::new("a".parse().unwrap(), "gate").unwrap();
+    store.open(&key, token(6)).await.unwrap();
+    let (old, new) = (stage.sends_token(token(4)), stage.sends_token(token(6)));
+    stage.nothing_arrives().await;
+    drop(held_up);
+    let (status, body) = refused(old).await;
+    assert_eq!((status.as_u16(), &body["mark"]), (412, &json!(6)));
+    // Those of 5, which the store let through before, pass first or not at all.
+    for sent in first {
+        tokio::spawn(async move { drop(sent.await) });
+    }
+    loop {
+        let arrived = stage.arrival().await;
+        let is_new = arrived.token == token(6);
+        drop(arrived.answers());
+        if is_new {
+            break;
+        }
+    }
+    assert_eq!(new.await.unwrap().status(), 200);
+}
+
+#[tokio::test]
 async fn alone_it_asks_once_for_each_token_and_lease_and_else_nothing_passes() {
     let (_directory, locks) = store().await;
     let store = Watched::new(locks);
