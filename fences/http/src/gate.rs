@@ -93,7 +93,7 @@ impl Gate {
     pub fn cut(&self) {
         for known in self.resources().values() {
             if let Some(passing) = &known.resource.state().passing {
-                passing.cut.send_replace(true);
+                passing.requests.cut.send_replace(true);
             }
         }
     }
@@ -128,18 +128,20 @@ impl Gate {
             }
             let raised = resource.raised.notified();
             let older = match resource.pass(token, lease, epoch)? {
-                Turn::Now(cut) => return Ok(Pass { token, cut, _visit: Arc::clone(&visit) }),
+                Turn::Now(cut, under_way) => {
+                    return Ok(Pass { token, cut, _under_way: under_way, _visit: Arc::clone(&visit) });
+                }
                 Turn::After(older) => older,
                 Turn::InAnotherEpoch => continue,
             };
             tokio::select! {
-                () = older.closed() => {}
+                () = older.under_way.closed() => {}
                 () = raised => {}
                 () = sleep(self.drain) => {
                     tracing::warn!(%name, %token, "requests of an older token are cut: they took longer than the drain");
-                    older.send_replace(true);
+                    older.cut.send_replace(true);
                     // What has not let go by then has been told all the same.
-                    let _ = timeout(LET_GO_WITHIN, older.closed()).await;
+                    let _ = timeout(LET_GO_WITHIN, older.under_way.closed()).await;
                     resource.leave_behind(&older);
                 }
             }
@@ -228,7 +230,9 @@ impl fmt::Debug for Gate {
 pub struct Pass {
     token: FencingToken,
     cut: watch::Receiver<bool>,
-    /// After `cut`: whoever waits for the last request of a token finds its resource still there.
+    /// As long as one of these is there, a newer token waits.
+    _under_way: watch::Receiver<()>,
+    /// After that: whoever waits for the last request of a token finds its resource still there.
     _visit: Arc<Visit>,
 }
 
@@ -311,17 +315,32 @@ struct State {
     passing: Option<Passing>,
 }
 
-/// The requests of one token that are under way: each has a receiver, so the sender knows when the last one has gone.
+/// The requests of one token that are under way.
 #[derive(Debug)]
 struct Passing {
     token: FencingToken,
-    cut: Arc<watch::Sender<bool>>,
+    requests: Arc<Requests>,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    /// That they are to end. Whoever only wants to hear of it is not under way.
+    cut: watch::Sender<bool>,
+    /// Each has a receiver, so it is known when the last one has gone.
+    under_way: watch::Sender<()>,
+}
+
+impl Requests {
+    /// One more is under way. While the resource's state is locked, or a newer token could slip through in between.
+    fn join(&self) -> Turn {
+        Turn::Now(self.cut.subscribe(), self.under_way.subscribe())
+    }
 }
 
 /// When a request may pass.
 enum Turn {
-    Now(watch::Receiver<bool>),
-    After(Arc<watch::Sender<bool>>),
+    Now(watch::Receiver<bool>, watch::Receiver<()>),
+    After(Arc<Requests>),
     /// The mark was started anew since the store was asked.
     InAnotherEpoch,
 }
@@ -368,24 +387,27 @@ impl Resource {
         }
         state.known = Some((lease, token));
         match &state.passing {
-            Some(passing) if passing.token == token && !*passing.cut.borrow() => {
-                Ok(Turn::Now(passing.cut.subscribe()))
+            Some(Passing { token: same, requests }) if *same == token && !*requests.cut.borrow() => {
+                Ok(requests.join())
             }
-            Some(passing) if passing.token != token && !passing.cut.is_closed() => {
-                Ok(Turn::After(Arc::clone(&passing.cut)))
+            Some(Passing { token: other, requests })
+                if *other != token && !requests.under_way.is_closed() =>
+            {
+                Ok(Turn::After(Arc::clone(requests)))
             }
             _ => {
-                let (cut, receiver) = watch::channel(false);
-                state.passing = Some(Passing { token, cut: Arc::new(cut) });
-                Ok(Turn::Now(receiver))
+                let requests = Arc::<Requests>::default();
+                let now = requests.join();
+                state.passing = Some(Passing { token, requests });
+                Ok(now)
             }
         }
     }
 
     /// Waits no longer for requests that were cut and have not let go.
-    fn leave_behind(&self, cut: &Arc<watch::Sender<bool>>) {
+    fn leave_behind(&self, cut: &Arc<Requests>) {
         let mut state = self.state();
-        if state.passing.as_ref().is_some_and(|passing| Arc::ptr_eq(&passing.cut, cut)) {
+        if state.passing.as_ref().is_some_and(|passing| Arc::ptr_eq(&passing.requests, cut)) {
             state.passing = None;
         }
     }
@@ -455,6 +477,22 @@ mod tests {
         assert_eq!(visits(), [1], "one is still near");
         drop(second);
         assert_eq!(visits(), [0]);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_to_hear_of_a_cut_is_not_waited_for() {
+        let locks = Locks::connect("memory:").await.unwrap();
+        let gate = Arc::new(Gate::new(Arc::new(locks.clone())).drain(Duration::from_hours(1)));
+        let old = locks.lock("a").acquire().await.unwrap();
+        let pass = gate.admit_token(old.name(), old.token()).await.unwrap();
+        let mut cut = std::pin::pin!(pass.cut());
+        let heard = timeout(Duration::from_millis(1), &mut cut).await;
+        assert!(heard.is_err(), "nobody has cut it");
+        drop(pass);
+        old.release().await.unwrap();
+        let new = locks.lock("a").acquire().await.unwrap();
+        let newer = timeout(Duration::from_secs(30), gate.admit_token(new.name(), new.token())).await;
+        newer.expect("nothing of the older one is under way").unwrap();
     }
 
     #[tokio::test]
