@@ -13,11 +13,11 @@
 //! | call | leases | `recipe=advisory` |
 //! |---|---|---|
 //! | connect | 4 | 4 |
-//! | acquire, free | 1 | 1 |
+//! | acquire, free | 1; of several at a time, 1 more for those that are not simply free | 1 |
 //! | acquire, refused | 1 | 2 |
 //! | acquire, in line | 1 to join it; half of one for the turn | 1 to join it; half of one for the turn, 1 to claim it |
 //! | renew | 1 for every 128 leases | 1 for each TTL |
-//! | release | 1 for every 128 leases | 1 |
+//! | release | 1 for every 128 leases; of several at a time, 1 more for those that hand on | 1 |
 //! | downgrade, inspect, list; open, write or read a record | 1 | 1 |
 //! | evict | 1 | 3 or more |
 //!

@@ -41,10 +41,13 @@ pub(crate) fn read_holder(text: &str) -> Option<HolderInfo> {
     HolderInfo::new(&label, &host, pid).and_then(|holder| holder.with_metadata(&metadata)).ok()
 }
 
+/// The mode of who holds alone.
+pub(crate) const EXCLUSIVE: i32 = 0;
+
 /// 0 exclusive, -1 shared, n one of at most n permits.
 pub(crate) fn write_mode(mode: Mode) -> i32 {
     match mode {
-        Mode::Exclusive => 0,
+        Mode::Exclusive => EXCLUSIVE,
         Mode::Shared => -1,
         Mode::Permit(limit) => limit.get().try_into().expect("PERMITS_MAX is small"),
     }
@@ -52,7 +55,7 @@ pub(crate) fn write_mode(mode: Mode) -> i32 {
 
 pub(crate) fn read_mode(number: i32) -> Result<Mode> {
     match number {
-        0 => Ok(Mode::Exclusive),
+        EXCLUSIVE => Ok(Mode::Exclusive),
         -1 => Ok(Mode::Shared),
         limit => Mode::permit(u32::try_from(limit).unwrap_or(0)),
     }

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backoff, BootInstant, Clock, Eviction, LeaseKey, ListQuery, LockName, LockState,
-    LossListener, Nonce, Page, Release, Renewal, Result, Retry,
+    AcquireRequest, Attempt, Backoff, BootInstant, BoxFuture, Clock, Eviction, LeaseKey, ListQuery, LockName,
+    LockState, LossListener, Nonce, Page, Release, Renewal, Result, Retry,
 };
 use tokio::runtime::Handle;
 
@@ -63,6 +63,23 @@ impl AsRef<str> for ByName {
     }
 }
 
+fn keys(leases: Vec<ByName>) -> Vec<LeaseKey> {
+    leases.into_iter().map(|ByName(lease)| lease).collect()
+}
+
+/// A call on a connection, which has both for itself.
+fn call<Request, Answer, Make>(
+    calls: &Arc<Calls>,
+    link: &Arc<Link>,
+    make: Make,
+) -> impl Fn(Vec<Request>) -> BoxFuture<'static, Result<Vec<Answer>>> + use<Request, Answer, Make>
+where
+    Make: Fn(Arc<Calls>, Arc<Link>, Vec<Request>) -> BoxFuture<'static, Result<Vec<Answer>>>,
+{
+    let (calls, link) = (Arc::clone(calls), Arc::clone(link));
+    move |requests| make(Arc::clone(&calls), Arc::clone(&link), requests)
+}
+
 impl Leases {
     /// On a server that is connected to when it is first used. Must be called in a tokio runtime.
     pub(crate) fn new(options: &Arc<Options>, reclaims: bool, clock: Arc<dyn Clock>) -> Self {
@@ -70,26 +87,29 @@ impl Leases {
         let calls = Arc::new(Calls::new(&options.schema, reclaims));
         let connection = || Link::new(Arc::clone(options), runtime.clone(), |_| {});
         let (attempts, affairs) = (connection(), connection());
-        let ask = {
-            let calls = Arc::clone(&calls);
-            move |asked: Vec<Asked>| {
-                let (calls, link) = (Arc::clone(&calls), Arc::clone(&attempts));
-                Box::pin(async move { calls.acquire(&link, &asked).await }) as _
-            }
-        };
-        let give_back = {
-            let (calls, link) = (Arc::clone(&calls), Arc::clone(&affairs));
-            move |leases: Vec<ByName>| {
-                let (calls, link) = (Arc::clone(&calls), Arc::clone(&link));
-                let leases: Vec<LeaseKey> = leases.into_iter().map(|ByName(lease)| lease).collect();
-                Box::pin(async move { calls.release(&link, &leases).await }) as _
-            }
-        };
+        let attempts = Together::new(
+            runtime.clone(),
+            call(&calls, &attempts, |calls, link, asked: Vec<Asked>| {
+                Box::pin(async move { calls.acquire_free(&link, &asked).await })
+            }),
+            call(&calls, &attempts, |calls, link, asked| {
+                Box::pin(async move { calls.acquire(&link, &asked).await })
+            }),
+        );
+        let releases = Together::new(
+            runtime.clone(),
+            call(&calls, &affairs, |calls, link, leases| {
+                Box::pin(async move { calls.release_free(&link, &keys(leases)).await })
+            }),
+            call(&calls, &affairs, |calls, link, leases| {
+                Box::pin(async move { calls.release(&link, &keys(leases)).await })
+            }),
+        );
         let line = Arc::<Line>::default();
         let ears = Ears::new(options, reclaims, Arc::clone(&line), &runtime);
         Self(Arc::new(Client {
-            attempts: Together::new(runtime.clone(), ask),
-            releases: Together::new(runtime.clone(), give_back),
+            attempts,
+            releases,
             calls,
             affairs,
             ears,

@@ -3,6 +3,8 @@
 --
 -- A mode is a number: 0 exclusive, -1 shared, n one of at most n permits. Times are the server's, and `clock_timestamp()`
 -- because a transaction that waited began before.
+--
+-- This is the first version of the schema. lines.sql puts other functions in the place of many of these.
 
 CREATE TABLE @schema@.locks (
     name text COLLATE "C" PRIMARY KEY,

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{Attempt, Backend, Mode, Release, Wait};
+use ringfence_postgres::PostgresBackend;
 use tokio::task::JoinSet;
 
-use crate::stage::{LONG, NAME, Stage, exclusive, granted, release, request_of, within};
+use crate::stage::{LONG, NAME, Stage, exclusive, granted, its_turn, release, request_of, within};
 
 const NAMES: usize = 1000;
 
@@ -101,7 +102,7 @@ async fn what_the_dead_have_left_is_forgotten_too() {
         VALUES ('wanted', 1, 'w', 0, 60000, clock_timestamp(), 1, '')";
     stage
         .server
-        .psql(&format!("{place}; UPDATE ringfence.locks SET crowd = true WHERE name = 'wanted'"))
+        .psql(&format!("{place}; UPDATE ringfence.locks SET crowd = true, waiters = 1 WHERE name = 'wanted'"))
         .await;
     // Who gave up before it was answered.
     let withdraw = format!("SELECT ringfence.withdraw(1, 'given up', 2, {})", short.as_millis());
@@ -143,6 +144,81 @@ async fn who_removes_what_others_left_waits_for_nobody() {
     );
     assert_eq!(one.ask("COMMIT").await + &other.ask("COMMIT").await, "");
     assert_eq!(stage.number("SELECT count(*) FROM ringfence.sessions WHERE session = 1").await, 0);
+}
+
+/// The length of a line is written down, so that nobody has to count it. It is right whatever those do who stand there: a lock that
+/// counts too few is never handed on.
+#[tokio::test]
+async fn the_length_of_a_line_is_what_stands_there() {
+    const LENGTHS: &str = "SELECT l.waiters || ' ' || (SELECT count(*) FROM ringfence.places p WHERE p.name = l.name AND p.kind = 'w') \
+        FROM ringfence.locks l WHERE l.name = 'orders/42'";
+    let Some(stage) = Stage::new().await else { return };
+    let (ann, ben) = (stage.client().await, stage.client().await);
+    let mut lease = granted(&ann, exclusive(Wait::No)).await;
+    // Those who join behind one that holds alone, and those who join behind several.
+    let mut line = Vec::new();
+    for joined in 1..=3 {
+        line.push(crate::stage::waits(&ben));
+        stage.sees_waiters(joined).await;
+    }
+    let shared = |client: &Arc<PostgresBackend>| {
+        let (client, request) =
+            (Arc::clone(client), request_of(NAME, Mode::Shared, LONG, crate::stage::FOR_EVER));
+        tokio::spawn(async move { client.acquire(request).await })
+    };
+    line.extend([shared(&ben), shared(&ben)]);
+    stage.says(LENGTHS, "5 5").await;
+    // One goes away.
+    line.remove(1).abort();
+    stage.says(LENGTHS, "4 4").await;
+    for left in ["3 3", "2 2"] {
+        assert_eq!(release(&ann, &lease).await.expect("an answer"), Release::Released);
+        lease = its_turn(line.remove(0)).await;
+        assert_eq!(stage.server.psql(LENGTHS).await, left);
+    }
+    // Two come in together, and one stands behind both.
+    assert_eq!(release(&ann, &lease).await.expect("an answer"), Release::Released);
+    let sharing = [its_turn(line.remove(0)).await, its_turn(line.remove(0)).await];
+    let last = crate::stage::waits(&ann);
+    stage.says(LENGTHS, "1 1").await;
+    // The end of a process that nobody hears of.
+    let place = "INSERT INTO ringfence.places (name, nonce, kind, mode, ttl, since, session, holder) \
+        VALUES ('orders/42', 1, 'w', 0, 60000, clock_timestamp(), 1, ''); UPDATE ringfence.locks SET waiters = waiters + 1";
+    stage.server.psql(place).await;
+    for lease in &sharing {
+        assert_eq!(release(&ben, lease).await.expect("an answer"), Release::Released);
+    }
+    let lease = its_turn(last).await;
+    assert_eq!(stage.server.psql(LENGTHS).await, "1 1");
+    assert_eq!(release(&ann, &lease).await.expect("an answer"), Release::Released);
+    assert_eq!(stage.server.psql(LENGTHS).await, "0 0");
+    assert_eq!(stage.number("SELECT count(*) FROM ringfence.locks WHERE crowd").await, 0);
+}
+
+/// A statement for many locks has the rows of some while it waits for another. Two that take them in different orders wait for each
+/// other, until the server ends one of them after a second.
+#[tokio::test]
+async fn many_locks_are_taken_and_given_back_in_the_order_of_their_names() {
+    let Some(stage) = Stage::new().await else { return };
+    // In the table they lie the other way round.
+    let names = "INSERT INTO ringfence.locks (name, number, ends, since) \
+        SELECT 'n' || n, 1, now(), now() FROM generate_series(199, 100, -1) n; ANALYZE ringfence.locks";
+    stage.server.psql(names).await;
+    let acquire = "SELECT count(f.*) FROM (SELECT array_agg('n' || n) AS names, array_agg(n::bigint) AS nonces, \
+        array_agg(60000) AS ttls FROM generate_series(100, 199) n) a, \
+        ringfence.acquire_free(nonces, false, names, nonces, ttls, names) f";
+    let give_back = "SELECT count(f.*) FROM (SELECT array_agg('n' || n) AS names, array_agg(n::bigint) AS nonces \
+        FROM generate_series(100, 199) n) a, ringfence.release_free(names, nonces) f";
+    for many in [acquire, give_back] {
+        let (mut one, mut other) = (stage.server.session(), stage.server.session());
+        one.ask("BEGIN; SELECT FROM ringfence.locks WHERE name = 'n150' FOR UPDATE").await;
+        other.send(many);
+        stage.says("SELECT count(*) FROM pg_locks WHERE NOT granted", "1").await;
+        let free = "SELECT min(name) || ' to ' || max(name) FROM (SELECT name FROM ringfence.locks FOR UPDATE SKIP LOCKED) l";
+        assert_eq!(stage.server.psql(free).await, "n151 to n199", "{many}");
+        one.ask("COMMIT").await;
+        assert_eq!(within("an answer", other.answer()).await, "100");
+    }
 }
 
 /// Whoever comes while a name is being forgotten is granted it with a number above all before, and nobody is granted it twice.
@@ -187,7 +263,7 @@ async fn a_line_of_ten_thousand_takes_nobody_more() {
     stage.sees_waiters(1).await;
     let fill = "INSERT INTO ringfence.places (name, nonce, kind, mode, ttl, since, session, holder) \
         SELECT name, -n, 'w', mode, ttl, since, session, holder FROM ringfence.places, generate_series(2, 10000) n";
-    stage.server.psql(fill).await;
+    stage.server.psql(&format!("{fill}; UPDATE ringfence.locks SET waiters = 10000")).await;
     let error = ann.acquire(exclusive(crate::stage::FOR_EVER)).await.expect_err("there is no room");
     assert_eq!((error.kind(), error.retry(), error.effect()), (ErrorKind::Full, Retry::Later, Effect::None));
     waiting.abort();
