@@ -106,7 +106,7 @@ async fn who_waits_asks_nothing_until_it_is_called() {
     // What a connection has not said yet it says at its end.
     drop((ann, ben));
     stage.says("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ringfence'", "0").await;
-    assert_eq!(stage.number(&format!("{CALLS}'acquire'")).await, 2);
+    assert_eq!(stage.number(&format!("{CALLS}'acquire_one'")).await, 2);
 }
 
 /// The same of many processes: none of them has more for what the others do.
