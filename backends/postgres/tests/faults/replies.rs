@@ -106,7 +106,7 @@ async fn nor_does_it_join_the_line() {
 async fn asked_for(stage: &Stage) -> i64 {
     // What a transaction did is counted after it; a backend that is idle may keep it for itself for a while.
     stage
-        .number("SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions WHERE funcname = 'acquire'")
+        .number("SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions WHERE funcname = 'acquire_one'")
         .await
 }
 
