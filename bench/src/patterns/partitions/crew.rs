@@ -37,7 +37,9 @@ impl Crew {
         let (sender, news) = channel();
         let start = |(at, share): (usize, u32)| Process::start(place, at, share, partitions);
         let mut processes: Vec<Process> = shares.chain([1]).enumerate().map(start).collect();
-        processes.iter_mut().for_each(|process| process.ready(sender.clone()));
+        for process in &mut processes {
+            process.ready(sender.clone());
+        }
         let newcomer = processes.pop().expect("one more");
         Self { processes, newcomer, members: members as usize, history: History::of(partitions), news }
     }

@@ -84,7 +84,7 @@ impl History {
                 What::Owns(partition) => {
                     match owned.insert(partition, Owned { since: at, by: Some(member) }) {
                         Some(Owned { by: None, since }) => {
-                            change.longest_gap = change.longest_gap.max(at - since)
+                            change.longest_gap = change.longest_gap.max(at - since);
                         }
                         Some(Owned { by: Some(_), .. }) => change.two_owners += 1,
                         None => {}
@@ -123,7 +123,9 @@ mod tests {
     /// Members 1 and 2, where everything belongs to whom it should.
     fn settled(partitions: u32, members: &[u64]) -> History {
         let mut history = History::of(partitions);
-        members.iter().for_each(|member| history.joined(*member));
+        for member in members {
+            history.joined(*member);
+        }
         let owns = |partition| says(1, owner(&history.members, partition).get(), What::Owns(partition));
         let news: Vec<News> = (0..partitions).map(owns).collect();
         assert!(history.is_settled_by(&news));

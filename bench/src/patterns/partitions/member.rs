@@ -15,8 +15,8 @@ use crate::contender::{TTL, now, runtime_of_these_cores, word};
 pub(crate) struct Members {
     #[command(flatten)]
     servers: Servers,
-    #[arg(long)]
-    members: u32,
+    #[arg(long = "members")]
+    count: u32,
     #[arg(long)]
     partitions: u32,
 }
@@ -45,7 +45,7 @@ impl Members {
     pub(crate) fn run(self) {
         runtime_of_these_cores().block_on(async {
             let mut clients = Vec::new();
-            for _ in 0..self.members {
+            for _ in 0..self.count {
                 clients.push(Locks::connect(&self.servers.url()).await.expect("a backend"));
             }
             word::wait();
