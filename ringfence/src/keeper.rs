@@ -141,8 +141,9 @@ impl Keeper {
             while let Some(&(due, nonce)) = order.first() {
                 let kept = leases.get_mut(&nonce).expect("what is due is kept");
                 let lease = &kept.lease;
-                // What is nearly due goes along.
-                if due > now.saturating_add(lease.ttl().as_duration() / 10) {
+                // What is due in the next half of the time between two renewals goes along, so that all leases of one TTL come to be
+                // renewed together, whenever they were taken: where they share what is renewed, that is one message.
+                if due > now.saturating_add(lease.ttl().as_duration() / 6) {
                     break;
                 }
                 order.pop_first();

@@ -156,9 +156,17 @@ struct Stand {
     key: Vec<u8>,
     created: i64,
     lease: Arc<ServerLease>,
-    behind: Standing,
+    behind: Behind,
     /// The revision of the store at which that was so.
     looked: i64,
+}
+
+/// Where one stands that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Behind {
+    standing: Standing,
+    /// Whether there is no other that does not stand behind it.
+    is_only: bool,
 }
 
 impl Pending<'_> {
@@ -282,9 +290,9 @@ impl Pending<'_> {
         }
         let found = ops::found(joined, 1).ok_or_else(odd)?;
         let (created, behind) = look(mode, &key, found).ok_or_else(odd)?;
-        match behind {
+        match behind.standing {
             Standing::Holds => self.holds(Granted { key, created, lease: place, sent }).await,
-            behind => {
+            Standing::Behind(_) | Standing::BehindAny => {
                 let looked = ops::revision(&answer);
                 Ok(Asked::Stands(Stand { key, created, lease: place, behind, looked }))
             }
@@ -306,7 +314,7 @@ impl Pending<'_> {
         let Stand { key, created, lease, behind, mut looked } = stand;
         let news = Arc::new(News::default());
         let _own = client.watches.watch(What::end_of(&key), Ear::Waiter(Arc::clone(&news)));
-        let mut in_the_way = (self.watch_for(&behind, &news), behind);
+        let mut in_the_way = (self.watch_for(&behind.standing, &news), behind);
         let mut heard = 0;
         let mut looked_at = client.now();
         // What the turn will live by, so that it need not be granted first when it comes.
@@ -328,21 +336,24 @@ impl Pending<'_> {
             let is_due = sent.saturating_since(looked_at) >= LOOK_EVERY;
             // Read once: what comes from now on is looked at the next time.
             let so_far = news.heard();
-            let has_news = so_far != heard || news.missed(looked);
+            let hears_from = news.hears_from();
+            let (has_news, has_missed) = (so_far != heard, hears_from > looked);
             heard = so_far;
             let seen = async {
                 let (is_alive, is_lasting, seen) = tokio::join!(
                     client.leases.refresh(&lease, FRESH_PART),
                     client.leases.refresh(&lasting, LASTING_PART),
                     async {
-                        if !has_news && !is_due {
+                        if !has_news && !has_missed && !is_due {
                             return Ok(None);
                         }
+                        let behind = &in_the_way.1;
                         let look = async {
-                            if !has_news && self.stands_as_before(&key, created, &in_the_way.1).await? {
+                            if !has_news && self.stands_as_before(&key, created, &behind.standing).await? {
                                 return Ok(None);
                             }
-                            self.claim(&key, created, &lasting).await.map(Some)
+                            let last_ahead = self.last_ahead(behind, &news);
+                            self.claim(&key, created, last_ahead, &lasting).await.map(Some)
                         };
                         // It may take longer than the place lives.
                         tokio::select! {
@@ -363,8 +374,12 @@ impl Pending<'_> {
                 if is_alive? { seen } else { Ok(Some(Seen::Gone)) }
             };
             match seen.await {
-                Ok(None) if is_due => looked_at = sent,
-                Ok(None) => {}
+                Ok(None) => {
+                    looked = looked.max(hears_from);
+                    if is_due {
+                        looked_at = sent;
+                    }
+                }
                 Ok(Some(Seen::Gone)) => {
                     self.forget(&key).await?;
                     return Ok(None);
@@ -372,11 +387,12 @@ impl Pending<'_> {
                 Ok(Some(Seen::Claimed)) => {
                     return self.grant(Granted { key, created, lease: lasting, sent }).map(Some);
                 }
-                Ok(Some(Seen::Behind(standing, revision))) => {
+                Ok(Some(Seen::Behind(behind, revision))) => {
                     (looked, looked_at) = (revision, sent);
-                    if standing != in_the_way.1 {
-                        in_the_way = (self.watch_for(&standing, &news), standing);
+                    if behind.standing != in_the_way.1.standing {
+                        in_the_way.0 = self.watch_for(&behind.standing, &news);
                     }
+                    in_the_way.1 = behind;
                 }
                 // What the turn was to live by is no more, and the place is there as before.
                 Err(error) if error::is_of_lease(&error) => {
@@ -403,9 +419,13 @@ impl Pending<'_> {
     fn watch_for(&self, behind: &Standing, news: &Arc<News>) -> Watch {
         let what = match behind {
             // A holder that becomes a reader lets other readers in.
-            Standing::Behind(key) => What { changes: self.request.mode == Mode::Shared, ..What::end_of(key) },
+            Standing::Behind(key) => What {
+                changes: self.request.mode == Mode::Shared,
+                is_ahead: self.request.mode == Mode::Exclusive,
+                ..What::end_of(key)
+            },
             Standing::Holds | Standing::BehindAny => {
-                What { range: self.client.keys.line(&self.request.name), changes: false }
+                What { range: self.client.keys.line(&self.request.name), changes: false, is_ahead: false }
             }
         };
         self.client.watches.watch(what, Ear::Waiter(Arc::clone(news)))
@@ -422,9 +442,29 @@ impl Pending<'_> {
         Ok(own == created && ahead != 0)
     }
 
+    /// The key that alone is in the way of one that stands in line for itself alone: nobody else was ahead when it joined, or the one
+    /// directly ahead has held alone. Nobody comes to be ahead later.
+    fn last_ahead<'a>(&self, behind: &'a Behind, news: &News) -> Option<&'a [u8]> {
+        match &behind.standing {
+            Standing::Behind(key) if self.request.mode == Mode::Exclusive => {
+                (behind.is_only || news.is_front()).then_some(key)
+            }
+            _ => None,
+        }
+    }
+
     /// Looks where it stands, and claims the turn if it has come: by a write that finds its own key as it was created. A read
     /// would not do: after a pause a server may answer it with what was. That nobody is ahead any more stays true once it is.
-    async fn claim(&self, key: &[u8], created: i64, lasting: &ServerLease) -> Result<Seen> {
+    ///
+    /// To compare the whole line costs as much as it is long; where a single key is known to be all that is left of it, that is
+    /// compared.
+    async fn claim(
+        &self,
+        key: &[u8],
+        created: i64,
+        last_ahead: Option<&[u8]>,
+        lasting: &ServerLease,
+    ) -> Result<Seen> {
         let (client, mode) = (self.client, self.request.mode);
         let line = client.keys.line(&self.request.name);
         let odd = || error::odd_answer("a line without the place that was found", client.servers.shown());
@@ -437,8 +477,12 @@ impl Pending<'_> {
         let claim = ops::move_to(key, lasting.id());
         let look = ops::range(ahead(mode, &line, created));
         if mode == Mode::Exclusive {
+            let nobody_ahead = match last_ahead {
+                Some(last) => ops::created_at(last, 0),
+                None => ops::is_first(&line, created),
+            };
             let txn = TxnRequest {
-                compare: vec![is_there, ops::is_first(&line, created)],
+                compare: vec![is_there, nobody_ahead],
                 success: vec![claim],
                 failure: vec![look],
             };
@@ -447,7 +491,7 @@ impl Pending<'_> {
         }
         let txn = TxnRequest { success: vec![look], ..TxnRequest::default() };
         match seen(&client.servers.call(TXN, txn).await?)? {
-            Seen::Behind(Standing::Holds, _) => {}
+            Seen::Behind(Behind { standing: Standing::Holds, .. }, _) => {}
             waits => return Ok(waits),
         }
         let txn = TxnRequest { compare: vec![is_there], success: vec![claim], failure: Vec::new() };
@@ -539,7 +583,7 @@ enum Seen {
     /// Its key is not there any more.
     Gone,
     /// Where it stands, at this revision.
-    Behind(Standing, i64),
+    Behind(Behind, i64),
     /// Its turn has come, and it has claimed it.
     Claimed,
 }
@@ -560,11 +604,14 @@ fn front(line: &Range) -> RangeRequest {
 }
 
 /// When its own place was created, and where that stands, by what [`ahead`] found; `None` if it is not there.
-fn look(mode: Mode, key: &[u8], found: &RangeResponse) -> Option<(i64, Standing)> {
+fn look(mode: Mode, key: &[u8], found: &RangeResponse) -> Option<(i64, Behind)> {
     let mut places: Vec<Place> = found.kvs.iter().map(Place::read).collect();
     places.sort_by(|one, two| (one.created, &one.key).cmp(&(two.created, &two.key)));
     let own = places.iter().position(|place| place.key == key)?;
-    Some((places[own].created, line::standing(mode, &places[..own])))
+    let standing = line::standing(mode, &places[..own]);
+    // It is said of how many keys these are.
+    let is_only = own == 1 && found.count == 2;
+    Some((places[own].created, Behind { standing, is_only }))
 }
 
 /// Who is in the way, by what [`front`] found.

@@ -53,6 +53,8 @@ impl Life {
 
     /// Keeps it alive by a message that is sent at this instant or later. Says whether it lives.
     async fn keep(&self, servers: &Servers, clock: &dyn Clock, since: BootInstant) -> Result<bool> {
+        // Those who are about to ask as well are spared a message of their own.
+        tokio::task::yield_now().await;
         if self.is_over() || self.renewed() >= since {
             return Ok(!self.is_over());
         }

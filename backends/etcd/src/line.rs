@@ -65,6 +65,15 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Whether a key is one of ours that holds alone and came to do so after it had waited: who claims its turn changes its key, and
+    /// who waits does not.
+    pub(crate) fn held_alone(found: &KeyValue) -> bool {
+        let place = Self::read(found);
+        place.ttl.is_some() && place.mode == Mode::Exclusive && found.mod_revision > found.create_revision
+    }
+}
+
 /// The token of a place, which is granted in the order in which places are taken.
 pub(crate) fn token(created: i64, nonce: Nonce) -> Option<FencingToken> {
     FencingToken::of_grant(u64::try_from(created).ok()?, nonce).ok()
@@ -183,6 +192,31 @@ mod tests {
         assert_eq!(standing(Shared, &ahead), Standing::Behind(ahead[0].key.clone()));
         assert_eq!(standing(permit(2), &ahead), Standing::Behind(ahead[2].key.clone()));
         assert_eq!(standing(permit(2), &line(&[permit(2); 2])), Standing::BehindAny);
+    }
+
+    #[test]
+    fn only_one_of_ours_that_has_claimed_its_turn_for_itself_alone_is_known_to_have_held_alone() {
+        let ttl = Duration::from_secs(30);
+        let holder = HolderInfo::new("cron", "web-1", 42).unwrap();
+        let ours = |mode| value(mode, ttl, &holder);
+        for (value, changed, expected) in [
+            (ours(Mode::Exclusive), 8, true),
+            // It waited to its end, or it was first when it came.
+            (ours(Mode::Exclusive), 7, false),
+            (ours(Mode::Shared), 8, false),
+            (ours(permit(2)), 8, false),
+            // etcdctl's, which somebody has touched.
+            (Vec::new(), 8, false),
+        ] {
+            let found = KeyValue {
+                key: b"lock/694d-00000000000000ff".to_vec(),
+                create_revision: 7,
+                mod_revision: changed,
+                value,
+                lease: 0x694d,
+            };
+            assert_eq!(Place::held_alone(&found), expected, "{found:?}");
+        }
     }
 
     #[test]

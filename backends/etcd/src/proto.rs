@@ -326,6 +326,8 @@ pub struct WatchCreateRequest {
     pub range_end: ::prost::alloc::vec::Vec<u8>,
     #[prost(enumeration = "watch_create_request::Filter", repeated, tag = "5")]
     pub filters: ::prost::alloc::vec::Vec<i32>,
+    #[prost(bool, tag = "6")]
+    pub prev_kv: bool,
     #[prost(int64, tag = "7")]
     pub watch_id: i64,
 }
@@ -392,6 +394,8 @@ pub struct Event {
     pub r#type: i32,
     #[prost(message, optional, tag = "2")]
     pub kv: ::core::option::Option<KeyValue>,
+    #[prost(message, optional, tag = "3")]
+    pub prev_kv: ::core::option::Option<KeyValue>,
 }
 /// Nested message and enum types in `Event`.
 pub mod event {

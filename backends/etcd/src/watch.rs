@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use crate::keys::Range;
+use crate::line::Place;
 use crate::proto::watch_create_request::Filter;
 use crate::proto::{
     Event, WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse, event, watch_request,
@@ -49,12 +50,14 @@ pub(crate) struct What {
     pub(crate) range: Range,
     /// Tells of keys that change as well as of keys that go.
     pub(crate) changes: bool,
+    /// Tells how the last of those before it left: whether it had held alone.
+    pub(crate) is_ahead: bool,
 }
 
 impl What {
     /// One key going.
     pub(crate) fn end_of(key: &[u8]) -> Self {
-        Self { range: Range { begin: key.to_vec(), end: Vec::new() }, changes: false }
+        Self { range: Range { begin: key.to_vec(), end: Vec::new() }, changes: false, is_ahead: false }
     }
 }
 
@@ -83,6 +86,8 @@ pub(crate) struct News {
     heard: AtomicU64,
     /// The revision from which on everything is heard.
     hears_from: AtomicI64,
+    /// Whether one that was directly ahead held alone until it left.
+    is_front: AtomicBool,
 }
 
 impl News {
@@ -91,9 +96,14 @@ impl News {
         self.heard.load(Ordering::Acquire)
     }
 
-    /// Whether something may have happened between a look at this revision and the watch, and was not heard.
-    pub(crate) fn missed(&self, looked: i64) -> bool {
-        self.hears_from.load(Ordering::Acquire) > looked
+    /// The revision from which on everything is heard. What has happened between an earlier look and that was not.
+    pub(crate) fn hears_from(&self) -> i64 {
+        self.hears_from.load(Ordering::Acquire)
+    }
+
+    /// Whether one that was directly ahead held alone until it left: then nobody is ahead any more.
+    pub(crate) fn is_front(&self) -> bool {
+        self.is_front.load(Ordering::Acquire)
     }
 
     /// Waits until there is something to look at.
@@ -288,13 +298,14 @@ fn obey(
     None
 }
 
-fn create(id: i64, What { range, changes }: &What) -> WatchRequest {
+fn create(id: i64, What { range, changes, is_ahead }: &What) -> WatchRequest {
     let filters = if *changes { Vec::new() } else { vec![Filter::Noput.into()] };
     let request = Some(watch_request::Request::Create(WatchCreateRequest {
         key: range.begin.clone(),
         range_end: range.end.clone(),
         // Without a revision it begins now. One that has passed is served ten times a second, by a loop of the server.
         filters,
+        prev_kv: *is_ahead,
         watch_id: id,
     }));
     WatchRequest { request }
@@ -312,6 +323,10 @@ fn tell(listening: &mut Listening, answer: &WatchResponse, questions: &mpsc::Unb
                 let revision = answer.header.as_ref().map_or(i64::MAX, |header| header.revision);
                 news.hears_from.fetch_max(revision, Ordering::AcqRel);
                 news.notify.notify_one();
+            }
+            let held_alone = |event: &Event| event.prev_kv.as_ref().is_some_and(Place::held_alone);
+            if answer.events.iter().any(|event| is_gone(event) && held_alone(event)) {
+                news.is_front.store(true, Ordering::Release);
             }
             if answer.canceled || !answer.events.is_empty() {
                 news.tell();
@@ -338,6 +353,7 @@ fn tell(listening: &mut Listening, answer: &WatchResponse, questions: &mpsc::Unb
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::KeyValue;
 
     const ID: i64 = 7;
 
@@ -391,6 +407,31 @@ mod tests {
         stage.hears(&WatchResponse { created: true, ..WatchResponse::default() }, &[Word::Unwatched]);
         let gone = Event { r#type: event::Type::Delete.into(), ..Event::default() };
         stage.hears(&WatchResponse { events: vec![gone], ..WatchResponse::default() }, &[Word::Gone]);
+    }
+
+    #[test]
+    fn a_waiter_hears_whether_the_one_ahead_has_held_alone() {
+        use ringfence_core::{HolderInfo, Mode};
+
+        let holder = HolderInfo::new("cron", "web-1", 42).unwrap();
+        let before = |mod_revision| KeyValue {
+            key: b"lock/694d-00000000000000ff".to_vec(),
+            create_revision: 7,
+            mod_revision,
+            value: crate::line::value(Mode::Exclusive, Duration::from_secs(30), &holder),
+            lease: 0x694d,
+        };
+        for (prev_kv, expected) in [(None, false), (Some(before(7)), false), (Some(before(8)), true)] {
+            let (questions, _asked) = mpsc::unbounded_channel();
+            let news = Arc::new(News::default());
+            let mut listening = Listening::default();
+            let what = What { is_ahead: true, ..What::end_of(b"key") };
+            obey(&mut listening, Order::Watch(ID, what, Ear::Waiter(Arc::clone(&news))), Some(&questions));
+            let gone = Event { r#type: event::Type::Delete.into(), prev_kv, ..Event::default() };
+            let answer = WatchResponse { watch_id: ID, events: vec![gone], ..WatchResponse::default() };
+            tell(&mut listening, &answer, &questions);
+            assert_eq!((news.heard(), news.is_front()), (1, expected), "{answer:?}");
+        }
     }
 
     #[test]

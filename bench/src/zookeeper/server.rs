@@ -28,20 +28,35 @@ impl Server for ZooKeeper {
     /// It keeps nothing of what was deleted.
     fn forget(&self) {}
 
-    /// It does not count them apart.
+    /// Transactions, of which a renewal is one. Pings, which one server answers alone, are among the calls.
     fn keep_alives(&self) -> usize {
-        self.calls()
+        let transaction = |said: &str| {
+            let number = said.lines().find_map(|line| line.strip_prefix("Zxid: 0x"))?;
+            // What stands above these bits counts leaders.
+            usize::try_from(u64::from_str_radix(number, 16).ok()? & u64::from(u32::MAX)).ok()
+        };
+        self.ask("srvr").iter().filter_map(|said| transaction(said)).max().expect("a server that counts")
     }
 
     fn calls(&self) -> usize {
-        let received = |port| {
+        let received = |said: &String| {
+            let line = said.lines().find_map(|line| line.strip_prefix("zk_packets_received"));
+            line.and_then(|count| count.trim().parse::<usize>().ok()).unwrap_or(0)
+        };
+        self.ask("mntr").iter().map(received).sum()
+    }
+}
+
+impl ZooKeeper {
+    /// What each server says to a word of four letters.
+    fn ask(&self, word: &str) -> Vec<String> {
+        let ask = |port| {
             let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-            stream.write_all(b"mntr")?;
+            stream.write_all(word.as_bytes())?;
             let mut said = String::new();
             stream.read_to_string(&mut said)?;
-            let line = said.lines().find_map(|line| line.strip_prefix("zk_packets_received"));
-            Ok::<usize, std::io::Error>(line.and_then(|count| count.trim().parse().ok()).unwrap_or(0))
+            Ok::<_, std::io::Error>(said)
         };
-        self.ports().into_iter().map(|port| received(port).expect("a server that says how it is")).sum()
+        self.ports().into_iter().map(|port| ask(port).expect("a server that says how it is")).collect()
     }
 }
