@@ -28,13 +28,13 @@ struct Count {
 }
 
 impl Count {
-    fn count_sent(&self, _: usize) {
+    fn sent(&self, _: usize) {
         if !self.asked.swap(true, Ordering::Relaxed) {
             self.round_trips.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn count_answered(&self, bytes: usize) {
+    fn answered(&self, bytes: usize) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.asked.store(false, Ordering::Relaxed);
     }
@@ -80,8 +80,8 @@ async fn carry(client: TcpStream, server: u16, count: Arc<Count>) {
     }
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     tokio::select! {
-        () = pass(from_client, to_server, |bytes| count.count_sent(bytes)) => {}
-        () = pass(from_server, to_client, |bytes| count.count_answered(bytes)) => {}
+        () = pass(from_client, to_server, |bytes| count.sent(bytes)) => {}
+        () = pass(from_server, to_client, |bytes| count.answered(bytes)) => {}
     }
 }
 
