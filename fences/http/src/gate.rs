@@ -480,6 +480,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn requests_that_ask_together_have_their_own_answers() {
+        let locks = Locks::connect("memory:").await.unwrap();
+        let old = locks.lock("a").acquire().await.unwrap();
+        let name = old.name().clone();
+        let late = Question { epoch: 0, token: old.token() };
+        old.release().await.unwrap();
+        let new = locks.lock("a").acquire().await.unwrap();
+        let right = Question { epoch: 0, token: new.token() };
+        let answers = ask_once(Arc::new(locks), name, vec![right, late, right, late]).await;
+        let passes: Vec<bool> = answers.iter().map(Result::is_ok).collect();
+        assert_eq!(passes, [true, false, true, false]);
+    }
+
+    #[tokio::test]
     async fn whoever_waits_to_hear_of_a_cut_is_not_waited_for() {
         let locks = Locks::connect("memory:").await.unwrap();
         let gate = Arc::new(Gate::new(Arc::new(locks.clone())).drain(Duration::from_hours(1)));

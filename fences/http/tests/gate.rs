@@ -417,42 +417,6 @@ async fn requests_that_come_while_the_store_is_asked_share_a_question_and_none_t
 }
 
 #[tokio::test]
-async fn requests_that_share_the_way_to_the_store_have_their_own_answers() {
-    let (_directory, locks) = store().await;
-    let store = Watched::new(locks);
-    let mut stage = Stage::new(Gate::new(store.clone()).drain(LONG));
-    let held_up = store.gate.lock().await;
-    let mut first = Vec::new();
-    for number in 1..=4 {
-        store.slow.store(true, Ordering::SeqCst);
-        first.push(stage.sends_token(token(5)));
-        while store.opened.load(Ordering::SeqCst) < number {
-            tokio::task::yield_now().await;
-        }
-    }
-    let key = RecordKey::new("a".parse().unwrap(), "gate").unwrap();
-    store.open(&key, token(6)).await.unwrap();
-    let (old, new) = (stage.sends_token(token(4)), stage.sends_token(token(6)));
-    stage.nothing_arrives().await;
-    drop(held_up);
-    let (status, body) = refused(old).await;
-    assert_eq!((status.as_u16(), &body["mark"]), (412, &json!(6)));
-    // Those of 5, which the store let through before, pass first or not at all.
-    for sent in first {
-        tokio::spawn(async move { drop(sent.await) });
-    }
-    loop {
-        let arrived = stage.arrival().await;
-        let is_new = arrived.token == token(6);
-        drop(arrived.answers());
-        if is_new {
-            break;
-        }
-    }
-    assert_eq!(new.await.unwrap().status(), 200);
-}
-
-#[tokio::test]
 async fn alone_it_asks_once_for_each_token_and_lease_and_else_nothing_passes() {
     let (_directory, locks) = store().await;
     let store = Watched::new(locks);
@@ -605,6 +569,30 @@ async fn a_mark_that_was_started_anew_is_noticed_within_a_second_or_so() {
         };
         timeout(PATIENCE, look).await.expect("what was granted before the reset is refused");
     }
+}
+
+#[tokio::test]
+async fn what_the_store_let_through_before_the_mark_was_started_anew_counts_for_nothing_after() {
+    let (_directory, locks) = store().await;
+    let store = Watched::new(locks.clone());
+    let mut stage = Stage::new(Gate::new(store.clone()));
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let old = guard.token();
+    guard.release().await.unwrap();
+    let held_up = store.gate.lock().await;
+    store.slow.store(true, Ordering::SeqCst);
+    let late = stage.sends_token(old);
+    while store.opened.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(reset(&locks, true).await.mark, Some(old));
+    // One that is refused makes the gate look.
+    assert_eq!(refused(stage.sends_token(token(1))).await.0, 412);
+    drop(held_up);
+    let (status, body) = refused(late).await;
+    assert_eq!((status.as_u16(), &body["error"]), (412, &json!("stale")));
+    assert!(body["mark"].as_u64().unwrap() > old.sequence(), "{body}");
+    stage.nothing_arrives().await;
 }
 
 #[tokio::test]
