@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use ringfence_http::PassedBody;
+use ringfence_http::{PassedBody, TOKEN_HEADER};
 use serde_json::json;
 use tokio::time::{Sleep, sleep};
 use tower_service::Service;
@@ -80,7 +80,7 @@ impl Upstream {
         Self { authority, silence, client }
     }
 
-    async fn forward(&self, request: Request<PassedBody<Incoming>>, client: IpAddr) -> Response<Answer> {
+    async fn forward(&self, request: Request<PassedBody<Incoming>>, client: HeaderValue) -> Response<Answer> {
         let is_upgrade =
             request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
         if is_upgrade {
@@ -130,7 +130,7 @@ impl Upstream {
     fn outgoing(
         &self,
         request: Request<PassedBody<Incoming>>,
-        client: IpAddr,
+        client: HeaderValue,
         moves: &Arc<AtomicBool>,
     ) -> Request<Outgoing> {
         let (mut parts, body) = request.into_parts();
@@ -147,9 +147,7 @@ impl Upstream {
             parts.headers.entry(FORWARDED_HOST).or_insert(host);
         }
         parts.headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-        parts
-            .headers
-            .append(FORWARDED_FOR, client.to_string().parse().expect("an address is a header's value"));
+        parts.headers.append(FORWARDED_FOR, client);
         // Of a GET hyper would send no body that has no length, unless it is told to.
         if !body.is_end_stream() && body.size_hint().exact().is_none() {
             parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -158,7 +156,7 @@ impl Upstream {
     }
 }
 
-/// Takes out what concerned only the connection that it came by.
+/// Takes out what concerned only the connection that it came by. The token is for whoever is behind the gate, whatever a client says.
 fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -166,6 +164,7 @@ fn strip(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| name != TOKEN_HEADER)
         .collect();
     for name in HOP_BY_HOP.iter().chain(&named) {
         headers.remove(name);
@@ -185,11 +184,13 @@ fn own_answer(status: StatusCode, error: &str, message: &str) -> Response<Answer
 #[derive(Clone)]
 pub(crate) struct Proxy {
     upstream: Arc<Upstream>,
-    client: IpAddr,
+    /// Its address, as a header says it.
+    client: HeaderValue,
 }
 
 impl Proxy {
     pub(crate) fn new(upstream: Arc<Upstream>, client: IpAddr) -> Self {
+        let client = client.to_string().parse().expect("an address is a header's value");
         Self { upstream, client }
     }
 }
@@ -204,7 +205,7 @@ impl Service<Request<PassedBody<Incoming>>> for Proxy {
     }
 
     fn call(&mut self, request: Request<PassedBody<Incoming>>) -> Self::Future {
-        let (upstream, client) = (Arc::clone(&self.upstream), self.client);
+        let (upstream, client) = (Arc::clone(&self.upstream), self.client.clone());
         Box::pin(async move { Ok(upstream.forward(request, client).await) })
     }
 }

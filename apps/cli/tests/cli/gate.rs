@@ -29,16 +29,16 @@ use crate::support::{PATIENCE, RINGFENCE, Running, Store, eventually, read_all, 
 /// What is to wait, has to be seen waiting for so long.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-type Body = BoxBody<Bytes, Infallible>;
+pub(crate) type Body = BoxBody<Bytes, Infallible>;
 
 /// A request that reached the upstream, which answers when the test does.
-struct Arrived {
-    request: Request<Incoming>,
-    answer: oneshot::Sender<Response<Body>>,
+pub(crate) struct Arrived {
+    pub(crate) request: Request<Incoming>,
+    pub(crate) answer: oneshot::Sender<Response<Body>>,
 }
 
 impl Arrived {
-    fn answers(self, text: &str) {
+    pub(crate) fn answers(self, text: &str) {
         self.answer.send(Response::new(full(text))).expect("the gate still waits for the answer");
     }
 }
@@ -70,11 +70,11 @@ impl Upstream {
         Self { address, arrivals }
     }
 
-    async fn arrival(&mut self) -> Arrived {
+    pub(crate) async fn arrival(&mut self) -> Arrived {
         timeout(PATIENCE, self.arrivals.recv()).await.expect("a request arrives").unwrap()
     }
 
-    async fn nothing_arrives(&mut self) {
+    pub(crate) async fn nothing_arrives(&mut self) {
         if let Ok(arrived) = timeout(A_WHILE, self.arrivals.recv()).await {
             panic!("{:?} arrived, which has to wait or was refused", arrived.unwrap().request);
         }
@@ -84,12 +84,16 @@ impl Upstream {
 /// The program as a gate.
 pub(crate) struct GateProcess {
     running: Running,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl GateProcess {
     pub(crate) fn start(store: &Store, upstream: &Upstream, flags: &[&str]) -> Self {
-        let to = format!("http://{}", upstream.address);
+        Self::before(upstream.address, store, flags)
+    }
+
+    pub(crate) fn before(upstream: SocketAddr, store: &Store, flags: &[&str]) -> Self {
+        let to = format!("http://{upstream}");
         let mut command = store.command(["gate", "--json", "--listen", "127.0.0.1:0", "--upstream", &to]);
         command.args(flags);
         let running = Running::start(command.env("RINGFENCE_LOG", "warn").stderr(Stdio::inherit()));
@@ -420,10 +424,14 @@ async fn what_is_no_proper_request_never_arrives() {
     let long = "x".repeat(300_000);
     for (headers, status) in [
         ("Content-Length: 5\r\nContent-Length: 6", "400"),
+        ("Content-Length: 5, 6", "400"),
+        ("Content-Length: 5\r\nX-Folded: a\r\n b", "400"),
+        ("Content-Length: 5\r\nX-Bare: a\rTransfer-Encoding: chunked", "400"),
         ("Content-Length: 5\r\nTransfer-Encoding: gzip", "400"),
         ("Content-Length: +5", "400"),
         ("Transfer-Encoding : chunked", "400"),
         (&format!("X-Long: {long}"), "431"),
+        (&"X-Many: a\r\n".repeat(200), "431"),
     ] {
         let mut stream = TcpStream::connect(&gate.address).await.unwrap();
         let text =

@@ -9,6 +9,7 @@ mod exit_codes;
 mod fence;
 mod fence_table;
 mod gate;
+mod gate_http;
 mod help;
 mod hold;
 mod idempotent;

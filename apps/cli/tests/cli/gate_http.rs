@@ -1,0 +1,342 @@
+//! `gate` between clients and upstreams that speak HTTP as it is spoken: byte by byte, early, late, twice, or not to the end.
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::channel::Channel;
+use http_body_util::{BodyExt, Empty, Full};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::gate::{GateProcess, Upstream};
+use crate::support::{PATIENCE, Store};
+
+/// A drain that no test waits for.
+const LONG: [&str; 2] = ["--drain", "1h"];
+
+/// A gate that looks at the mark alone, with this upstream.
+fn gate(store: &Store, upstream: &Upstream, flags: &[&str]) -> GateProcess {
+    let url = format!("{}?fence=mark", store.url());
+    GateProcess::start(store, upstream, &[&["--url", &url], flags].concat())
+}
+
+/// A connection whose bytes the test writes and reads.
+struct Raw {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Raw {
+    async fn to(address: &str) -> Self {
+        Self { stream: TcpStream::connect(address).await.unwrap(), read: Vec::new() }
+    }
+
+    async fn writes(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// What is read up to and with this.
+    async fn reads_to(&mut self, end: &str) -> String {
+        loop {
+            if let Some(at) = self.read.windows(end.len()).position(|read| read == end.as_bytes()) {
+                let rest = self.read.split_off(at + end.len());
+                return String::from_utf8(std::mem::replace(&mut self.read, rest)).unwrap();
+            }
+            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await;
+            let read = read.unwrap_or_else(|_| panic!("no {end:?} after {}", self.shown())).unwrap();
+            assert!(read > 0, "closed before {end:?}, after {}", self.shown());
+        }
+    }
+
+    /// What is read until the connection is closed; a reset is an end as well.
+    async fn reads_all(mut self) -> String {
+        let end = timeout(PATIENCE, self.stream.read_to_end(&mut self.read)).await;
+        assert!(end.is_ok(), "the connection stays open after {}", self.shown());
+        self.shown()
+    }
+
+    fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.read).into_owned()
+    }
+}
+
+/// A request with this token of the lock `a`, its headers and its body.
+fn request(line: &str, token: &str, rest: &str) -> String {
+    format!("{line}\r\nHost: a\r\nRingfence-Token: a;{token}\r\n{rest}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_http_1_0_is_answered_in_its_way() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &[]);
+    let mut client = Raw::to(&gate.address).await;
+    client.writes("GET / HTTP/1.0\r\nRingfence-Token: a;256.1\r\n\r\n").await;
+    let arrived = upstream.arrival().await;
+    assert_eq!(arrived.request.version(), http::Version::HTTP_11);
+    // Without a length: such a client knows nothing of chunks, and reads to the end of the connection.
+    let (mut sender, body) = Channel::new(1);
+    arrived.answer.send(Response::new(body.boxed())).unwrap();
+    sender.send_data(Bytes::from("to the end")).await.unwrap();
+    drop(sender);
+    let answer = client.reads_all().await;
+    assert!(answer.starts_with("HTTP/1.0 200 ") && answer.ends_with("\r\n\r\nto the end"), "{answer:?}");
+    assert!(!answer.to_ascii_lowercase().contains("transfer-encoding"), "{answer:?}");
+
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("POST / HTTP/1.0", "256.1", "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")).await;
+    let answer = client.reads_all().await;
+    assert!(answer.starts_with("HTTP/1.0 400 ") || answer.starts_with("HTTP/1.1 400 "), "{answer:?}");
+    upstream.nothing_arrives().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_several_requests_that_come_at_once_is_looked_at() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &[]);
+    let mut client = Raw::to(&gate.address).await;
+    let requests = [
+        request("POST /one HTTP/1.1", "512.2", "Content-Length: 3\r\n\r\none"),
+        request("GET /two HTTP/1.1", "256.1", "\r\n"),
+        "GET /three HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        request("GET /four HTTP/1.1", "512.2", "Connection: close\r\n\r\n"),
+    ];
+    client.writes(&requests.concat()).await;
+    for path in ["/one", "/four"] {
+        let arrived = upstream.arrival().await;
+        assert_eq!(arrived.request.uri(), path);
+        arrived.answers(path);
+    }
+    let answers = client.reads_all().await;
+    let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(statuses, ["200", "412", "428", "200"], "{answers}");
+}
+
+/// What came with a length as well as in chunks leaves in chunks alone, so that whoever is behind the gate sees where it ends as
+/// the gate does; and nothing that follows on the connection is taken for a request.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_ways_to_say_where_a_body_ends_become_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let store = Store::new();
+    let url = format!("{}?fence=mark", store.url());
+    let gate = GateProcess::before(listener.local_addr().unwrap(), &store, &["--url", &url]);
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\nRingfence-Token: a;256.1\r\n\r\n";
+    for headers in [
+        "Content-Length: 6\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 6",
+        "Content-Length: 6\r\nTransfer-Encoding: chunked\r\nConnection: Transfer-Encoding",
+    ] {
+        let mut client = Raw::to(&gate.address).await;
+        let body = format!("{headers}\r\n\r\n5\r\nhello\r\n0\r\n\r\n{smuggled}");
+        client.writes(&request("POST / HTTP/1.1", "256.1", &body)).await;
+        let (stream, _) = timeout(PATIENCE, listener.accept()).await.expect("it arrives").unwrap();
+        let mut server = Raw { stream, read: Vec::new() };
+        let arrived = server.reads_to("\r\n0\r\n\r\n").await.to_ascii_lowercase();
+        assert!(arrived.contains("transfer-encoding: chunked") && arrived.contains("hello"), "{arrived}");
+        assert!(!arrived.contains("content-length"), "{headers}: {arrived}");
+        server.writes("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        let answer = client.reads_all().await;
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{headers}: {answer:?}");
+        let more = server.reads_all().await;
+        assert!(!more.contains("smuggled"), "{headers}: {more}");
+    }
+    // Once more is not another one.
+    let mut client = Raw::to(&gate.address).await;
+    let twice = "Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello";
+    client.writes(&request("POST / HTTP/1.1", "256.1", twice)).await;
+    let (stream, _) = timeout(PATIENCE, listener.accept()).await.expect("it arrives").unwrap();
+    let arrived = Raw { stream, read: Vec::new() }.reads_to("hello").await.to_ascii_lowercase();
+    assert_eq!(arrived.matches("content-length: 5\r\n").count(), 1, "{arrived}");
+}
+
+/// A header that names another is for one connection only; but the resource may have to look at the token.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_client_takes_the_token_from_its_request() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &[]);
+    let mut client = Raw::to(&gate.address).await;
+    let named = "Connection: close, Ringfence-Token, Content-Length\r\nContent-Length: 5\r\n\r\nhello";
+    client.writes(&request("POST / HTTP/1.1", "256.1", named)).await;
+    let arrived = upstream.arrival().await;
+    assert_eq!(arrived.request.headers()["ringfence-token"], "a;256.1");
+    let (_, body) = arrived.request.into_parts();
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_answers_before_it_has_read_is_heard() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let store = Store::new();
+    let url = format!("{}?fence=mark", store.url());
+    let gate =
+        GateProcess::before(listener.local_addr().unwrap(), &store, &["--url", &url, LONG[0], LONG[1]]);
+    let mut client = Raw::to(&gate.address).await;
+    let head = "Content-Length: 1000000\r\n\r\nthe beginning of it";
+    client.writes(&request("POST / HTTP/1.1", "256.1", head)).await;
+    let (stream, _) = timeout(PATIENCE, listener.accept()).await.expect("it arrives").unwrap();
+    let mut server = Raw { stream, read: Vec::new() };
+    // All that has come: what is closed with something unread takes its answer back.
+    server.reads_to("the beginning of it").await;
+    let answer = "HTTP/1.1 413 Payload Too Large\r\nContent-Length: 8\r\nConnection: close\r\n\r\ntoo much";
+    server.writes(answer).await;
+    drop(server);
+    let answer = client.reads_to("too much").await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    drop(client);
+
+    // It has gone from the drain as well: a newer token need not wait.
+    let mut newer = Raw::to(&gate.address).await;
+    newer.writes(&request("GET / HTTP/1.1", "512.2", "\r\n")).await;
+    let (stream, _) = timeout(PATIENCE, listener.accept()).await.expect("a newer one passes").unwrap();
+    let mut server = Raw { stream, read: Vec::new() };
+    server.reads_to("\r\n\r\n").await;
+    // And one that closes without a word, or in the middle of one.
+    server.writes("HTTP/1.1 200 OK\r\nContent-Le").await;
+    drop(server);
+    let answer = newer.reads_to("}").await;
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("upstream_broke_off"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waits_to_be_asked_for_its_body_is_asked_only_if_it_passes() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &[]);
+    let expects = "Expect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("POST / HTTP/1.1", "512.2", expects)).await;
+    let arrived = upstream.arrival().await;
+    let (request_parts, body) = arrived.request.into_parts();
+    let body = tokio::spawn(body.collect());
+    client.reads_to("HTTP/1.1 100 Continue\r\n\r\n").await;
+    client.writes("hello").await;
+    assert_eq!(body.await.unwrap().unwrap().to_bytes(), "hello", "{request_parts:?}");
+    arrived.answer.send(Response::new(Full::from("done").boxed())).unwrap();
+    let answer = client.reads_to("done").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+
+    let mut late = Raw::to(&gate.address).await;
+    late.writes(&request("POST / HTTP/1.1", "256.1", expects)).await;
+    let answer = late.reads_to("}").await;
+    assert!(answer.starts_with("HTTP/1.1 412 "), "{answer}");
+    upstream.nothing_arrives().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_in_the_middle_holds_nobody_up() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &LONG);
+    // While it waits for its answer, in the middle of its request, in the middle of its answer.
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("GET / HTTP/1.1", "256.1", "\r\n")).await;
+    let mut unanswered = upstream.arrival().await;
+    drop(client);
+    timeout(PATIENCE, unanswered.answer.closed()).await.expect("its connection to the upstream is gone");
+
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("POST / HTTP/1.1", "512.2", "Content-Length: 10\r\n\r\nhalf")).await;
+    let half = upstream.arrival().await;
+    drop(client);
+    assert!(half.request.into_body().collect().await.is_err(), "half a body is no whole one");
+
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("GET / HTTP/1.1", "768.3", "\r\n")).await;
+    let arrived = upstream.arrival().await;
+    let (mut sender, body) = Channel::new(1);
+    arrived.answer.send(Response::new(body.boxed())).unwrap();
+    sender.send_data(Bytes::from("half")).await.unwrap();
+    client.reads_to("half").await;
+    drop(client);
+
+    let mut newest = Raw::to(&gate.address).await;
+    newest.writes(&request("GET / HTTP/1.1", "1024.4", "\r\n")).await;
+    upstream.arrival().await.answers("done");
+    newest.reads_to("done").await;
+    drop(sender);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_or_takes_nothing_for_too_long_is_left() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &["--timeout", "500ms", LONG[0], LONG[1]]);
+    // A client that stops in the middle of its request.
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("POST / HTTP/1.1", "256.1", "Content-Length: 10\r\n\r\nhalf")).await;
+    let half = upstream.arrival().await;
+    let answer = client.reads_to("}").await;
+    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+    assert!(half.request.into_body().collect().await.is_err(), "half a body is no whole one");
+
+    // An upstream that stops in the middle of its answer.
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("GET / HTTP/1.1", "512.2", "\r\n")).await;
+    let arrived = upstream.arrival().await;
+    let (mut sender, body) = Channel::new(1);
+    arrived.answer.send(Response::new(body.boxed())).unwrap();
+    sender.send_data(Bytes::from("half")).await.unwrap();
+    let answer = client.reads_all().await;
+    assert!(
+        answer.contains("half") && !answer.ends_with("0\r\n\r\n"),
+        "it is not a whole answer: {answer:?}"
+    );
+    drop(sender);
+
+    // A client that takes nothing of its answer, of which there is more than all the buffers on the way hold.
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("GET / HTTP/1.1", "768.3", "\r\n")).await;
+    let arrived = upstream.arrival().await;
+    let (mut sender, body) = Channel::new(1);
+    arrived.answer.send(Response::new(body.boxed())).unwrap();
+    let piece = Bytes::from(vec![b'x'; 1 << 20]);
+    let fills = async { while sender.send_data(piece.clone()).await.is_ok() {} };
+    timeout(PATIENCE, fills).await.expect("the client is dropped, and the upstream's answer with it");
+    let mut newest = Raw::to(&gate.address).await;
+    newest.writes(&request("GET / HTTP/1.1", "1024.4", "\r\n")).await;
+    upstream.arrival().await.answers("done");
+    newest.reads_to("done").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_end_at_the_gate() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &[]);
+    let mut client = Raw::to(&gate.address).await;
+    let body = "TE: trailers\r\nTrailer: Ringfence-Token\r\nTransfer-Encoding: chunked\r\n\r\n\
+                5\r\nhello\r\n0\r\nRingfence-Token: a;9.9\r\n\r\n";
+    client.writes(&request("POST / HTTP/1.1", "256.1", body)).await;
+    let arrived = upstream.arrival().await;
+    let (head, body) = arrived.request.into_parts();
+    assert!(["te", "trailer"].iter().all(|name| !head.headers.contains_key(*name)), "{head:?}");
+    let body = timeout(PATIENCE, body.collect()).await.expect("it ends").unwrap();
+    assert!(body.trailers().is_none(), "{:?}", body.trailers());
+    assert_eq!(body.to_bytes(), "hello");
+    arrived.answer.send(Response::new(Full::from("done").boxed())).unwrap();
+    client.reads_to("done").await;
+}
+
+/// Such answers have headers that speak of a body, and none: what follows is the next answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_without_a_body_have_none() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &[]);
+    let mut client = Raw::to(&gate.address).await;
+    for (method, status, length) in [("HEAD", 200, Some("7")), ("GET", 204, None), ("GET", 304, None)] {
+        client.writes(&request(&format!("{method} / HTTP/1.1"), "256.1", "\r\n")).await;
+        let arrived = upstream.arrival().await;
+        assert_eq!(arrived.request.method(), method);
+        let mut answer = Response::builder().status(status).header("etag", "\"1\"");
+        if let Some(length) = length {
+            answer = answer.header("content-length", length);
+        }
+        arrived.answer.send(answer.body(Empty::new().boxed()).unwrap()).unwrap();
+        let answer = client.reads_to("\r\n\r\n").await.to_ascii_lowercase();
+        assert!(answer.starts_with(&format!("http/1.1 {status} ")), "{answer}");
+        assert!(answer.contains("etag: \"1\"") && !answer.contains("transfer-encoding"), "{answer}");
+        let said = length.map(|length| format!("content-length: {length}\r\n"));
+        match &said {
+            Some(said) => assert!(answer.contains(said.as_str()), "{method} {status}: {answer}"),
+            None => assert!(!answer.contains("content-length"), "{method} {status}: {answer}"),
+        }
+    }
+    client.writes(&request("GET / HTTP/1.1", "256.1", "\r\n")).await;
+    upstream.arrival().await.answers("a whole one");
+    assert!(client.reads_to("a whole one").await.starts_with("HTTP/1.1 200 "));
+}
