@@ -120,24 +120,3 @@ fn load(server: &Server, connections: usize, holds: Option<(&str, bool)>, length
         ("refused", counts.1),
     ])
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_load_counts_what_passes_and_what_it_costs() {
-        let upstream = upstream::start();
-        let figures = load(&upstream, 3, None, Duration::from_millis(300));
-        assert!(figures["requests/s"] > 0.0 && figures["refused"] == 0.0, "{figures:?}");
-        assert!(figures["p50 us"] > 0.0 && figures["p50 us"] <= figures["p99 us"], "{figures:?}");
-    }
-
-    #[test]
-    fn a_plain_proxy_passes_requests_on() {
-        let (place, upstream) = (tempfile::tempdir().unwrap(), upstream::start());
-        let Some(nginx) = nginx(place.path(), upstream.port()) else { return };
-        let figures = load(&nginx, 3, None, Duration::from_millis(300));
-        assert!(figures["requests/s"] > 0.0 && figures["refused"] == 0.0, "{figures:?}");
-    }
-}

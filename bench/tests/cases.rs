@@ -1,4 +1,4 @@
-//! The cases of patterns run to their end, and each step takes as many round trips as its documentation says.
+//! Cases run to their end, and each step of a pattern takes as many round trips as its documentation says.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -52,6 +52,17 @@ fn backends_without_a_server_run_every_step() {
     assert_eq!(subjects, expected);
     for Row { case, subject, medians } in &rows {
         assert!(medians["/s"] > Some(0.0), "{case}: {subject} was never done: {medians:?}");
+    }
+}
+
+#[test]
+fn the_gate_and_what_it_stands_beside_pass_requests_on() {
+    let rows = bench(&["--only", "gate"]);
+    // At least the gate's own program is built whenever all of this project's tests are.
+    for Row { case, subject, medians } in &rows {
+        assert!(medians["requests/s"] > Some(0.0), "{case}: {subject} passed nothing on: {medians:?}");
+        let may_refuse = subject.ends_with("tokens rise");
+        assert!(may_refuse || medians["refused"] == Some(0.0), "{case}: {subject}: {medians:?}");
     }
 }
 
