@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
@@ -22,7 +23,7 @@ use ringfence::{Error, ErrorKind, LockName, Locks, Result, parse_duration};
 use ringfence_http::{FenceLayer, Gate};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime;
+use tokio::runtime::{self, Handle};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tower_layer::Layer;
@@ -112,10 +113,11 @@ impl Event<'_> {
 pub(crate) async fn run(args: GateArgs, global: &Global) -> Result<u8, Failure> {
     let signals = Signals::take(&SIGNALS)?;
     let (url, json, messages) = (global.url()?, global.json, global.messages());
-    // The program's own thread waits for signals; here every processor works, and leases are renewed.
-    let workers = runtime::Builder::new_multi_thread().thread_name("gate").enable_all().build()?;
+    // The program's own thread waits for signals; here connections are accepted, the store is spoken to, and leases are renewed.
+    let gate =
+        runtime::Builder::new_multi_thread().worker_threads(1).thread_name("gate").enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
-    let mut served = workers.spawn(serve(args, url, json, messages, stopped));
+    let mut served = gate.spawn(serve(args, url, json, messages, stopped));
     let ended = tokio::select! {
         biased;
         ended = &mut served => ended,
@@ -126,7 +128,7 @@ pub(crate) async fn run(args: GateArgs, global: &Global) -> Result<u8, Failure> 
         }
     };
     // What hangs has had its time.
-    workers.shutdown_background();
+    gate.shutdown_background();
     ended.unwrap_or_else(|panicked| panic::resume_unwind(panicked.into_panic()))
 }
 
@@ -161,9 +163,9 @@ async fn serve(
         }
     };
     let fence = FenceLayer::new(Arc::clone(&gate));
-    let upstream = Arc::new(Upstream::new(args.upstream, args.timeout));
+    let workers = Worker::for_each_processor(&args.upstream, args.timeout)?;
     let failed = tokio::select! {
-        never = accept(&listener, &fence, &upstream, args.timeout, &clients) => match never {},
+        never = accept(&listener, &fence, &workers, args.timeout, &clients) => match never {},
         failed = stays_alone => Some(failed),
         // Whoever told us to stop has dropped its end.
         _ = stopped => None,
@@ -181,17 +183,38 @@ async fn serve(
     failed.map_or(Ok(exit_codes::OK), |failed| Err(failed.into()))
 }
 
-/// Serves every client, each in a task of its own.
+/// A thread that serves clients, and has connections of its own to the upstream: what a request needs is done on one processor,
+/// where tasks that wake each other wake no other thread. It ends with the program.
+struct Worker {
+    tasks: Handle,
+    upstream: Arc<Upstream>,
+}
+
+impl Worker {
+    fn for_each_processor(upstream: &Authority, silence: Duration) -> io::Result<Vec<Self>> {
+        let processors = thread::available_parallelism()?.get();
+        let start = |number| {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let tasks = runtime.handle().clone();
+            let work = move || runtime.block_on(pending::<()>());
+            thread::Builder::new().name(format!("gate-{number}")).spawn(work)?;
+            Ok(Self { tasks, upstream: Arc::new(Upstream::new(upstream.clone(), silence)) })
+        };
+        (0..processors).map(start).collect()
+    }
+}
+
+/// Deals the clients to the workers in turn; each is served in a task of its own.
 async fn accept(
     listener: &TcpListener,
     fence: &FenceLayer,
-    upstream: &Arc<Upstream>,
+    workers: &[Worker],
     silence: Duration,
     clients: &GracefulShutdown,
 ) -> std::convert::Infallible {
     let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES_MAX);
+    let server = server();
+    let mut workers = workers.iter().cycle();
     loop {
         let seat = Arc::clone(&seats).acquire_owned().await.expect("nobody closes it");
         let (stream, client) = match listener.accept().await {
@@ -202,20 +225,37 @@ async fn accept(
                 continue;
             }
         };
-        if let Err(error) = prepare(&stream, silence) {
-            tracing::debug!(%error, %client, "a connection was gone before it began");
-            continue;
-        }
-        let fenced = fence.layer(Proxy::new(Arc::clone(upstream), client.ip()));
-        let service = service_fn(move |request| fenced.clone().call(request));
-        let connection = clients.watch(server.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
+        let stream = match prepare(&stream, silence).and_then(|()| stream.into_std()) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, %client, "a connection was gone before it began");
+                continue;
+            }
+        };
+        let worker = workers.next().expect("there is at least one");
+        let fenced = fence.layer(Proxy::new(Arc::clone(&worker.upstream), client.ip()));
+        let (server, watcher) = (server.clone(), clients.watcher());
+        worker.tasks.spawn(async move {
+            // From now on that thread is told when there is something to read.
+            let stream = match TcpStream::from_std(stream) {
+                Ok(stream) => stream,
+                Err(error) => return tracing::warn!(%error, "a connection could not be served"),
+            };
+            let service = service_fn(move |request| fenced.clone().call(request));
+            let connection = watcher.watch(server.serve_connection(TokioIo::new(stream), service));
             if let Err(error) = connection.await {
                 tracing::debug!(%error, %client, "a connection ended early");
             }
             drop(seat);
         });
     }
+}
+
+/// How HTTP is spoken to clients.
+fn server() -> http1::Builder {
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES_MAX);
+    server
 }
 
 /// Answers leave at once, and a client that takes none of an answer for so long is gone.
@@ -252,4 +292,63 @@ fn parse_upstream(text: &str) -> Result<Authority> {
 
 fn parse_gate_name(name: &str) -> Result<LockName> {
     LockName::new(format!("gate/{name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::{Request, Response};
+    use http_body_util::Empty;
+    use hyper::body::{Bytes, Incoming};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// A client of such a server, whose clock is the test's, and the server's end.
+    fn client() -> (DuplexStream, JoinHandle<hyper::Result<()>>) {
+        let (client, stream) = duplex(1024);
+        let answer =
+            |_: Request<Incoming>| async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) };
+        let connection = server().serve_connection(TokioIo::new(stream), service_fn(answer));
+        (client, tokio::spawn(connection))
+    }
+
+    /// That it is left at the end of the time that a head has, and not before.
+    async fn is_left(mut served: JoinHandle<hyper::Result<()>>) {
+        const MOMENT: Duration = Duration::from_millis(10);
+        let early = timeout(HEAD_WITHIN.checked_sub(MOMENT).unwrap(), &mut served).await;
+        assert!(early.is_err(), "left too early: {early:?}");
+        timeout(2 * MOMENT, served).await.expect("left in time").unwrap().expect_err("told why");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_come_to_its_end_is_not_waited_for() {
+        let (mut client, served) = client();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow").await.unwrap();
+        is_left(served).await;
+
+        // Not even one of which a piece comes now and then.
+        let (mut client, mut served) = self::client();
+        client.write_all(b"GET / HTTP/1.1\r\nX-Slow: ").await.unwrap();
+        for _ in 0..HEAD_WITHIN.as_secs() - 1 {
+            let second = timeout(Duration::from_secs(1), &mut served).await;
+            assert!(second.is_err(), "left too early: {second:?}");
+            client.write_all(b"x").await.unwrap();
+        }
+        timeout(Duration::from_secs(2), served).await.expect("left in time").unwrap().expect_err("told why");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_requests_is_not_kept() {
+        let (mut client, mut served) = client();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        let early = timeout(HEAD_WITHIN / 2, &mut served).await;
+        assert!(early.is_err(), "left too early: {early:?}");
+        timeout(HEAD_WITHIN, served).await.expect("left in time").unwrap().expect_err("told why");
+    }
 }
