@@ -36,13 +36,13 @@ impl RecordHandle {
     }
 
     /// Raises the record's mark to this token, then returns what it holds: before anything is read to be modified. See
-    /// [`FencedStore::open`](crate::FencedStore::open). One round trip.
+    /// [`FencedStore::open`](crate::FencedStore::open). One round trip; two on etcd, and four or five on ZooKeeper.
     pub async fn open(&self, token: FencingToken) -> Result<Opened> {
         self.hall.backend.records().open(&self.key, token).await
     }
 
     /// Replaces the value. Refused unless this token opened the record and nobody came after it. See
-    /// [`FencedStore::write`](crate::FencedStore::write). One round trip.
+    /// [`FencedStore::write`](crate::FencedStore::write). One round trip; two on etcd, and four or five on ZooKeeper.
     ///
     /// # Cancel safety
     /// The value may have been written or not; the record says which.
@@ -51,7 +51,7 @@ impl RecordHandle {
     }
 
     /// Removes the record: its value, and its mark where nobody stale is left whom it would keep out. Refused as a write. See
-    /// [`FencedStore::remove`](crate::FencedStore::remove). One round trip.
+    /// [`FencedStore::remove`](crate::FencedStore::remove). One round trip; two on etcd, and four or five on ZooKeeper.
     ///
     /// # Cancel safety
     /// It may have been removed or not; the record says which.

@@ -163,9 +163,10 @@ impl Idempotency {
 
     /// Starts the work, or says that it is done or in flight.
     ///
-    /// Where it is done: one round trip, in which the record and the time of day are asked for together. Where it is new: three, to read, to acquire and to open the record, and two more in
-    /// [`Session::complete`]. Where it is in flight: two, and a third where the backend does not say on its own who is in the way.
-    /// After a [wait](Self::wait) another two. Those who wait are served one after another, each with one round trip to find
+    /// Where it is done: one round trip, in which the record and the time of day are asked for together. Where it is new: three,
+    /// to read, to acquire and to open the record, and two more in [`Session::complete`], where a record is opened and written by
+    /// one, as [`RecordHandle`] says. Where it is in flight: two, and a third where the backend does not say on its own who is in
+    /// the way. After a [wait](Self::wait) another two. Those who wait are served one after another, each with one round trip to find
     /// the result, and one in the background to let the next one look.
     ///
     /// Errors with [`ErrorKind::KeyReused`] where the key is another request's, with [`ErrorKind::InvalidName`] for a key that can

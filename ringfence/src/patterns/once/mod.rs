@@ -258,8 +258,9 @@ impl Once {
     /// does: the caller minds the [guard](Run::guard), and says how the run ended.
     ///
     /// Where nothing is due it takes two round trips (one where the backend has no clock) and no lock. Otherwise six until the
-    /// run has begun (four), and two to end it. Where others decide at the same instant it waits for them, for at most two
-    /// seconds, and looks at the record four times a second meanwhile.
+    /// run has begun (four), and two to end it, where a record is opened and written by one, as [`RecordHandle`] says.
+    /// Where others decide at the same instant it waits for them, for at most two seconds, and looks at the record four times a
+    /// second meanwhile.
     ///
     /// Errors about the request itself come before anything is sent: [`InvalidName`](ErrorKind::InvalidName),
     /// [`InvalidTtl`](ErrorKind::InvalidTtl), [`InvalidRequest`](ErrorKind::InvalidRequest),
