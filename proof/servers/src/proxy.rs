@@ -83,7 +83,7 @@ impl Proxy {
     }
 
     /// Requests arrive, and no reply ever does: the server does what it is told, and nobody learns of it.
-    /// [`Self::swallowed`] says when it has happened.
+    /// [`Self::swallowed`] says when it has happened; what a connection is asked after that does not arrive.
     pub fn swallow_replies(&self) {
         self.set(Flow::Pass, Flow::Swallow);
     }

@@ -54,6 +54,8 @@ pub enum Event {
         version: Version,
         /// What it wrote.
         value: String,
+        /// When it knew.
+        at: BootInstant,
     },
     /// It has done what its pattern is for.
     Ended,

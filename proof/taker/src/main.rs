@@ -255,7 +255,7 @@ impl Taker {
 
 async fn put(record: &RecordHandle, token: FencingToken, value: String) -> Result<()> {
     let version = record.write(token, value.clone()).await?;
-    say(&Event::Written { version, value });
+    say(&Event::Written { version, value, at: now() });
     Ok(())
 }
 
@@ -266,7 +266,7 @@ async fn append(locks: &Locks, lock: &LockName, token: FencingToken, text: &str)
     let mut effects = opened.record.map_or_else(Vec::new, |record| record.value.to_vec());
     effects.extend(format!("{} {text}\n", token.sequence()).bytes());
     let version = locks.records().write(&key, token, effects.into()).await?;
-    say(&Event::Written { version, value: text.to_owned() });
+    say(&Event::Written { version, value: text.to_owned(), at: now() });
     Ok(())
 }
 

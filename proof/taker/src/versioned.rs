@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringfence::{Error, Locks};
 use ringfence_servers::Event;
 
-use crate::{report, say};
+use crate::{now, report, say};
 
 /// How long it does nothing between two updates.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -23,7 +23,7 @@ pub(crate) async fn count(locks: &Locks, name: &str, ttl: Duration) {
             Ok::<_, Error>(serde_json::to_vec(&counts).expect("numbers are JSON"))
         });
         match counted.await {
-            Ok(version) => say(&Event::Written { version, value: String::new() }),
+            Ok(version) => say(&Event::Written { version, value: String::new(), at: now() }),
             Err(error) => report(Err(error)),
         }
         tokio::time::sleep(PAUSE).await;

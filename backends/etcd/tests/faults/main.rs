@@ -187,6 +187,18 @@ async fn an_attempt_that_is_dropped_anywhere_leaves_nothing_behind() {
     assert_eq!(renew(&bob, &held).await.unwrap(), Renewal::Renewed, "nobody else noticed");
 }
 
+/// Waits until the server has nothing left to say: the first thing of it that is swallowed takes its connection along, and what is
+/// asked there afterwards never arrives. HTTP/2 says something now and then that is no answer.
+async fn all_is_said(proxy: &Proxy) {
+    within("the server is silent", async {
+        let mut heard = u64::MAX;
+        while std::mem::replace(&mut heard, proxy.heard()) != proxy.heard() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_whose_answer_was_lost_is_withdrawn_before_its_error_is_told() {
     let Some(cluster) = EtcdCluster::start(1).await else { return };
@@ -197,6 +209,7 @@ async fn an_attempt_whose_answer_was_lost_is_withdrawn_before_its_error_is_told(
     for wait in [Wait::No, FOR_EVER] {
         // The connection is there as well: one that was mended is another one.
         within("a connection", async { while renew(&ann, &warm).await.is_err() {} }).await;
+        all_is_said(&proxy).await;
         proxy.swallow_replies();
         let attempt = tokio::spawn({
             let ann = Arc::clone(&ann);
