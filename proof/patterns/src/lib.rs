@@ -7,7 +7,7 @@
 //! ringfence_patterns::patterns!(Some(Memory::new()));
 //! ```
 //!
-//! Beside them, the patterns by which [processes](faults) work that are stopped, killed or cut off:
+//! Beside them, the patterns by which [processes](mod@faults) work that are stopped, killed or cut off:
 //!
 //! ```ignore
 //! ringfence_patterns::faults!(RedisServer::start().await.map(Redis));
