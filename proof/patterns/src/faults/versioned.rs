@@ -1,6 +1,7 @@
 //! Versioned records, which are locked for the moment of a write only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ringfence::{Clock, Error, SystemClock, Version};
 use ringfence_servers::{Event, Taker};
@@ -11,6 +12,9 @@ use super::{Fault, Reach};
 
 /// How often the one that goes on counts.
 const TIMES: u64 = 5;
+
+/// How much later it is struck at most, in milliseconds: about as long as an update takes where the disk is waited for.
+const LATER_MOST: u64 = 16;
 
 /// A process that counts is struck in the middle of an update; another one counts on, and so does the first one if it lives. Every
 /// update that anybody was told of is there, once.
@@ -69,15 +73,17 @@ pub(super) async fn goes_on(reach: &dyn Reach, fault: Fault) -> Verdict {
     Ok(())
 }
 
-/// Strikes it again and again, until it has the lock of the record when it is struck.
+/// Strikes it again and again, each time a little later after it has counted, until it has the lock of the record when it is struck:
+/// when it says that it counted it has let go, and rests.
 async fn strike_in_the_middle(
     scene: &Scene,
     first: &mut Victim,
     fault: Fault,
     told: &mut BTreeSet<Version>,
 ) -> ringfence::BootInstant {
-    loop {
+    for later in (0..LATER_MOST).cycle() {
         counts_on(&mut first.process, told).await;
+        tokio::time::sleep(Duration::from_millis(later)).await;
         let struck = first.holds_still();
         let free = scene.locks.lock(&scene.name).try_acquire().await.expect("an answer");
         let Some(guard) = free else {
@@ -86,6 +92,7 @@ async fn strike_in_the_middle(
         guard.release().await.expect("it was held");
         first.moves_again();
     }
+    unreachable!("the times go round and round")
 }
 
 async fn counts_on(process: &mut Taker, told: &mut BTreeSet<Version>) {
