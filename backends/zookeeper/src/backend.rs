@@ -238,7 +238,6 @@ impl Client {
     }
 
     async fn renew(&self, leases: &[LeaseKey]) -> Result<Vec<Renewal>> {
-        let since = self.now();
         let mut ttls: Vec<Ttl> = leases.iter().map(|lease| lease.ttl).collect();
         ttls.sort_unstable();
         ttls.dedup();
@@ -248,7 +247,7 @@ impl Client {
             for lease in leases.iter().filter(|lease| lease.ttl == ttl) {
                 session.watch_held(lease.nonce);
             }
-            proofs.spawn(async move { (ttl, session.lived(since).await, session) });
+            proofs.spawn(async move { (ttl, session.lived().await, session) });
         }
         let mut renewals = vec![Renewal::Lost; leases.len()];
         let mut failed = None;

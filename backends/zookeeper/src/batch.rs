@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::error;
 use crate::session::{Failure, Orders, Pending};
-use crate::wire::{self, ANY_VERSION, Code, Created, Data, Request, Stat};
+use crate::wire::{self, Code, Created, Data, Request, Stat};
 
 /// How many batches are under way at a time.
 const FLIGHTS: usize = 2;
@@ -106,39 +106,6 @@ pub(crate) fn make_alone(orders: &Orders, change: Change) -> BoxFuture<'static, 
     })
 }
 
-/// A node that was made at the end of a line which nobody has listed.
-#[derive(Debug)]
-pub(crate) struct Behind {
-    pub(crate) path: String,
-    /// Of the line's node, as the transaction left it that made this one.
-    pub(crate) folder: Stat,
-    /// What the line's node said before that of who came last: the name that one asked for.
-    pub(crate) last: Option<String>,
-}
-
-/// Makes a node in a line, and has the line's node say that it came last. What that said before is read in the same round trip:
-/// somebody else may have come in between, which the number of the new node shows.
-///
-/// # Cancel safety
-/// What was not sent when the future is dropped never is. Otherwise the node is made or not, and nobody is told.
-pub(crate) async fn join_behind(
-    orders: &Orders,
-    folder: &str,
-    create: &Request,
-    name: &str,
-) -> Result<Behind, Failure> {
-    let read = orders.call(Request::data(folder, false));
-    let note = Request::set_data(folder, name.as_bytes(), ANY_VERSION);
-    let made = orders.call(Request::all([create, &note]));
-    let last = read.answer().await.ok().and_then(|read| Data::read(read).ok());
-    let done = wire::all(made.answer().await?)?.map_err(|(_, code)| Failure::Refused(code))?;
-    let (Some(path), Some(folder)) = (done.made.into_iter().next(), done.changed.into_iter().next()) else {
-        return Err(Failure::Odd);
-    };
-    let last = last.and_then(|last| String::from_utf8(last.bytes.into()).ok());
-    Ok(Behind { path, folder, last })
-}
-
 /// Sends all of these before it returns: the future is that of their answers.
 fn send_all(orders: &Orders, changes: Vec<Change>) -> BoxFuture<'static, Vec<Outcome>> {
     let places = changes.len();
@@ -179,7 +146,7 @@ fn send_together(orders: &Orders, mut changes: Vec<Change>) -> BoxFuture<'static
     Box::pin(async move {
         let made = async { Ok::<_, Failure>(wire::all(made.answer().await?)?) }.await;
         let paths = match made {
-            Ok(Ok(done)) => done.made,
+            Ok(Ok(paths)) => paths,
             // Nothing was done. Each learns by itself whether that was because of it.
             Ok(Err(_)) => return changes.into_iter().map(Outcome::NotDone).collect(),
             Err(failure) => return changes.iter().map(|_| Outcome::Known(Err(failure.clone()))).collect(),

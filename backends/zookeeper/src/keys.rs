@@ -1,6 +1,6 @@
 //! Which nodes a lock has.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -122,40 +122,34 @@ impl Keys {
     }
 }
 
-/// Nodes of locks that were there not long ago, and how many stood in line below each.
+/// Nodes of locks that were there not long ago.
 #[derive(Debug, Default)]
-pub(crate) struct Known(Mutex<HashMap<String, usize>>);
+pub(crate) struct Known(Mutex<HashSet<String>>);
 
 impl Known {
     /// How many are remembered. Then all are forgotten.
     const MAX: usize = 4096;
 
     pub(crate) fn contains(&self, folder: &str) -> bool {
-        self.folders().contains_key(folder)
+        self.folders().contains(folder)
     }
 
-    /// How many stood in line there, the last time that it was seen.
-    pub(crate) fn length(&self, folder: &str) -> usize {
-        self.folders().get(folder).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn insert(&self, folder: &str, length: usize) {
+    pub(crate) fn insert(&self, folder: &str) {
         let mut folders = self.folders();
-        if let Some(known) = folders.get_mut(folder) {
-            *known = length;
+        if folders.contains(folder) {
             return;
         }
         if folders.len() >= Self::MAX {
             folders.clear();
         }
-        folders.insert(folder.to_owned(), length);
+        folders.insert(folder.to_owned());
     }
 
     pub(crate) fn remove(&self, folder: &str) {
         self.folders().remove(folder);
     }
 
-    fn folders(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+    fn folders(&self) -> MutexGuard<'_, HashSet<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -96,12 +96,10 @@ fn nonce_of(who: &str) -> Nonce {
     Nonce::from_u64(hash).unwrap_or(Nonce::from_u64(1).expect("not zero"))
 }
 
-/// Those that stand in line for one lock, those that hold it first.
-#[derive(Clone, Debug)]
+/// All that stand in line for one lock, those that hold it first.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Line {
     pub(crate) places: Vec<Place>,
-    /// Whether nobody can be before the first of these.
-    is_whole: bool,
 }
 
 /// Whether it is somebody's turn.
@@ -113,8 +111,6 @@ pub(crate) enum Turn<'a> {
     Behind(&'a Place),
     /// Not before one of several leaves.
     BehindSeveral,
-    /// Nobody is known to be before it, and somebody may be.
-    Unknown,
 }
 
 impl Line {
@@ -124,25 +120,7 @@ impl Line {
         if let Some(origin) = places.first().map(|place| place.number) {
             places.sort_by_key(|place| place.number.wrapping_sub(origin));
         }
-        Self::whole(places)
-    }
-
-    /// Everybody who stands in line, in its order.
-    pub(crate) fn whole(places: Vec<Place>) -> Self {
-        Self { places, is_whole: true }
-    }
-
-    /// The end of a line: `own`, the name of a node, and the one directly before it, if that is the one whose name began so before
-    /// the server added its number. Whether that one stood there is seen when it is looked at: no number lies between the two.
-    pub(crate) fn end(own: &str, last: &str) -> Self {
-        let own = Place::parse(own);
-        let number = own.as_ref().and_then(|own| own.number.checked_sub(1)).filter(|number| *number >= 0);
-        let before = number.and_then(|number| Place::parse(&format!("{last}{number:010}")));
-        Self { places: before.into_iter().chain(own).collect(), is_whole: false }
-    }
-
-    pub(crate) fn is_whole(&self) -> bool {
-        self.is_whole
+        Self { places }
     }
 
     /// The place of an attempt.
@@ -159,7 +137,6 @@ impl Line {
     pub(crate) fn is_held_alone_by(&mut self, name: &str) {
         if let Some(at) = self.places.iter().position(|place| place.name == name) {
             self.places.drain(..at);
-            self.is_whole = true;
         }
     }
 
@@ -197,9 +174,6 @@ impl Line {
     /// one before it leaves. A shared one waits for the nearest one before it that does not share, and looks again. One that
     /// wants a permit and is the first of those who wait gets what any holder gives back; those behind it wait for it.
     pub(crate) fn turn(&self, at: usize, downgraded: &HashSet<String>) -> Turn<'_> {
-        if at == 0 && !self.is_whole {
-            return Turn::Unknown;
-        }
         let holders = self.holders(downgraded);
         if at < holders {
             return Turn::Now;

@@ -6,27 +6,15 @@
 //! before it was in that list: others only leave. What it knows may be too many and never too few, and whoever is first in a
 //! line that is too long is first in the real one (`line.rs`). A node that is gone stays gone, whichever server says so.
 //!
-//! A list grows with the line. Where that was long the last time, the container says who came last: each that joins writes its name
-//! there in the transaction that makes its node, and reads before it what stood there. If there is a node of that name whose number
-//! is by one lower than its own, nobody can be between the two, whoever else has come or not written there; so it needs no list
-//! until that one leaves without having held. Nothing is concluded from what the container says but which node to look at.
-//!
 //! So it watches one of those before it, and a hand-over reads nothing that grows with the line. That the one before it has left
-//! does not say that all have: it may have given up. But who has waited writes into its node that it holds, and who holds alone has
-//! nobody before it. A waiter that
+//! does not say that all have: it may have given up. But who has waited writes into its node that it holds, with the transaction
+//! that it needs anyway (below), and who holds alone has nobody before it. A waiter that
 //! finds that two before it have left, one after the other, and neither had said so (they died, or are of another client), lists all
 //! children again: once, however many have left.
 //!
 //! # How a turn is taken
-//! The turn has come with a change that a majority agreed to, that of the one before it, and it is a lease as long as the session
-//! lives and the node stands. A server tells what it watches in the order in which it happened, so who watches its own node too and
-//! has heard nothing of it stood there when its turn came. And the session lived at the last instant at which a majority agreed
-//! to something that was sent in it, and lives for its timeout from then on: the lease counts from that instant. A waiter asks as
-//! often as a holder renews, all waiters of a session together. So a turn costs no write that anybody waits for: that it holds is
-//! written while its holder is at work already.
-//!
-//! Where that is not so (the connection broke, the last proof is old), that write proves the turn, and is waited for: it succeeds
-//! if a majority agrees that the session lives and the node stands.
+//! That write is also what proves the turn: it succeeds if a majority agrees that the session lives and the node stands, and
+//! then all of the above held up to that moment. Nothing that a server answers alone grants a lease to one who has waited.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -39,9 +27,8 @@ use ringfence_core::{
 use tokio::sync::oneshot;
 
 use crate::backend::{Client, PAUSES};
-use crate::batch::{Behind, Change, Changed, Joined, Seen};
+use crate::batch::{Change, Changed, Joined, Seen};
 use crate::error;
-use crate::keys::Naming;
 use crate::line::{self, Line, Place, Turn};
 use crate::place::{Said, Step};
 use crate::session::{Failure, News, Pending, Session};
@@ -58,15 +45,6 @@ const SHOWN_MAX: usize = 8;
 
 /// How many of those before it a waiter misses, one after the other, until it lists all.
 const MISSED_MAX: usize = 2;
-
-/// A line of so many is long: to list it costs more than to write who came last.
-const LONG: usize = 32;
-
-/// A session in which somebody waits is proven to have lived this part of its timeout ago.
-const PROVEN_PART: u32 = 4;
-
-/// A turn is taken without another proof where the last one is no older than this part of the session's timeout.
-const FRESH_PART: u32 = 3;
 
 /// An attempt under way; withdrawn in the background if its future is dropped before it is settled.
 pub(crate) struct Seeker<'a> {
@@ -92,9 +70,7 @@ struct Standing {
     made_by: i64,
     /// Since when the session is proven to live, of one that has not waited yet.
     proven: Option<BootInstant>,
-    /// Word of its own node, while that is watched.
-    own: Option<News>,
-    /// Those before it as far as it has to know them, and perhaps some who have left.
+    /// Everybody before it, and perhaps some who have left.
     line: Line,
     /// How many of those have left one after the other, without a word of who holds.
     missed: usize,
@@ -102,15 +78,7 @@ struct Standing {
 
 impl Standing {
     fn new(session: Arc<Session>, name: String, made_by: i64, proven: BootInstant, line: Line) -> Self {
-        Self { session, name, made_by, proven: Some(proven), own: None, line, missed: 0 }
-    }
-
-    /// When its session was proven to live, if that was not long ago and its node has stood ever since it was watched.
-    fn proof_of_turn(&mut self, now: BootInstant) -> Option<BootInstant> {
-        let proven = self.session.proven();
-        let is_fresh = now < proven.saturating_add(self.session.timeout.as_duration() / FRESH_PART);
-        let stands = self.own.as_mut().is_some_and(News::is_silent);
-        (is_fresh && stands).then_some(proven)
+        Self { session, name, made_by, proven: Some(proven), line, missed: 0 }
     }
 
     /// Where it stands. `None`: its node was not there when the line was listed.
@@ -129,63 +97,6 @@ impl Standing {
         if place.is_ours && place.mode == Mode::Exclusive {
             self.line.is_held_alone_by(&place.name);
         }
-    }
-}
-
-/// A node that was made in a line.
-struct Stood {
-    name: String,
-    seen: Result<Front, Failure>,
-}
-
-/// What was seen when it had been made.
-struct Front {
-    /// The transaction that made it, and when, by the leader's clock.
-    made_by: i64,
-    made_at: i64,
-    line: Line,
-    /// How many stand in line.
-    length: usize,
-}
-
-impl Stood {
-    /// Among those who were listed.
-    fn among(Joined { path, seen }: Joined) -> Self {
-        let front = |Seen { stat, children }: Seen| Front {
-            made_by: stat.made_by,
-            made_at: stat.made_at,
-            line: Line::of(&children),
-            length: children.len(),
-        };
-        Self { name: name_of(&path), seen: seen.map(front) }
-    }
-
-    /// Behind the one that came last before it.
-    fn behind(Behind { path, folder, last }: Behind) -> Self {
-        let name = name_of(&path);
-        let line = match folder.children {
-            1 => Line::of(std::slice::from_ref(&name)),
-            _ => Line::end(&name, &last.unwrap_or_default()),
-        };
-        // One transaction made it and changed the line's node.
-        let (made_by, made_at) = (folder.changed_by, folder.changed_at);
-        Self { name, seen: Ok(Front { made_by, made_at, line, length: folder.children }) }
-    }
-}
-
-/// The name of a node, by its path.
-fn name_of(path: &str) -> String {
-    path.rsplit('/').next().unwrap_or_default().to_owned()
-}
-
-/// Waits until something happens to its own node, while that is watched.
-async fn change_of(own: &mut Option<News>) {
-    match own {
-        Some(news) => {
-            news.heard().await;
-            *own = None;
-        }
-        None => std::future::pending().await,
     }
 }
 
@@ -220,7 +131,6 @@ impl<'a> Seeker<'a> {
                         return Ok(Attempt::Granted(lease));
                     }
                 }
-                Turn::Unknown => self.list(&mut standing).await?,
                 Turn::Behind(_) if standing.missed >= MISSED_MAX => self.list(&mut standing).await?,
                 Turn::Behind(place) => {
                     let place = place.clone();
@@ -229,7 +139,7 @@ impl<'a> Seeker<'a> {
                     }
                 }
                 Turn::BehindSeveral if self.is_impatient() => {
-                    return self.give_up(&mut standing, &downgraded).await;
+                    return self.give_up(&standing, &downgraded).await;
                 }
                 Turn::BehindSeveral => self.wait_behind_several(&mut standing).await?,
             }
@@ -249,12 +159,7 @@ impl<'a> Seeker<'a> {
         }
         let path = format!("{}/{}", self.folder, place.name);
         let (asked, news) = standing.session.watch(Request::data(&path, true), &path, false);
-        let own = self.watch_own(standing);
-        let asked = asked.answer().await;
-        if !self.is_there(own, standing).await? {
-            return Ok(None);
-        }
-        let step = match asked.map(Data::read) {
+        let step = match asked.answer().await.map(Data::read) {
             Ok(Ok(data)) => Said::read(&data.bytes).map_or(Step::Asked, |said| said.step),
             // It has left in this moment.
             Err(failure) if failure.is(Code::NO_NODE) => {
@@ -287,39 +192,11 @@ impl<'a> Seeker<'a> {
         Ok(None)
     }
 
-    /// Has its own node watched, where it is not.
-    fn watch_own(&self, standing: &Standing) -> Option<(Pending, News)> {
-        let path = format!("{}/{}", self.folder, standing.name);
-        let watch = || standing.session.watch(Request::data(&path, true), &path, false);
-        standing.own.is_none().then(watch)
-    }
-
-    /// Sees whether its own node is there, and watched from now on. Where it is not, it goes on without: at the end of the line, if
-    /// the node is gone.
-    async fn is_there(&mut self, own: Option<(Pending, News)>, standing: &mut Standing) -> Result<bool> {
-        let Some((asked, news)) = own else { return Ok(true) };
-        match asked.answer().await {
-            Ok(_) => {
-                standing.own = Some(news);
-                Ok(true)
-            }
-            Err(failure) if failure.is(Code::NO_NODE) => {
-                *standing = self.stand_in_line().await?;
-                Ok(false)
-            }
-            Err(failure) => self.bear(failure, standing).await.map(|()| false),
-        }
-    }
-
     /// Waits until somebody comes or leaves.
     async fn wait_behind_several(&mut self, standing: &mut Standing) -> Result<()> {
         let listed = Request::children(self.folder, true);
         let (asked, news) = standing.session.watch(listed, self.folder, true);
-        let own = self.watch_own(standing);
         let Some(line) = self.listed(asked, standing).await? else { return Ok(()) };
-        if !self.is_there(own, standing).await? {
-            return Ok(());
-        }
         // What it watches is what it knows, unless it has changed since.
         let is_known = line.places == standing.line.places;
         standing.line = line;
@@ -350,16 +227,12 @@ impl<'a> Seeker<'a> {
             Wait::No => look_at,
         };
         tokio::select! {
-            biased;
             () = &mut self.request.abandoned => {
                 self.is_abandoned = true;
                 None
             }
-            // What comes of both is told in this order: the turn is not that of a node that is gone.
-            () = change_of(&mut standing.own) => None,
             news = news.come() => news,
             () = self.client.pass(look_at) => None,
-            never = standing.session.stay_proven(PROVEN_PART) => match never {},
         }
     }
 
@@ -378,26 +251,23 @@ impl<'a> Seeker<'a> {
         let client = self.client;
         let AcquireRequest { mode, ttl, nonce, ref holder, .. } = *self.request;
         let said = Said::new(ttl, holder.clone()).write();
-        let name = line::name_of(nonce, mode);
-        let path = format!("{}/{name}", self.folder);
+        let path = format!("{}/{}", self.folder, line::name_of(nonce, mode));
         let session = client.sessions.of(ttl).await?;
         self.session = Some(Arc::clone(&session));
         let proven = client.now();
         let create = Request::create(&path, said.as_bytes(), client.keys.access(), Kind::InLine);
-        let joins_behind = self.joins_behind();
-        let joined = if joins_behind {
-            session.join_behind(self.folder, &create, &name).await.map(Stood::behind)
+        let (change, joining) = Change::join(self.folder, create);
+        self.joining = Some(joining);
+        // One that might miss its parent disturbs nobody.
+        let joined = if client.known.contains(self.folder) {
+            session.change(change).await
         } else {
-            self.join(&session, create).await
+            session.change_alone(change).await
         };
-        let Stood { name, seen } = match joined {
-            Ok(stood) => stood,
-            Err(Failure::Odd) => return Err(client.odd()),
-            // Who may stand in line there may not change the line's node, as an operator has it: it joins as others do.
-            Err(failure) if joins_behind && failure.is(Code::NO_AUTH) => {
-                client.known.insert(self.folder, 0);
-                return Ok(None);
-            }
+        self.joining = None;
+        let Joined { path, seen } = match joined {
+            Ok(Changed::Joined(joined)) => joined,
+            Ok(Changed::Left) | Err(Failure::Odd) => return Err(client.odd()),
             Err(failure) if failure.is(Code::NO_NODE) => {
                 // The container was never there, or was removed because it was empty.
                 client.known.remove(self.folder);
@@ -414,40 +284,15 @@ impl<'a> Seeker<'a> {
                 return Err(client.error(failure));
             }
         };
-        session.has_lived(proven);
-        let Front { made_by, made_at, line, length } = match seen {
+        client.known.insert(self.folder);
+        let Seen { stat, children } = match seen {
             Ok(seen) => seen,
             Err(Failure::Lost(why) | Failure::NotSent(why)) => return self.find(session, why).await,
             Err(failure) => return Err(client.error(failure)),
         };
-        client.known.insert(self.folder, length);
-        client.server_time.learn(made_at, proven, client.now());
-        Ok(Some(Standing::new(session, name, made_by, proven, line)))
-    }
-
-    /// Whether it joins a line without listing it: a long one, at whose node nobody else keeps anything.
-    fn joins_behind(&self) -> bool {
-        let Client { keys, known, .. } = &**self.client;
-        // Others have to know those before them too, and so has whoever is told who is in the way.
-        let is_enough = self.request.mode == Mode::Exclusive && !self.is_impatient();
-        is_enough && keys.naming() == Naming::Encoded && known.length(self.folder) >= LONG
-    }
-
-    /// Makes the node, with what others change at the same time, and lists the line.
-    async fn join(&mut self, session: &Session, create: Request) -> Result<Stood, Failure> {
-        let (change, joining) = Change::join(self.folder, create);
-        self.joining = Some(joining);
-        // One that might miss its parent disturbs nobody.
-        let joined = if self.client.known.contains(self.folder) {
-            session.change(change).await
-        } else {
-            session.change_alone(change).await
-        };
-        self.joining = None;
-        match joined? {
-            Changed::Joined(joined) => Ok(Stood::among(joined)),
-            Changed::Left => Err(Failure::Odd),
-        }
+        client.server_time.learn(stat.made_at, proven, client.now());
+        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        Ok(Some(Standing::new(session, name, stat.made_by, proven, Line::of(&children))))
     }
 
     /// Finds the node of this attempt, after the connection broke before its place was known. What the next connection does not
@@ -505,12 +350,9 @@ impl<'a> Seeker<'a> {
     /// The line that was asked for. `None`: there was no answer, and it goes on without.
     async fn listed(&mut self, asked: Pending, standing: &mut Standing) -> Result<Option<Line>> {
         match asked.answer().await.map(wire::children) {
-            Ok(Ok(children)) => {
-                self.client.known.insert(self.folder, children.len());
-                Ok(Some(Line::of(&children)))
-            }
+            Ok(Ok(children)) => Ok(Some(Line::of(&children))),
             Ok(Err(Odd)) => Err(self.client.odd()),
-            Err(failure) if failure.is(Code::NO_NODE) => Ok(Some(Line::whole(Vec::new()))),
+            Err(failure) if failure.is(Code::NO_NODE) => Ok(Some(Line::default())),
             Err(failure) => self.bear(failure, standing).await.map(|()| None),
         }
     }
@@ -551,17 +393,12 @@ impl<'a> Seeker<'a> {
 
     /// Takes its turn. `None`: it could not be proven, or that took longer than a lease lives.
     async fn take(&mut self, standing: &mut Standing) -> Result<Option<Lease>> {
-        let proven = if let Some(proven) = standing.proven.take() {
-            proven
-        } else if let Some(proven) = standing.proof_of_turn(self.client.now()) {
-            let told = self.tell_that_it_holds(standing);
-            // It is sent before whatever the holder does, because somebody waits for its answer.
-            self.client.runtime.spawn(async move { told.answer().await.map(drop) });
-            proven
-        } else if let Some(proven) = self.claim(standing).await? {
-            proven
-        } else {
-            return Ok(None);
+        let proven = match standing.proven.take() {
+            Some(proven) => proven,
+            None => match self.claim(standing).await? {
+                Some(proven) => proven,
+                None => return Ok(None),
+            },
         };
         let AcquireRequest { name, nonce, ttl, .. } = &*self.request;
         let number = u64::try_from(standing.made_by).unwrap_or(u64::MAX);
@@ -575,22 +412,15 @@ impl<'a> Seeker<'a> {
         Ok(standing.session.hold(*nonce, &path, lease.deadline()).then_some(lease))
     }
 
-    /// Writes into its node that it holds, which the one behind it is told.
-    fn tell_that_it_holds(&self, standing: &Standing) -> Pending {
+    /// Writes into its node that it holds: a majority agrees that its session lives and its place stands, and the one behind it is
+    /// told. Returns the moment before.
+    async fn claim(&mut self, standing: &mut Standing) -> Result<Option<BootInstant>> {
         let said =
             Said { step: Step::Holds, ..Said::new(self.request.ttl, self.request.holder.clone()) }.write();
         let path = format!("{}/{}", self.folder, standing.name);
-        standing.session.call(Request::set_data(&path, said.as_bytes(), ANY_VERSION))
-    }
-
-    /// Proves its turn by that write: a majority agrees that its session lives and its place stands. Returns the moment before.
-    async fn claim(&mut self, standing: &mut Standing) -> Result<Option<BootInstant>> {
         let asked = self.client.now();
-        match self.tell_that_it_holds(standing).answer().await {
-            Ok(_) => {
-                standing.session.has_lived(asked);
-                Ok(Some(asked))
-            }
+        match standing.session.call(Request::set_data(&path, said.as_bytes(), ANY_VERSION)).answer().await {
+            Ok(_) => Ok(Some(asked)),
             Err(failure) if failure.is(Code::NO_NODE) => {
                 // Somebody removed it.
                 *standing = self.stand_in_line().await?;
@@ -602,10 +432,7 @@ impl<'a> Seeker<'a> {
     }
 
     /// Leaves the line.
-    async fn give_up(&mut self, standing: &mut Standing, downgraded: &HashSet<String>) -> Result<Attempt> {
-        if !standing.line.is_whole() {
-            self.list(standing).await?;
-        }
+    async fn give_up(&mut self, standing: &Standing, downgraded: &HashSet<String>) -> Result<Attempt> {
         let (client, session) = (self.client, &standing.session);
         let holders = standing.line.holders(downgraded);
         let others = standing.line.places.iter().filter(|place| place.name != standing.name).count();

@@ -6,8 +6,6 @@
 //! the next connection knows: what it does not find will not come any more.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +16,7 @@ use ringfence_core::{
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::batch::{self, Behind, Change, Changed, Changes};
+use crate::batch::{self, Change, Changed, Changes};
 use crate::error;
 use crate::servers::{SILENCE_MAX, Servers};
 use crate::task::Task;
@@ -62,8 +60,8 @@ impl Failure {
 pub(crate) struct Session {
     orders: Orders,
     changes: Changes,
-    /// Questions whether the session lived at this instant or later.
-    proofs: Coalescer<BootInstant, Result<BootInstant, Failure>>,
+    /// Questions whether the session lives, of those who renew.
+    proofs: Coalescer<(), Result<BootInstant, Failure>>,
     shared: Arc<Shared>,
     runtime: Handle,
     /// What the servers granted.
@@ -125,8 +123,6 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     state: Mutex<State>,
     pub(crate) listener: Listener,
-    /// When the session lived, by the word of a majority, in nanoseconds of the boot-time clock. Zero: nobody has asked yet.
-    proven: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -192,23 +188,12 @@ impl Pending {
 }
 
 /// Resolves when what was watched has changed, or when a change might have been missed.
-#[derive(Debug)]
 pub(crate) struct News(oneshot::Receiver<wire::Change>);
 
 impl News {
     /// What happened; `None`: perhaps nothing, and nobody would tell any more.
     pub(crate) async fn come(self) -> Option<wire::Change> {
         self.0.await.ok()
-    }
-
-    /// As [`Self::come`], of news that somebody else may wait for again where the future is dropped.
-    pub(crate) async fn heard(&mut self) -> Option<wire::Change> {
-        (&mut self.0).await.ok()
-    }
-
-    /// Whether nothing has happened to what is watched, as far as the server has told: it tells in the order in which things happen.
-    pub(crate) fn is_silent(&mut self) -> bool {
-        matches!(self.0.try_recv(), Err(oneshot::error::TryRecvError::Empty))
     }
 }
 
@@ -245,15 +230,10 @@ impl Session {
         let (orders, runtime) = (Orders(orders), Handle::current());
         let changes = batch::new(orders.clone(), runtime.clone());
         let prove = {
-            let (orders, shared) = (orders.clone(), Arc::clone(&shared));
-            move |asked: Vec<BootInstant>| -> BoxFuture<'static, _> {
-                let (orders, shared) = (orders.clone(), Arc::clone(&shared));
-                Box::pin(async move {
-                    // Those who are about to ask as well are spared a question of their own.
-                    tokio::task::yield_now().await;
-                    let since = asked.iter().max().copied().unwrap_or(BootInstant::MAX);
-                    vec![prove(&orders, &shared, since).await; asked.len()]
-                })
+            let (orders, clock) = (orders.clone(), Arc::clone(clock));
+            move |asked: Vec<()>| -> BoxFuture<'static, _> {
+                let (sent, pending) = (clock.now(), orders.call(Request::agree()));
+                Box::pin(async move { vec![pending.agreement().await.map(|()| sent); asked.len()] })
             }
         };
         let adopt = {
@@ -264,37 +244,13 @@ impl Session {
         Ok(Self { orders, changes, proofs, shared, runtime, timeout, id })
     }
 
-    /// When the session lived, by the word of a majority: at `since` or later. What somebody else has asked since then is enough, and
-    /// those who ask while a question is under way share the next one.
+    /// When the session lived, by the word of a majority, which was asked for at no earlier instant than this. Those who ask while
+    /// another question is under way share the next one.
     ///
     /// # Cancel safety
     /// Nothing is lost when the future is dropped.
-    pub(crate) async fn lived(&self, since: BootInstant) -> Result<BootInstant, Failure> {
-        self.proofs.request(since).await.unwrap_or_else(|| Err(Failure::Lost(error::session_over())))
-    }
-
-    /// The last instant at which it lived, by the word of a majority.
-    pub(crate) fn proven(&self) -> BootInstant {
-        self.shared.proven()
-    }
-
-    /// A write that was sent at this instant was made, so that the session lived.
-    pub(crate) fn has_lived(&self, sent: BootInstant) {
-        self.shared.has_lived(sent);
-    }
-
-    /// Sees to it, for as long as it is polled, that it is proven to have lived no longer ago than this part of its timeout.
-    pub(crate) async fn stay_proven(&self, part: u32) -> Infallible {
-        let part = self.timeout.as_duration() / part;
-        loop {
-            let due = self.proven().saturating_add(part);
-            if let Some(nap) = self.shared.clock.nap(due) {
-                tokio::time::sleep(nap).await;
-            } else if let Err(why) = self.lived(due).await {
-                tracing::debug!(?why, "a session in which somebody waits cannot be proven to live");
-                tokio::time::sleep(part).await;
-            }
-        }
+    pub(crate) async fn lived(&self) -> Result<BootInstant, Failure> {
+        self.proofs.request(()).await.unwrap_or_else(|| Err(Failure::Lost(error::session_over())))
     }
 
     /// Sends a request after all those before it.
@@ -313,19 +269,6 @@ impl Session {
     /// As [`Self::change`], in a write of its own.
     pub(crate) async fn change_alone(&self, change: Change) -> Result<Changed, Failure> {
         batch::make_alone(&self.orders, change).await
-    }
-
-    /// Makes a node at the end of a line, and learns who came last before it.
-    ///
-    /// # Cancel safety
-    /// What was not sent when the future is dropped never is.
-    pub(crate) async fn join_behind(
-        &self,
-        folder: &str,
-        create: &Request,
-        name: &str,
-    ) -> Result<Behind, Failure> {
-        batch::join_behind(&self.orders, folder, create, name).await
     }
 
     /// As [`Self::call`], for a request that leaves a watch on this node, if it is answered.
@@ -428,16 +371,6 @@ impl Session {
     }
 }
 
-/// Asks a majority whether the session lives, where that was not asked at this instant or later.
-async fn prove(orders: &Orders, shared: &Shared, since: BootInstant) -> Result<BootInstant, Failure> {
-    if shared.proven() < since {
-        let sent = shared.clock.now();
-        orders.call(Request::agree()).agreement().await?;
-        shared.has_lived(sent);
-    }
-    Ok(shared.proven())
-}
-
 /// A lease whose node is removed by the session's task if that does not happen otherwise.
 struct LettingGo<'a> {
     orders: &'a Orders,
@@ -461,15 +394,7 @@ impl Drop for LettingGo<'_> {
 
 impl Shared {
     pub(crate) fn new(clock: Arc<dyn Clock>, listener: Listener) -> Self {
-        Self { clock, state: Mutex::default(), listener, proven: AtomicU64::new(0) }
-    }
-
-    fn proven(&self) -> BootInstant {
-        BootInstant::from_nanos(self.proven.load(Ordering::Acquire))
-    }
-
-    fn has_lived(&self, sent: BootInstant) {
-        self.proven.fetch_max(sent.as_nanos(), Ordering::AcqRel);
+        Self { clock, state: Mutex::default(), listener }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

@@ -54,7 +54,7 @@ struct Seen {
 /// All who stand in line, and how many of them hold.
 async fn look(client: &Client, session: &Session, folder: &str) -> Result<(Vec<Seen>, usize), Failure> {
     let line = match client.line(session, folder).await {
-        Err(failure) if failure.is(Code::NO_NODE) => Line::whole(Vec::new()),
+        Err(failure) if failure.is(Code::NO_NODE) => Line::default(),
         line => line?,
     };
     let asked: Vec<_> = line
@@ -77,7 +77,7 @@ async fn look(client: &Client, session: &Session, folder: &str) -> Result<(Vec<S
     let is_downgraded = |seen: &&Seen| seen.said.as_ref().is_some_and(|said| said.step == Step::Shares);
     let downgraded: HashSet<String> =
         seen.iter().filter(is_downgraded).map(|seen| seen.place.name.clone()).collect();
-    let line = Line::whole(seen.iter().map(|seen| seen.place.clone()).collect());
+    let line = Line { places: seen.iter().map(|seen| seen.place.clone()).collect() };
     Ok((seen, line.holders(&downgraded)))
 }
 

@@ -346,28 +346,23 @@ impl Event {
 pub(crate) struct Stat {
     /// Its number in the order of all changes: the transaction that made it.
     pub(crate) made_by: i64,
-    /// The transaction that changed last what it holds.
-    pub(crate) changed_by: i64,
     /// When it was made and last changed, by the leader's wall clock, in milliseconds.
     pub(crate) made_at: i64,
     pub(crate) changed_at: i64,
     pub(crate) version: i32,
     /// The session that it ends with. Zero: none.
     pub(crate) owner: i64,
-    /// How many children it has.
-    pub(crate) children: usize,
 }
 
 impl Stat {
     pub(crate) fn read(message: &mut Bytes) -> Result<Self, Odd> {
-        let (made_by, changed_by) = (long(message)?, long(message)?);
+        let (made_by, _changed_by) = (long(message)?, long(message)?);
         let (made_at, changed_at) = (long(message)?, long(message)?);
         let (version, _children_version, _acl_version) = (int(message)?, int(message)?, int(message)?);
         let owner = long(message)?;
-        let (_bytes, children) = (int(message)?, int(message)?);
+        let (_bytes, _children) = (int(message)?, int(message)?);
         let _last_child = long(message)?;
-        let children = usize::try_from(children).map_err(|_| Odd)?;
-        Ok(Self { made_by, changed_by, made_at, changed_at, version, owner, children })
+        Ok(Self { made_by, made_at, changed_at, version, owner })
     }
 }
 
@@ -408,18 +403,9 @@ pub(crate) fn acl(mut message: Bytes) -> Result<Vec<(i32, String, String)>, Odd>
     (0..count(&mut message)?).map(|_| rule(&mut message)).collect()
 }
 
-/// What came of [`Request::all`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Done {
-    /// The paths of all nodes that were made.
-    pub(crate) made: Vec<String>,
-    /// What is known of each node that was changed.
-    pub(crate) changed: Vec<Stat>,
-}
-
-/// What was done, if all was; else which operation failed, by its place, and why.
-pub(crate) fn all(mut message: Bytes) -> Result<Result<Done, (usize, Code)>, Odd> {
-    let mut done = Done::default();
+/// The paths of all nodes that were made, if all was done; else which operation failed, by its place, and why.
+pub(crate) fn all(mut message: Bytes) -> Result<Result<Vec<String>, (usize, Code)>, Odd> {
+    let mut made = Vec::new();
     for place in 0.. {
         let (operation, is_last, _code) = (int(&mut message)?, byte(&mut message)? != 0, int(&mut message)?);
         if is_last {
@@ -434,17 +420,17 @@ pub(crate) fn all(mut message: Bytes) -> Result<Result<Done, (usize, Code)>, Odd
                 }
             }
             // What a server says of each that was made, if it was one of several: its path alone.
-            1 => done.made.push(text(&mut message)?),
+            1 => made.push(text(&mut message)?),
             15 | 19 => {
-                done.made.push(text(&mut message)?);
+                made.push(text(&mut message)?);
                 Stat::read(&mut message)?;
             }
-            5 => done.changed.push(Stat::read(&mut message)?),
+            5 => drop(Stat::read(&mut message)?),
             2 | 13 => {}
             _ => return Err(Odd),
         }
     }
-    Ok(Ok(done))
+    Ok(Ok(made))
 }
 
 /// For each of several nodes the names of its children, or why they are not told.

@@ -10,7 +10,6 @@ use ringfence_core::{
 use ringfence_servers::{Ensemble, Proxy};
 use ringfence_testkit::PATIENCE;
 use ringfence_zookeeper::ZooKeeperBackend;
-use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 /// A TTL that no test outlives.
@@ -86,114 +85,6 @@ async fn what_a_hand_over_reads_does_not_grow_with_the_line() {
     }
     // A list of five hundred has twenty kilobytes and more. Whoever waits for more than five seconds looks for the one before it.
     assert!(read[1] < 2 * read[0] + 1000, "bytes read for a hand-over in lines of 5 and of 500: {read:?}");
-}
-
-#[tokio::test]
-async fn what_it_reads_to_join_a_long_line_does_not_grow_with_it() {
-    const JOINS: usize = 10;
-    let Some(servers) = Ensemble::start().await else { return };
-    let proxy = Proxy::start(servers.ports()[0]).await;
-    let (ann, bob) = (connect(servers.ports()[0]).await, connect(proxy.port()).await);
-    let mut read = Vec::new();
-    for count in [50, 500] {
-        let name: LockName = format!("joins-of-{count}").parse().expect("a lawful name");
-        let mut line = JoinSet::new();
-        for _ in 0..count {
-            line.spawn(hold(Arc::clone(&ann), name.clone()));
-        }
-        stand(&servers, &name, count).await;
-        // The first time it lists the line, and knows then that it is long. The second time nobody has said yet who came last.
-        for joined in 1..=2 {
-            line.spawn(hold(Arc::clone(&bob), name.clone()));
-            stand(&servers, &name, count + joined).await;
-            // The list is asked for when the node is known to be made, so that it comes before the answer to a later question.
-            for _ in 0..3 {
-                bob.inspect(&"another".parse().expect("a lawful name")).await.expect("a server that answers");
-            }
-        }
-        let before = proxy.heard();
-        for joined in 1..=JOINS {
-            line.spawn(hold(Arc::clone(&bob), name.clone()));
-            stand(&servers, &name, count + 2 + joined).await;
-        }
-        bob.inspect(&"another".parse().expect("a lawful name")).await.expect("a server that answers");
-        read.push((proxy.heard() - before) / u64::try_from(JOINS).expect("a small number"));
-    }
-    assert!(read[1] < 2 * read[0], "bytes read to join lines of 50 and of 500: {read:?}");
-}
-
-/// Holds it for a moment; fails where somebody else does, or has held a later place.
-async fn hold_alone(client: Arc<ZooKeeperBackend>, name: LockName, last: Arc<Mutex<u64>>) {
-    let lease = hold(Arc::clone(&client), name).await;
-    {
-        let mut last = last.try_lock().expect("nobody else holds it");
-        assert!(*last < lease.token.sequence(), "{lease:?} is granted after {last}");
-        *last = lease.token.sequence();
-        // Who holds it too comes by.
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    release(&client, &lease).await;
-}
-
-#[tokio::test]
-async fn who_joins_a_long_line_overtakes_nobody_whoever_has_come_or_left() {
-    const CROWD: usize = 40;
-    let Some(servers) = Ensemble::start().await else { return };
-    let port = servers.ports()[0];
-    let (ann, bob) = (connect(port).await, connect(port).await);
-    let name: LockName = "long".parse().expect("a lawful name");
-    let held = hold(Arc::clone(&ann), name.clone()).await;
-    let last = Arc::new(Mutex::new(0));
-    let mut line = JoinSet::new();
-    let mut standing = 1;
-    let mut join = async |client: &Arc<ZooKeeperBackend>| {
-        let handle = line.spawn(hold_alone(Arc::clone(client), name.clone(), Arc::clone(&last)));
-        standing += 1;
-        stand(&servers, &name, standing).await;
-        handle
-    };
-    for _ in 0..CROWD {
-        join(&ann).await;
-    }
-    // It lists the line; the next one joins behind the one that was last.
-    join(&bob).await;
-    join(&bob).await;
-    // This one has never seen the line, and lists it: nobody says that it came last.
-    join(&connect(port).await).await;
-    join(&bob).await;
-    let leaves = join(&bob).await;
-    join(&bob).await;
-    leaves.abort();
-    stand(&servers, &name, standing - 1).await;
-    release(&ann, &held).await;
-    within("the end of a line", async {
-        while let Some(ended) = line.join_next().await {
-            assert!(ended.as_ref().is_ok_and(|()| true) || ended.is_err_and(|error| error.is_cancelled()));
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_turn_costs_no_round_trip() {
-    const DELAY: Duration = Duration::from_millis(300);
-    let Some(servers) = Ensemble::start().await else { return };
-    let proxy = Proxy::start(servers.ports()[0]).await;
-    let (ann, bob) = (connect(servers.ports()[0]).await, connect(proxy.port()).await);
-    let name: LockName = "at-once".parse().expect("a lawful name");
-    let held = hold(Arc::clone(&ann), name.clone()).await;
-    let next = tokio::spawn(hold(Arc::clone(&bob), name.clone()));
-    stand(&servers, &name, 2).await;
-    // Its answer comes after those by which it watches.
-    bob.inspect(&name).await.expect("a server that answers");
-    bob.inspect(&name).await.expect("a server that answers");
-    proxy.delay(DELAY);
-    let clock = SystemClock::new();
-    let since = clock.now();
-    release(&ann, &held).await;
-    within("its turn", next).await.expect("no panic");
-    let took = clock.now().saturating_since(since);
-    assert!(took < 2 * DELAY, "a message takes {DELAY:?}, and the next one held after {took:?}");
 }
 
 #[tokio::test]
