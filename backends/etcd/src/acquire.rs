@@ -17,6 +17,7 @@ use crate::leases::ServerLease;
 use crate::line::{self, Place, Standing};
 use crate::ops;
 use crate::proto::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
+use crate::slots::Slot;
 use crate::watch::{Ear, News, Watch, What};
 
 /// How long a place in line lives without its waiter, at most: one that is stopped or cut off costs the next one as much.
@@ -51,7 +52,9 @@ impl Client {
     /// Asks for a lease, and waits for it as the request says.
     pub(crate) async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {
         self.keys.check(&request.name)?;
-        let mut attempt = Pending { client: &self, request: &mut request, may_stand: None, settled: false };
+        let slot = self.slots.take(&request.name);
+        let mut attempt =
+            Pending { client: &self, request: &mut request, slot, may_stand: None, settled: false };
         let outcome = match attempt.seek().await {
             Err(error) if attempt.may_stand.is_some() => {
                 let withdrawal = attempt.withdrawal();
@@ -128,6 +131,7 @@ struct Withdrawal {
 struct Pending<'a> {
     client: &'a Arc<Client>,
     request: &'a mut AcquireRequest,
+    slot: Arc<Slot>,
     /// The key that the cluster may have.
     may_stand: Option<Vec<u8>>,
     settled: bool,
@@ -180,7 +184,10 @@ impl Pending<'_> {
             };
             match Box::pin(self.ask(deadline.is_some())).await? {
                 Asked::Holds(granted) => return self.grant(granted),
-                Asked::Busy(contention) => return Ok(Attempt::Busy(contention)),
+                Asked::Busy(contention) => {
+                    self.slot.is_gone();
+                    return Ok(Attempt::Busy(contention));
+                }
                 Asked::Stands(stand) => match deadline {
                     Some(deadline) => {
                         if let Some(attempt) = Box::pin(self.wait(stand, deadline)).await? {
@@ -217,9 +224,9 @@ impl Pending<'_> {
         } else {
             Some(Arc::clone(&lease))
         };
-        let key = client.keys.place(&self.request.name, lease.id(), self.request.nonce);
+        let key = client.keys.place(&self.request.name, lease.id(), &self.slot);
         let line = client.keys.line(&self.request.name);
-        let value = line::value(mode, ttl, &self.request.holder);
+        let value = line::value(mode, ttl, self.request.nonce, &self.request.holder);
         let stays = ops::created_at(&client.keys.withdrawn(self.request.nonce), 0);
 
         let joins = waits || mode != Mode::Exclusive;
@@ -292,7 +299,7 @@ impl Pending<'_> {
         let (created, behind) = look(mode, &key, found).ok_or_else(odd)?;
         match behind.standing {
             Standing::Holds => self.holds(Granted { key, created, lease: place, sent }).await,
-            Standing::Behind(_) | Standing::BehindAny => {
+            Standing::Behind(..) | Standing::BehindAny => {
                 let looked = ops::revision(&answer);
                 Ok(Asked::Stands(Stand { key, created, lease: place, behind, looked }))
             }
@@ -419,7 +426,7 @@ impl Pending<'_> {
     fn watch_for(&self, behind: &Standing, news: &Arc<News>) -> Watch {
         let what = match behind {
             // A holder that becomes a reader lets other readers in.
-            Standing::Behind(key) => What {
+            Standing::Behind(key, _) => What {
                 changes: self.request.mode == Mode::Shared,
                 is_ahead: self.request.mode == Mode::Exclusive,
                 ..What::end_of(key)
@@ -434,20 +441,20 @@ impl Pending<'_> {
     /// Whether nothing has happened that concerns one that stands in line for itself alone. What this costs does not grow with the
     /// line, as what a claim costs does.
     async fn stands_as_before(&self, key: &[u8], created: i64, behind: &Standing) -> Result<bool> {
-        let (Mode::Exclusive, Standing::Behind(ahead)) = (self.request.mode, behind) else {
+        let (Mode::Exclusive, Standing::Behind(ahead, created_ahead)) = (self.request.mode, behind) else {
             return Ok(false);
         };
         let batch = &self.client.batch;
         let (own, ahead) = tokio::try_join!(batch.look(key.to_vec()), batch.look(ahead.clone()))?;
-        Ok(own == created && ahead != 0)
+        Ok(own == created && ahead == *created_ahead)
     }
 
     /// The key that alone is in the way of one that stands in line for itself alone: nobody else was ahead when it joined, or the one
     /// directly ahead has held alone. Nobody comes to be ahead later.
-    fn last_ahead<'a>(&self, behind: &'a Behind, news: &News) -> Option<&'a [u8]> {
+    fn last_ahead<'a>(&self, behind: &'a Behind, news: &News) -> Option<(&'a [u8], i64)> {
         match &behind.standing {
-            Standing::Behind(key) if self.request.mode == Mode::Exclusive => {
-                (behind.is_only || news.is_front()).then_some(key)
+            Standing::Behind(key, created) if self.request.mode == Mode::Exclusive => {
+                (behind.is_only || news.is_front()).then_some((key, *created))
             }
             _ => None,
         }
@@ -462,7 +469,7 @@ impl Pending<'_> {
         &self,
         key: &[u8],
         created: i64,
-        last_ahead: Option<&[u8]>,
+        last_ahead: Option<(&[u8], i64)>,
         lasting: &ServerLease,
     ) -> Result<Seen> {
         let (client, mode) = (self.client, self.request.mode);
@@ -478,7 +485,7 @@ impl Pending<'_> {
         let look = ops::range(ahead(mode, &line, created));
         if mode == Mode::Exclusive {
             let nobody_ahead = match last_ahead {
-                Some(last) => ops::created_at(last, 0),
+                Some((last, created)) => ops::is_gone(last, created),
                 None => ops::is_first(&line, created),
             };
             let txn = TxnRequest {
@@ -517,8 +524,14 @@ impl Pending<'_> {
                 "the cluster's answer came when the lease that it granted was over: it is overloaded or cut off",
             ));
         }
-        let holding =
-            Holding { name: name.clone(), key: key.clone(), created, lease, deadline: granted.deadline() };
+        let holding = Holding {
+            name: name.clone(),
+            key: key.clone(),
+            slot: Arc::clone(&self.slot),
+            created,
+            lease,
+            deadline: granted.deadline(),
+        };
         let watch = client.watches.watch(What::end_of(&key), client.ear_of(*nonce));
         if client.held.insert(*nonce, holding, watch) {
             client.look_after_leases();
@@ -543,6 +556,7 @@ impl Pending<'_> {
             Ok(answer) => {
                 let odd = || error::odd_answer("a line that is none", client.servers.shown());
                 self.may_stand = None;
+                self.slot.is_gone();
                 Ok(Attempt::Busy(contention(&answer, 1).ok_or_else(odd)?))
             }
             // The line is left in the background, where nobody waits for it.

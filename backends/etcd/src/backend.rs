@@ -11,17 +11,18 @@ use ringfence_core::{
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::batch::{Batch, DELETE_RANGE, RANGE};
+use crate::batch::{Batch, DELETE_RANGE};
 use crate::checks;
 use crate::error;
 use crate::held::{Held, Holding};
-use crate::keys::{Keys, nonce_of};
+use crate::keys::Keys;
 use crate::leases::Leases;
 use crate::line::{self, Place};
 use crate::ops;
 use crate::options::Options;
-use crate::proto::{DeleteRangeRequest, DeleteRangeResponse, RangeRequest, RangeResponse, TxnRequest};
+use crate::proto::{DeleteRangeRequest, DeleteRangeResponse, TxnRequest};
 use crate::servers::Servers;
+use crate::slots::Slots;
 use crate::view;
 use crate::watch::{Ear, Watches, Word};
 
@@ -63,6 +64,7 @@ pub(crate) struct Client {
     pub(crate) batch: Batch,
     pub(crate) watches: Watches,
     pub(crate) held: Arc<Held>,
+    pub(crate) slots: Slots,
     pub(crate) keys: Keys,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) runtime: Handle,
@@ -102,6 +104,7 @@ impl Client {
             batch: Batch::new(Arc::clone(&servers), runtime.clone()),
             watches: Watches::new(Arc::clone(&servers), runtime.clone()),
             held: Arc::default(),
+            slots: Slots::default(),
             servers,
             keys,
             clock,
@@ -141,7 +144,7 @@ impl Client {
     /// Ends a lease that nobody has renewed. A key that cannot be deleted now is tried again; one that never can be ends with the
     /// server's lease.
     async fn end(&self, nonce: Nonce, holding: &Holding) {
-        match self.delete(&holding.name, &holding.key).await {
+        match self.delete_held(holding).await {
             Err(error) if error.retry() == Retry::Later => {
                 tracing::debug!(%error, "a lease that nobody renews cannot be ended yet");
                 self.held.lingers(nonce, self.now().saturating_add(END_AGAIN));
@@ -176,7 +179,17 @@ impl Client {
         }
     }
 
-    /// Deletes the key of a lease. Says whether it was there. The key has the nonce of the attempt, so that it is nobody else's.
+    /// Deletes the key of a lease, unless it is known to be gone. Says whether it was there.
+    async fn delete_held(&self, Holding { name, key, slot, .. }: &Holding) -> Result<bool> {
+        if !slot.leaves() {
+            return Ok(false);
+        }
+        let was_there = self.delete(name, key).await?;
+        slot.is_gone();
+        Ok(was_there)
+    }
+
+    /// Deletes a key. Says whether it was there. Whoever calls this has the slot of the key, so that it is nobody else's.
     pub(crate) async fn delete(&self, name: &LockName, key: &[u8]) -> Result<bool> {
         let txn = TxnRequest { success: vec![ops::delete(key)], ..TxnRequest::default() };
         let deleted = match self.batch.change(name, txn).await {
@@ -197,19 +210,28 @@ impl Client {
         let Some(holding) = self.held.giving_back(lease.nonce) else {
             return self.release_of_another(lease).await;
         };
-        let was_there = self.delete(&holding.name, &holding.key).await?;
+        let was_there = self.delete_held(&holding).await?;
         self.held.remove(lease.nonce);
         Ok(if was_there { Release::Released } else { Release::NotHeld })
     }
 
     /// Gives back a lease that this client did not get, which is looked for in the line.
     async fn release_of_another(&self, lease: &LeaseKey) -> Result<Release> {
-        let range = RangeRequest { keys_only: true, ..ops::get_range(&self.keys.line(&lease.name)) };
-        let found: RangeResponse = self.servers.call(RANGE, range).await.map_err(Error::without_effect)?;
-        let Some(found) = found.kvs.iter().find(|found| nonce_of(&found.key) == Some(lease.nonce)) else {
-            return Ok(Release::NotHeld);
+        let line = view::line(self, &lease.name).await.map_err(Error::without_effect)?;
+        let is_meant = |place: &&Place| place.ttl.is_some() && is_of(place, lease.nonce);
+        let Some(place) = line.iter().find(is_meant) else { return Ok(Release::NotHeld) };
+        let was_there = self.delete_as_seen(&lease.name, place).await?;
+        Ok(if was_there { Release::Released } else { Release::NotHeld })
+    }
+
+    /// Deletes a key that may be another client's, if it is still the one that was seen. Says whether it was.
+    async fn delete_as_seen(&self, name: &LockName, place: &Place) -> Result<bool> {
+        let txn = TxnRequest {
+            compare: vec![ops::created_at(&place.key, place.created)],
+            success: vec![ops::delete(&place.key)],
+            failure: Vec::new(),
         };
-        Ok(if self.delete(&lease.name, &found.key).await? { Release::Released } else { Release::NotHeld })
+        Ok(self.batch.change(name, txn).await?.succeeded)
     }
 
     async fn release_all(self: &Arc<Self>, leases: &[LeaseKey]) -> Result<Vec<Release>> {
@@ -224,15 +246,10 @@ impl Client {
     async fn evict(&self, name: &LockName, holder: Nonce) -> Result<Eviction> {
         let line = view::line(self, name).await?;
         let holding = line::holding(&line);
-        let is_meant = |place: &&Place| place.token.is_some_and(|token| token.nonce() == holder);
+        let is_meant = |place: &&Place| is_of(place, holder);
         let Some(place) = line[..holding].iter().find(is_meant) else { return Ok(Eviction::NotHeld) };
-        let txn = TxnRequest {
-            compare: vec![ops::created_at(&place.key, place.created)],
-            success: vec![ops::delete(&place.key)],
-            failure: Vec::new(),
-        };
-        let answer = self.batch.change(name, txn).await?;
-        Ok(if answer.succeeded { Eviction::Evicted } else { Eviction::NotHeld })
+        let was_there = self.delete_as_seen(name, place).await?;
+        Ok(if was_there { Eviction::Evicted } else { Eviction::NotHeld })
     }
 
     /// Does the same with each, all at the same time.
@@ -254,6 +271,10 @@ impl Client {
         acted.sort_by_key(|(place, _)| *place);
         acted.into_iter().map(|(_, outcome)| outcome).collect()
     }
+}
+
+fn is_of(place: &Place, nonce: Nonce) -> bool {
+    place.token.is_some_and(|token| token.nonce() == nonce)
 }
 
 impl Backend for EtcdBackend {

@@ -9,6 +9,7 @@ use ringfence_core::{BootInstant, LockName, LossListener, Nonce};
 use tokio::sync::Notify;
 
 use crate::leases::ServerLease;
+use crate::slots::Slot;
 use crate::watch::Watch;
 
 /// Every lease that was granted and is neither given back nor lost.
@@ -32,6 +33,7 @@ struct Entries {
 pub(crate) struct Holding {
     pub(crate) name: LockName,
     pub(crate) key: Vec<u8>,
+    pub(crate) slot: Arc<Slot>,
     /// The revision at which the key was created, which is the number of the grant.
     pub(crate) created: i64,
     pub(crate) lease: Arc<ServerLease>,

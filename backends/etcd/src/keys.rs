@@ -2,6 +2,8 @@
 
 use ringfence_core::{Error, ErrorKind, LockName, Nonce, RecordKey, Result};
 
+use crate::slots::Slot;
+
 /// Ends an encoded name. It is less than every byte of one, so that keys are in the order of their names, and no line of keys
 /// lies within another.
 const END: u8 = b'!';
@@ -66,10 +68,10 @@ impl Keys {
         }
     }
 
-    /// The key of one attempt.
-    pub(crate) fn place(&self, name: &LockName, lease: i64, nonce: Nonce) -> Vec<u8> {
+    /// The key of an attempt that has this slot of its process.
+    pub(crate) fn place(&self, name: &LockName, lease: i64, slot: &Slot) -> Vec<u8> {
         let mut key = self.line_begin(name);
-        key.extend(format!("{lease:x}-{:016x}", nonce.get()).into_bytes());
+        key.extend(format!("{lease:x}-{slot}").into_bytes());
         key
     }
 
@@ -186,18 +188,12 @@ impl Keys {
     }
 }
 
-/// The nonce of the attempt whose key this is, where it is one of ours.
-pub(crate) fn nonce_of(key: &[u8]) -> Option<Nonce> {
-    let (_, digits) = std::str::from_utf8(key).ok()?.rsplit_once('-')?;
-    let is_ours = digits.len() == 16 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    Nonce::from_u64(u64::from_str_radix(digits, 16).ok().filter(|_| is_ours)?)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::slots::Slots;
 
     fn name() -> impl Strategy<Value = LockName> {
         let parts = prop::sample::select(vec![
@@ -228,24 +224,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_comes_back(name in name(), lease in 1..i64::MAX, nonce in 1..=u64::MAX) {
-            let nonce = Nonce::from_u64(nonce).unwrap();
+        fn a_name_comes_back(name in name(), lease in 1..i64::MAX) {
+            let slot = Slots::default().take(&name);
             for keys in [Keys::encoded("ringfence"), Keys::verbatim("ringfence")] {
-                let key = keys.place(&name, lease, nonce);
+                let key = keys.place(&name, lease, &slot);
                 prop_assert_eq!(keys.name_of(&key), Some(name.clone()));
-                prop_assert_eq!(nonce_of(&key), Some(nonce));
                 prop_assert!(holds(&keys.line(&name), &key));
             }
         }
 
         #[test]
         fn keys_are_in_the_order_of_their_names_and_in_no_line_of_another(
-            one in name(), two in name(), nonces in (1..=u64::MAX, 1..=u64::MAX),
+            one in name(), two in name(), leases in (1..i64::MAX, 1..i64::MAX),
         ) {
             prop_assume!(one != two);
             let keys = Keys::encoded("ringfence");
-            let place = |name, nonce| keys.place(name, 7, Nonce::from_u64(nonce).unwrap());
-            let (of_one, of_two) = (place(&one, nonces.0), place(&two, nonces.1));
+            let place = |name, lease| keys.place(name, lease, &Slots::default().take(name));
+            let (of_one, of_two) = (place(&one, leases.0), place(&two, leases.1));
             prop_assert_eq!(of_one.cmp(&of_two), one.cmp(&two));
             prop_assert!(!holds(&keys.line(&one), &of_two));
         }
@@ -253,7 +248,7 @@ mod tests {
         #[test]
         fn a_prefix_finds_the_names_that_begin_with_it(name in name(), prefix in name()) {
             let keys = Keys::encoded("ringfence");
-            let key = keys.place(&name, 7, Nonce::from_u64(1).unwrap());
+            let key = keys.place(&name, 7, &Slots::default().take(&name));
             let begins = name.as_str().starts_with(prefix.as_str());
             prop_assert_eq!(holds(&keys.all(prefix.as_str()), &key), begins);
             prop_assert!(holds(&keys.all(""), &key));
@@ -273,7 +268,6 @@ mod tests {
 
         #[test]
         fn what_is_no_key_of_ours_is_none(key in prop::collection::vec(any::<u8>(), 0..40)) {
-            let _ = nonce_of(&key);
             prop_assert_eq!(Keys::encoded("ringfence").name_of(&key), None);
             let _ = Keys::verbatim("ringfence").name_of(&key);
         }

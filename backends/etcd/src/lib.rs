@@ -57,6 +57,7 @@ mod proto;
 mod records;
 mod renew;
 mod servers;
+mod slots;
 mod tls;
 mod view;
 mod watch;

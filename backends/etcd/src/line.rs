@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use ringfence_core::{FencingToken, HolderInfo, Mode, Nonce};
 
-use crate::keys::nonce_of;
 use crate::proto::KeyValue;
 
 /// What the value of a key of ours begins with.
 const OURS: &str = "ringfence1";
 
 /// What stands in the value of a place.
-pub(crate) fn value(mode: Mode, ttl: Duration, holder: &HolderInfo) -> Vec<u8> {
+pub(crate) fn value(mode: Mode, ttl: Duration, nonce: Nonce, holder: &HolderInfo) -> Vec<u8> {
     let mode = match mode {
         Mode::Exclusive => "x".to_owned(),
         Mode::Shared => "s".to_owned(),
         Mode::Permit(limit) => format!("p{limit}"),
     };
     format!(
-        "{OURS}:{mode}:{}:{}\n{}\n{}\n{}",
+        "{OURS}:{mode}:{}:{:016x}:{}\n{}\n{}\n{}",
         ttl.as_millis(),
+        nonce.get(),
         holder.pid(),
         holder.label(),
         holder.host(),
@@ -45,13 +45,10 @@ pub(crate) struct Place {
 impl Place {
     /// From a key and its value. What is not ours is somebody else's exclusive lock, as etcd's own clients take them.
     pub(crate) fn read(found: &KeyValue) -> Self {
-        let nonce = nonce_of(&found.key);
-        let (mode, ttl, holder) = match nonce.and_then(|_| parse(&found.value)) {
-            Some((mode, ttl, holder)) => (mode, Some(ttl), holder),
-            None => (Mode::Exclusive, None, stranger()),
-        };
         // Others have a lease of their own for each place, by which an operator can name them.
-        let nonce = nonce.or_else(|| Nonce::from_u64(found.lease.unsigned_abs()));
+        let theirs = || (Mode::Exclusive, None, Nonce::from_u64(found.lease.unsigned_abs()), stranger());
+        let ours = |(mode, ttl, nonce, holder)| (mode, Some(ttl), Some(nonce), holder);
+        let (mode, ttl, nonce, holder) = parse(&found.value).map_or_else(theirs, ours);
         let token = nonce.and_then(|nonce| token(found.create_revision, nonce));
         Self {
             key: found.key.clone(),
@@ -63,9 +60,7 @@ impl Place {
             lease: found.lease,
         }
     }
-}
 
-impl Place {
     /// Whether a key is one of ours that holds alone and came to do so after it had waited: who claims its turn changes its key, and
     /// who waits does not.
     pub(crate) fn held_alone(found: &KeyValue) -> bool {
@@ -83,10 +78,11 @@ fn stranger() -> HolderInfo {
     HolderInfo::new("another client", "unknown", 0).expect("the label is short")
 }
 
-fn parse(value: &[u8]) -> Option<(Mode, Duration, HolderInfo)> {
+fn parse(value: &[u8]) -> Option<(Mode, Duration, Nonce, HolderInfo)> {
     let (head, text) = std::str::from_utf8(value).ok()?.split_once('\n')?;
     let mut head = head.split(':');
-    let (ours, mode, ttl, pid) = (head.next()?, head.next()?, head.next()?, head.next()?);
+    let (ours, mode, ttl) = (head.next()?, head.next()?, head.next()?);
+    let (nonce, pid) = (Nonce::from_u64(u64::from_str_radix(head.next()?, 16).ok()?)?, head.next()?);
     let mode = match (ours == OURS).then(|| mode.split_at_checked(1)).flatten()? {
         ("x", "") => Mode::Exclusive,
         ("s", "") => Mode::Shared,
@@ -97,7 +93,7 @@ fn parse(value: &[u8]) -> Option<(Mode, Duration, HolderInfo)> {
     let (label, host, metadata) = (text.next()?, text.next()?, text.next()?);
     let holder =
         HolderInfo::new(label, host, pid.parse().ok()?).and_then(|holder| holder.with_metadata(metadata));
-    Some((mode, Duration::from_millis(ttl.parse().ok()?), holder.ok()?))
+    Some((mode, Duration::from_millis(ttl.parse().ok()?), nonce, holder.ok()?))
 }
 
 /// Where one stands.
@@ -105,16 +101,17 @@ fn parse(value: &[u8]) -> Option<(Mode, Duration, HolderInfo)> {
 pub(crate) enum Standing {
     /// At the front: it holds.
     Holds,
-    /// Behind this key: while that is there, it does not hold.
-    Behind(Vec<u8>),
+    /// Behind this key, as it was created at this revision: while that is there, it does not hold.
+    Behind(Vec<u8>, i64),
     /// Among permits of which too many are ahead: it may hold as soon as any of them goes.
     BehindAny,
 }
 
 /// Where one stands of this mode, with these ahead of it, the oldest first.
 pub(crate) fn standing(mode: Mode, ahead: &[Place]) -> Standing {
-    let behind =
-        |place: Option<&Place>| place.map_or(Standing::Holds, |place| Standing::Behind(place.key.clone()));
+    let behind = |place: Option<&Place>| {
+        place.map_or(Standing::Holds, |place| Standing::Behind(place.key.clone(), place.created))
+    };
     match mode {
         Mode::Exclusive => behind(ahead.last()),
         Mode::Shared => behind(ahead.iter().rfind(|place| place.mode != Mode::Shared)),
@@ -146,10 +143,10 @@ mod tests {
         let holder = HolderInfo::new("cron: nightly", "web-1", 42).unwrap().with_metadata("a:b\nc").unwrap();
         let nonce = Nonce::from_u64(u64::try_from(created).unwrap()).unwrap();
         let found = KeyValue {
-            key: format!("lock/694d-{:016x}", nonce.get()).into_bytes(),
+            key: format!("lock/694d-0.{created:x}").into_bytes(),
             create_revision: created,
             mod_revision: created,
-            value: value(mode, Duration::from_secs(30), &holder),
+            value: value(mode, Duration::from_secs(30), nonce, &holder),
             lease: 0x694d,
         };
         let place = Place::read(&found);
@@ -188,9 +185,10 @@ mod tests {
     fn each_waits_for_the_one_that_is_in_its_way() {
         use Mode::{Exclusive, Shared};
         let ahead = line(&[Exclusive, Shared, Shared]);
-        assert_eq!(standing(Exclusive, &ahead), Standing::Behind(ahead[2].key.clone()));
-        assert_eq!(standing(Shared, &ahead), Standing::Behind(ahead[0].key.clone()));
-        assert_eq!(standing(permit(2), &ahead), Standing::Behind(ahead[2].key.clone()));
+        let behind = |place: &Place| Standing::Behind(place.key.clone(), place.created);
+        assert_eq!(standing(Exclusive, &ahead), behind(&ahead[2]));
+        assert_eq!(standing(Shared, &ahead), behind(&ahead[0]));
+        assert_eq!(standing(permit(2), &ahead), behind(&ahead[2]));
         assert_eq!(standing(permit(2), &line(&[permit(2); 2])), Standing::BehindAny);
     }
 
@@ -198,7 +196,7 @@ mod tests {
     fn only_one_of_ours_that_has_claimed_its_turn_for_itself_alone_is_known_to_have_held_alone() {
         let ttl = Duration::from_secs(30);
         let holder = HolderInfo::new("cron", "web-1", 42).unwrap();
-        let ours = |mode| value(mode, ttl, &holder);
+        let ours = |mode| value(mode, ttl, Nonce::from_u64(0xff).unwrap(), &holder);
         for (value, changed, expected) in [
             (ours(Mode::Exclusive), 8, true),
             // It waited to its end, or it was first when it came.
@@ -209,7 +207,7 @@ mod tests {
             (Vec::new(), 8, false),
         ] {
             let found = KeyValue {
-                key: b"lock/694d-00000000000000ff".to_vec(),
+                key: b"lock/694d-0.0".to_vec(),
                 create_revision: 7,
                 mod_revision: changed,
                 value,
@@ -223,11 +221,12 @@ mod tests {
     fn what_somebody_else_wrote_is_an_exclusive_lock() {
         for (key, value) in [
             ("lock/694d5765fc71500b", ""),
-            ("lock/694d-00000000000000ff", "ringfence1:x:30000:1\nno host"),
-            ("lock/694d-00000000000000ff", "ringfence1:p0:30000:1\na\nb\n"),
-            ("lock/694d-00000000000000ff", "ringfence1:\u{e9}:30000:1\na\nb\n"),
-            ("lock/694d-00000000000000ff", "ringfence2:s:30000:1\na\nb\n"),
-            ("lock/694d-00000000000000FF", "ringfence1:s:30000:1\na\nb\n"),
+            ("lock/694d-0.0", "ringfence1:x:30000:ff:1\nno host"),
+            ("lock/694d-0.0", "ringfence1:p0:30000:ff:1\na\nb\n"),
+            ("lock/694d-0.0", "ringfence1:\u{e9}:30000:ff:1\na\nb\n"),
+            ("lock/694d-0.0", "ringfence2:s:30000:ff:1\na\nb\n"),
+            ("lock/694d-0.0", "ringfence1:s:30000:0:1\na\nb\n"),
+            ("lock/694d-0.0", "ringfence1:s:30000:1\na\nb\n"),
         ] {
             let found =
                 KeyValue { key: key.into(), create_revision: 7, value: value.into(), ..KeyValue::default() };

@@ -17,6 +17,11 @@ pub(crate) fn created_at(key: &[u8], revision: i64) -> Compare {
     }
 }
 
+/// `key` as it was created at this revision is not there any more.
+pub(crate) fn is_gone(key: &[u8], created: i64) -> Compare {
+    Compare { result: compare::Result::NotEqual.into(), ..created_at(key, created) }
+}
+
 /// `key` was last changed at this revision; at zero, it is not there.
 pub(crate) fn changed_at(key: &[u8], revision: i64) -> Compare {
     Compare {

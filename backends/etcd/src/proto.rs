@@ -217,6 +217,7 @@ pub mod compare {
     pub enum Result {
         Equal = 0,
         Greater = 1,
+        NotEqual = 3,
     }
     impl Result {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -227,6 +228,7 @@ pub mod compare {
             match self {
                 Self::Equal => "EQUAL",
                 Self::Greater => "GREATER",
+                Self::NotEqual => "NOT_EQUAL",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -234,6 +236,7 @@ pub mod compare {
             match value {
                 "EQUAL" => Some(Self::Equal),
                 "GREATER" => Some(Self::Greater),
+                "NOT_EQUAL" => Some(Self::NotEqual),
                 _ => None,
             }
         }

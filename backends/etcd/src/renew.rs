@@ -71,7 +71,8 @@ impl Client {
         let place = found.kvs.first().map(Place::read).filter(|place| place.created == holding.created);
         let Some(place) = place else { return Ok(self.settle(lease, false, until)) };
         let lasting = self.leases.get(ttl).await?;
-        let change = ops::put(&holding.key, line::value(Mode::Shared, ttl, &place.holder), lasting.id());
+        let change =
+            ops::put(&holding.key, line::value(Mode::Shared, ttl, lease.nonce, &place.holder), lasting.id());
         let lives = self.change_held(lease, &holding, lasting, change, since).await?;
         Ok(self.settle(lease, lives, until))
     }

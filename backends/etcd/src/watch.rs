@@ -411,14 +411,14 @@ mod tests {
 
     #[test]
     fn a_waiter_hears_whether_the_one_ahead_has_held_alone() {
-        use ringfence_core::{HolderInfo, Mode};
+        use ringfence_core::{HolderInfo, Mode, Nonce};
 
-        let holder = HolderInfo::new("cron", "web-1", 42).unwrap();
+        let (nonce, holder) = (Nonce::from_u64(0xff).unwrap(), HolderInfo::new("cron", "web-1", 42).unwrap());
         let before = |mod_revision| KeyValue {
-            key: b"lock/694d-00000000000000ff".to_vec(),
+            key: b"lock/694d-0.0".to_vec(),
             create_revision: 7,
             mod_revision,
-            value: crate::line::value(Mode::Exclusive, Duration::from_secs(30), &holder),
+            value: crate::line::value(Mode::Exclusive, Duration::from_secs(30), nonce, &holder),
             lease: 0x694d,
         };
         for (prev_kv, expected) in [(None, false), (Some(before(7)), false), (Some(before(8)), true)] {

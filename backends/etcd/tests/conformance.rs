@@ -19,9 +19,7 @@ impl Etcd {
     /// What `etcdctl` says of the key of a lease. The suite's names need no escaping.
     async fn key(&self, lease: &Lease) -> String {
         let line = format!("ringfence/lock/{}!", lease.key.name);
-        let keys = self.0.etcdctl(&["get", "--prefix", "--keys-only", &line]).await;
-        let nonce = format!("-{:016x}", lease.token.nonce().get());
-        keys.lines().find(|key| key.ends_with(&nonce)).expect("the key of a lease").to_owned()
+        self.0.key_of(&line, &format!("{:016x}", lease.token.nonce().get())).await
     }
 }
 

@@ -368,6 +368,19 @@ impl EtcdCluster {
         self.etcdctl(&["lease", "list"]).await.lines().count().saturating_sub(1)
     }
 
+    /// The key that begins with this and whose value has that in it.
+    ///
+    /// Panics if there is none, as [`Self::etcdctl`] does otherwise.
+    pub async fn key_of(&self, prefix: &str, in_value: &str) -> String {
+        let keys = self.etcdctl(&["get", "--prefix", "--keys-only", prefix]).await;
+        for key in keys.lines().filter(|key| !key.is_empty()) {
+            if self.etcdctl(&["get", "--print-value-only", key]).await.contains(in_value) {
+                return key.to_owned();
+            }
+        }
+        panic!("no value has {in_value:?} of {keys:?}")
+    }
+
     /// Waits until no key begins with this.
     pub async fn has_none(&self, prefix: &str) {
         until("all keys are gone", async || {

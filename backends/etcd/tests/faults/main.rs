@@ -7,6 +7,7 @@ mod fence;
 #[path = "../common/line.rs"]
 mod line;
 mod narrow;
+mod slots;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -588,16 +589,15 @@ async fn a_waiter_whose_place_was_removed_stands_in_line_again() {
     let ann = Arc::new(client(&cluster.url()).await);
     let held = hold(&ann, NAME, LONG).await;
     let request = request(NAME, Mode::Exclusive, LONG, FOR_EVER);
-    let place = format!("-{:016x}", request.nonce.get());
+    let nonce = format!("{:016x}", request.nonce.get());
     let waiting = tokio::spawn({
         let ann = Arc::clone(&ann);
         async move { granted(&ann, request).await }
     });
     sees_waiters(&ann, NAME, 1).await;
-    let keys = cluster.etcdctl(&["get", "--prefix", "--keys-only", LOCKS]).await;
-    let key = keys.lines().find(|key| key.ends_with(&place)).expect("its place");
+    let key = cluster.key_of(LOCKS, &nonce).await;
     let before = revision(&cluster).await;
-    cluster.etcdctl(&["del", key]).await;
+    cluster.etcdctl(&["del", &key]).await;
     release(&ann, &held).await.unwrap();
     let lease = within("its turn", waiting).await.unwrap();
     assert!(i64::try_from(lease.token.grant()).unwrap() > before, "its number is that of its new place");
