@@ -87,6 +87,13 @@ const TOOLS: &[Tool] = &[
         vital: false,
     },
     Tool {
+        name: "bindfs",
+        detect: &["bindfs", "--version"],
+        source: Source::Apt("bindfs"),
+        purpose: "is a file system of a process, which the local store refuses",
+        vital: false,
+    },
+    Tool {
         name: "fsfreeze",
         detect: &["fsfreeze", "--version"],
         source: Source::Apt("util-linux"),
@@ -429,5 +436,22 @@ mod tests {
             versions.iter().all(|version| version.starts_with(|c: char| c.is_ascii_digit())),
             "{versions:?}"
         );
+    }
+
+    /// What a test requires and no machine has from the start is installed, or the tests fail on every new one.
+    #[test]
+    fn what_a_test_requires_is_installed_before() {
+        // Part of any machine, or of a package that is installed for another tool.
+        const ALSO_THERE: &[&str] = &["node", "postgres", "python3", "redis-benchmark", "sh", "umount"];
+        let grep = ["grep", "-ohE", r#"\brequire\("[a-z0-9_.-]+"\)"#, "--", "*.rs"];
+        let listed = Command::new("git").args(grep).current_dir(root()).output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        let required: Vec<&str> = listed.lines().filter_map(|call| call.split('"').nth(1)).collect();
+        assert!(required.contains(&"strace"), "{required:?}");
+        for tool in required {
+            let is_installed = TOOLS.iter().any(|known| known.detect.first() == Some(&tool));
+            let is_none = tool.starts_with("no-such-tool");
+            assert!(is_installed || is_none || ALSO_THERE.contains(&tool), "setup does not install {tool}");
+        }
     }
 }

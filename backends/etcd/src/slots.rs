@@ -149,7 +149,7 @@ mod tests {
         let slots = Slots::default();
         let (first, second) = (slots.take(&name("a")), slots.take(&name("a")));
         let other = slots.take(&name("b"));
-        assert_eq!([&first, &second, &other].map(|slot| slot.to_string()), ["0.0", "0.1", "0.0"]);
+        assert_eq!([&first, &second, &other].map(ToString::to_string), ["0.0", "0.1", "0.0"]);
         assert!(first.leaves());
         first.is_gone();
         assert_eq!(slots.take(&name("a")).to_string(), "0.0");

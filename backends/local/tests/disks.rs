@@ -31,24 +31,24 @@ impl Disk {
     /// One in memory, of this size. `None`, and said so, where this machine does not let us mount one.
     fn new(size: &str) -> Option<Self> {
         let options = format!("size={size},mode=700");
-        Self::mount("mount", |mount, place| {
+        Self::mount(require("mount")?, |mount, place| {
             mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(place);
         })
     }
 
     /// One whose server is a process: a second view of what lies below it.
     fn in_user_space() -> Option<Self> {
-        Self::mount("bindfs", |bindfs, place| {
+        Self::mount(require("bindfs")?, |bindfs, place| {
             bindfs.args([place, place]);
         })
     }
 
-    fn mount(tool: &str, how: impl FnOnce(&mut Command, &Path)) -> Option<Self> {
+    fn mount(tool: PathBuf, how: impl FnOnce(&mut Command, &Path)) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             skip("mount", "only root can mount a file system");
             return None;
         }
-        let (tool, _) = (require(tool)?, require("umount")?);
+        require("umount")?;
         let place = TempDir::new().unwrap();
         let mut mount = Command::new(tool);
         how(&mut mount, place.path());

@@ -26,6 +26,20 @@ async fn start(request: Idempotency) -> Session {
     }
 }
 
+/// The session of a key whose last result is over, or is about to be by the backend's clock.
+async fn start_again(request: impl Fn() -> Idempotency) -> Session {
+    within("the last result is over", async {
+        loop {
+            match begin(request().wait(WAIT)).await {
+                Begun::Started(session) => return session,
+                Begun::Done(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                begun @ Begun::InFlight(_) => panic!("whoever has it is waited for: {begun:?}"),
+            }
+        }
+    })
+    .await
+}
+
 async fn complete(mut session: Session, result: &str) -> Result<()> {
     within("a result is stored", session.complete(result)).await
 }
@@ -208,23 +222,14 @@ pub async fn idempotency_is_not_disturbed_by_who_removes_what_is_over(harness: &
         for round in 0..5 {
             // Both what is over when it is stored, and what the one who prunes may have seen before it was over.
             for retention in [Duration::ZERO, Duration::from_millis(1)] {
-                let session = within("the last result is over", async {
-                    loop {
-                        match begin(ann.idempotency(&key).retention(retention).wait(WAIT)).await {
-                            Begun::Started(session) => break session,
-                            // By the backend's clock it is not over yet.
-                            Begun::Done(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-                            begun @ Begun::InFlight(_) => panic!("whoever has it is waited for: {begun:?}"),
-                        }
-                    }
-                });
-                complete(session.await, "over").await.expect("it holds the key");
+                let request = || ann.idempotency(&key).retention(retention);
+                complete(start_again(request).await, "over").await.expect("it holds the key");
             }
             let kept = format!("{key}/{round}");
-            complete(start(ann.idempotency(&kept).retention(Duration::ZERO).wait(WAIT)).await, "over")
-                .await
-                .expect("it holds the key");
-            complete(start(ann.idempotency(&kept).wait(WAIT)).await, "kept").await.expect("it holds the key");
+            let request = || ann.idempotency(&kept).retention(Duration::ZERO);
+            complete(start_again(request).await, "over").await.expect("it holds the key");
+            let request = || ann.idempotency(&kept);
+            complete(start_again(request).await, "kept").await.expect("it holds the key");
         }
     };
     let pruning = async {
