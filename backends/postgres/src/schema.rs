@@ -14,13 +14,13 @@ const STEPS: &[&[&str]] = &[
     &[
         include_str!("sql/meta.sql"),
         include_str!("sql/leases.sql"),
+        include_str!("sql/attempts.sql"),
         include_str!("sql/records.sql"),
         include_str!("sql/transactions.sql"),
         include_str!("sql/fences.sql"),
         include_str!("sql/advisory.sql"),
     ],
     &[include_str!("sql/removals.sql")],
-    &[include_str!("sql/lines.sql")],
 ];
 
 /// Where the name of the schema goes.
@@ -373,15 +373,6 @@ mod tests {
             ))
             .await;
         server.psql("INSERT INTO ringfence.forgotten VALUES (7)").await;
-        // Somebody holds, and two wait.
-        server
-            .psql(
-                "INSERT INTO ringfence.locks (name, number, nonce, ends, since, crowd)
-                VALUES ('wanted', 1, 1, now(), now(), true), ('alone', 1, 1, now(), now(), false);
-                INSERT INTO ringfence.places (name, nonce, kind, mode, ttl, since, session, holder)
-                SELECT 'wanted', n, CASE n WHEN 4 THEN 'x' ELSE 'w' END::\"char\", 0, 1000, now(), 1, '' FROM generate_series(2, 4) n",
-            )
-            .await;
         let link = link(&server.url()).unwrap();
         link.connect().await.unwrap();
         assert_eq!(server.psql("SELECT version FROM ringfence.meta").await, Schema::needed().to_string());
@@ -390,8 +381,6 @@ mod tests {
             "0"
         );
         assert_eq!(server.psql("SELECT max(number) FROM ringfence.forgotten").await, "7");
-        let lines = "SELECT name || ' ' || waiters FROM ringfence.locks ORDER BY 1";
-        assert_eq!(server.psql(lines).await, "alone 0\nwanted 2");
     }
 
     /// Who was let in to an older schema is not let in to what an upgrade brings, and the doctor names it.

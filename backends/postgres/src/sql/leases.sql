@@ -4,7 +4,8 @@
 -- A mode is a number: 0 exclusive, -1 shared, n one of at most n permits. Times are the server's, and `clock_timestamp()`
 -- because a transaction that waited began before.
 --
--- This is the first version of the schema. lines.sql puts other functions in the place of many of these.
+-- Functions that others call within a statement have no path of their own: their callers have pinned it, and setting it again
+-- takes as long as a statement does.
 
 CREATE TABLE @schema@.locks (
     name text COLLATE "C" PRIMARY KEY,
@@ -15,7 +16,9 @@ CREATE TABLE @schema@.locks (
     session bigint, -- of which process that is
     beacon boolean NOT NULL DEFAULT false, -- whether the lease ends with a connection of that process, its beacon
     holder text,
-    crowd boolean NOT NULL DEFAULT false -- whether `places` knows more
+    crowd boolean NOT NULL DEFAULT false, -- whether `places` knows more
+    -- How many rows of `places` stand in line. Joining and handing on must not take longer where a thousand wait.
+    waiters integer NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 
 -- Those that hold together, those that wait, and attempts that must not come back.
@@ -57,18 +60,12 @@ LANGUAGE sql IMMUTABLE AS $$SELECT interval '3 s'$$;
 
 -- A grant must be on disk before anybody is told of it, whatever the database's default is.
 CREATE FUNCTION @schema@.durably() RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
 END $$;
-
--- The channel of a process.
-CREATE FUNCTION @schema@.tell(session bigint, what text, nonce bigint, number bigint) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT pg_notify('ringfence_' || to_hex(session), what || ':' || to_hex(nonce) || ':' || number)
-$$;
 
 -- Whether the connection is gone whose end is the end of a process's leases: while it stands, it has this lock alone.
 CREATE FUNCTION @schema@.is_out(of_session bigint) RETURNS boolean
@@ -76,7 +73,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS 'SELECT pg_try_advisory_xa
 
 -- The row of a lock, locked, without what has lapsed. Null where there is none.
 CREATE FUNCTION @schema@.settle(asked text) RETURNS @schema@.locks
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     l @schema@.locks;
 BEGIN
@@ -86,15 +83,16 @@ BEGIN
     END IF;
     IF l.crowd THEN
         -- Those in line are not looked at, of whom there may be many: each is when it is the first.
-        DELETE FROM @schema@.places WHERE name = asked AND kind <> 'w' AND ends <= clock_timestamp();
-        DELETE FROM @schema@.places WHERE name = asked AND kind = 'h' AND beacon AND @schema@.is_out(session);
+        DELETE FROM @schema@.places
+        WHERE name = asked AND kind <> 'w'
+            AND (ends <= clock_timestamp() OR kind = 'h' AND beacon AND @schema@.is_out(session));
     END IF;
     RETURN l;
 END $$;
 
 -- The same, of a lock that had no row: from now on it has one. What is new is not forgotten meanwhile.
 CREATE FUNCTION @schema@.make(asked text) RETURNS @schema@.locks
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO @schema@.locks (name, number, ends, since)
     SELECT asked, f.number, clock_timestamp(), clock_timestamp() FROM @schema@.forgotten f
@@ -104,7 +102,7 @@ END $$;
 
 -- Whether a mode fits beside those that hold.
 CREATE FUNCTION @schema@.admits(l @schema@.locks, asked integer) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     held record;
 BEGIN
@@ -124,7 +122,7 @@ END $$;
 CREATE FUNCTION @schema@.grant_lease(
     INOUT l @schema@.locks, to_nonce bigint, asked integer, whole_ms integer, first_ms integer, to_session bigint,
     by_beacon boolean, to_holder text
-) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+) LANGUAGE plpgsql AS $$
 BEGIN
     l.number := greatest(l.number + 1, @schema@.floor());
     l.ends := clock_timestamp() + first_ms * interval '1 ms';
@@ -143,42 +141,46 @@ END $$;
 
 -- Gives the lock to the first in line, and to the next ones for as long as they fit. Processes that are gone are passed over.
 CREATE FUNCTION @schema@.serve(INOUT l @schema@.locks)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
-    head @schema@.places;
+    head record;
 BEGIN
-    WHILE l.crowd AND l.nonce IS NULL LOOP
-        SELECT * INTO head FROM @schema@.places WHERE name = l.name AND kind = 'w' ORDER BY place LIMIT 1;
-        EXIT WHEN NOT FOUND;
-        IF EXISTS (
-            SELECT FROM @schema@.sessions s
-            WHERE s.session = head.session AND s.seen > clock_timestamp() - @schema@.silence()
-        ) AND NOT (head.beacon AND @schema@.is_out(head.session)) THEN
-            EXIT WHEN NOT @schema@.admits(l, head.mode);
+    WHILE l.waiters > 0 AND l.nonce IS NULL LOOP
+        SELECT p.*,
+            EXISTS (
+                SELECT FROM @schema@.sessions s
+                WHERE s.session = p.session AND s.seen > clock_timestamp() - @schema@.silence()
+            ) AS lives,
+            EXISTS (SELECT FROM @schema@.places h WHERE h.name = l.name AND h.kind = 'h') AS is_held
+        INTO head FROM @schema@.places p WHERE p.name = l.name AND p.kind = 'w' ORDER BY p.place LIMIT 1;
+        IF head.lives AND NOT (head.beacon AND @schema@.is_out(head.session)) THEN
+            EXIT WHEN head.is_held AND NOT @schema@.admits(l, head.mode);
             DELETE FROM @schema@.places WHERE name = l.name AND nonce = head.nonce;
             l := @schema@.grant_lease(
                 l, head.nonce, head.mode, head.ttl, least(head.ttl, @schema@.offer_ms()), head.session, head.beacon, head.holder
             );
-            PERFORM @schema@.tell(head.session, 'turn', head.nonce, l.number);
+            PERFORM pg_notify('ringfence_' || to_hex(head.session), 'turn:' || to_hex(head.nonce) || ':' || l.number);
         ELSE
             DELETE FROM @schema@.places WHERE name = l.name AND nonce = head.nonce;
         END IF;
+        l.waiters := l.waiters - 1;
     END LOOP;
 END $$;
 
 -- Writes back what has become of a lock.
 CREATE FUNCTION @schema@.keep(l @schema@.locks) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE @schema@.locks SET
         number = l.number, nonce = l.nonce, ends = l.ends, since = l.since, session = l.session, beacon = l.beacon,
-        holder = l.holder, crowd = l.crowd AND EXISTS (SELECT FROM @schema@.places p WHERE p.name = l.name)
+        holder = l.holder, waiters = l.waiters,
+        crowd = l.waiters > 0 OR l.crowd AND EXISTS (SELECT FROM @schema@.places p WHERE p.name = l.name)
     WHERE name = l.name;
 END $$;
 
 -- The number of the lease that an attempt has; null where it has none.
 CREATE FUNCTION @schema@.number_of(l @schema@.locks, of_nonce bigint) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     IF l.nonce = of_nonce THEN
         RETURN l.number;
@@ -190,7 +192,7 @@ END $$;
 
 -- Lets a lease last for its whole TTL from now on, however long it was given for.
 CREATE FUNCTION @schema@.extend(INOUT l @schema@.locks, of_nonce bigint, whole_ms integer)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     IF l.nonce = of_nonce THEN
         l.ends := clock_timestamp() + whole_ms * interval '1 ms';
@@ -202,124 +204,16 @@ END $$;
 
 -- Who is in the way: how many wait, and up to eight that hold.
 CREATE FUNCTION @schema@.others(l @schema@.locks, OUT waiters integer, OUT holders text[])
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
-    waiters := 0;
-    holders := CASE WHEN l.nonce IS NOT NULL THEN ARRAY[l.holder] ELSE '{}' END;
-    IF l.crowd THEN
-        waiters := (SELECT count(*) FROM @schema@.places WHERE name = l.name AND kind = 'w');
-        IF l.nonce IS NULL THEN
-            holders := ARRAY(
-                SELECT h.holder FROM @schema@.places h WHERE h.name = l.name AND h.kind = 'h' ORDER BY h.place LIMIT 8
-            );
-        END IF;
-    END IF;
-END $$;
-
--- What is asked for lock by lock, in the order of names; the same attempt may be asked again and is one attempt.
---   verb a: without waiting. q: joins the line. l: looks after a place in line, and is gone where it has none.
---   verdict g: granted, with this number; c: and the name was new. w: waits; no turn with this number or a lower one is its own. b: busy.
---   n: stands in line no more. x: was withdrawn, or comes too late. f: too many wait.
-CREATE FUNCTION @schema@.acquire(
-    sessions bigint[], beacon boolean, verbs "char"[], names text[], nonces bigint[], modes integer[], ttls integer[],
-    holders text[]
-) RETURNS TABLE (verdict "char", number bigint, waiters integer, others text[])
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-    lowest bigint := @schema@.floor();
-BEGIN
-    PERFORM @schema@.durably();
-    FOR item IN 1 .. cardinality(names) LOOP
-        verdict := 'g';
-        waiters := 0;
-        others := NULL;
-        IF modes[item] = 0 AND verbs[item] <> 'l' THEN
-            -- Most locks are free, and nobody waits for them.
-            UPDATE @schema@.locks l SET
-                number = greatest(l.number + 1, lowest), nonce = nonces[item],
-                ends = clock_timestamp() + ttls[item] * interval '1 ms', since = clock_timestamp(),
-                session = sessions[item], beacon = acquire.beacon, holder = holders[item]
-            WHERE l.name = names[item] AND NOT l.crowd AND (l.nonce IS NULL OR l.ends <= clock_timestamp())
-            RETURNING l.number INTO acquire.number;
-            IF FOUND THEN
-                RETURN NEXT;
-                CONTINUE;
-            END IF;
-        END IF;
-        SELECT * INTO verdict, acquire.number, waiters, others FROM @schema@.attempt(
-            sessions[item], beacon, verbs[item], names[item], nonces[item], modes[item], ttls[item], holders[item]
+    waiters := l.waiters;
+    IF l.nonce IS NOT NULL THEN
+        holders := ARRAY[l.holder];
+    ELSIF l.crowd THEN
+        holders := ARRAY(
+            SELECT h.holder FROM @schema@.places h WHERE h.name = l.name AND h.kind = 'h' ORDER BY h.place LIMIT 8
         );
-        RETURN NEXT;
-    END LOOP;
-END $$;
-
-CREATE FUNCTION @schema@.attempt(
-    session bigint, beacon boolean, verb "char", asked text, of_nonce bigint, mode integer, ttl integer, holder text,
-    OUT verdict "char", OUT number bigint, OUT waiters integer, OUT others text[]
-) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_variable
-DECLARE
-    l @schema@.locks;
-    is_new boolean := false;
-BEGIN
-    waiters := 0;
-    IF verb = 'a' THEN
-        -- One that does not wait writes nothing where somebody else has it alone.
-        SELECT * INTO l FROM @schema@.locks k WHERE k.name = asked;
-        IF l.nonce <> of_nonce AND l.ends > clock_timestamp() AND NOT (l.beacon AND @schema@.is_out(l.session)) THEN
-            verdict := 'b';
-            SELECT o.waiters, o.holders INTO waiters, others FROM @schema@.others(l) o;
-            RETURN;
-        END IF;
     END IF;
-    l := @schema@.settle(asked);
-    IF l.name IS NULL AND verb <> 'l' THEN
-        is_new := true;
-        l := @schema@.make(asked);
-    END IF;
-    number := @schema@.number_of(l, of_nonce);
-    IF number IS NULL AND l.crowd AND EXISTS (
-        SELECT FROM @schema@.places p WHERE p.name = asked AND p.nonce = of_nonce AND p.kind = 'x'
-    ) OR clock_timestamp() - statement_timestamp() > ttl * interval '1 ms' THEN
-        number := NULL;
-        verdict := 'x';
-        RETURN;
-    END IF;
-    IF number IS NULL THEN
-        l := @schema@.serve(l);
-        number := @schema@.number_of(l, of_nonce);
-    END IF;
-    IF number IS NOT NULL THEN
-        l := @schema@.extend(l, of_nonce, ttl);
-        verdict := 'g';
-    ELSIF verb = 'l' AND NOT EXISTS (
-        SELECT FROM @schema@.places p WHERE p.name = asked AND p.nonce = of_nonce AND p.kind = 'w'
-    ) THEN
-        verdict := 'n';
-    ELSE
-        SELECT o.waiters, o.holders INTO waiters, others FROM @schema@.others(l) o;
-        IF waiters = 0 AND @schema@.admits(l, mode) THEN
-            l := @schema@.grant_lease(l, of_nonce, mode, ttl, ttl, session, beacon, holder);
-            verdict := CASE WHEN is_new THEN 'c' ELSE 'g' END;
-            number := l.number;
-        ELSIF verb = 'a' THEN
-            verdict := 'b';
-        ELSIF EXISTS (SELECT FROM @schema@.places p WHERE p.name = asked AND p.nonce = of_nonce) THEN
-            verdict := 'w';
-            number := l.number;
-        ELSIF waiters >= 10000 THEN
-            verdict := 'f';
-        ELSE
-            INSERT INTO @schema@.places (name, nonce, kind, mode, ttl, since, session, beacon, holder)
-            VALUES (asked, of_nonce, 'w', mode, ttl, clock_timestamp(), session, beacon, holder);
-            PERFORM @schema@.seen(session);
-            l.crowd := true;
-            verdict := 'w';
-            number := l.number;
-        END IF;
-    END IF;
-    PERFORM @schema@.keep(l);
 END $$;
 
 -- A sign of life of a process that waits.
@@ -384,71 +278,6 @@ BEGIN
     END LOOP;
 END $$;
 
--- For each attempt, whether it held; it does no more, and stands in no line.
-CREATE FUNCTION @schema@.release(names text[], nonces bigint[]) RETURNS SETOF boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    may_grant boolean := false;
-BEGIN
-    FOR item IN 1 .. cardinality(names) LOOP
-        UPDATE @schema@.locks SET nonce = NULL, ends = clock_timestamp()
-        WHERE name = names[item] AND nonce = nonces[item] AND NOT crowd AND ends > clock_timestamp();
-        IF FOUND THEN
-            RETURN NEXT true;
-        ELSE
-            may_grant := true;
-            RETURN NEXT @schema@.leave(names[item], nonces[item]);
-        END IF;
-    END LOOP;
-    IF may_grant THEN
-        PERFORM @schema@.durably();
-    ELSE
-        -- A release that a crash takes back is a lease that ends at its TTL; nobody was given a token.
-        PERFORM set_config('synchronous_commit', 'off', true);
-    END IF;
-END $$;
-
--- Takes an attempt out of a lock, and serves the line. Says whether it held.
-CREATE FUNCTION @schema@.leave(asked text, of_nonce bigint) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    l @schema@.locks;
-    left_kind "char";
-    held boolean;
-BEGIN
-    l := @schema@.settle(asked);
-    IF l.name IS NULL THEN
-        RETURN false;
-    END IF;
-    held := l.nonce IS NOT NULL AND l.nonce = of_nonce;
-    IF held THEN
-        l.nonce := NULL;
-        l.ends := clock_timestamp();
-    ELSIF l.crowd THEN
-        DELETE FROM @schema@.places WHERE name = asked AND nonce = of_nonce AND kind <> 'x' RETURNING kind INTO left_kind;
-        held := coalesce(left_kind = 'h', false);
-    END IF;
-    PERFORM @schema@.keep(@schema@.serve(l));
-    RETURN held;
-END $$;
-
--- Undoes an attempt that may be under way still: if it comes after this, it is refused.
-CREATE FUNCTION @schema@.withdraw(session bigint, asked text, of_nonce bigint, ttl integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    PERFORM @schema@.durably();
-    -- It has to have a row, whose lock keeps it from being forgotten.
-    IF (@schema@.settle(asked)).name IS NULL THEN
-        PERFORM @schema@.make(asked);
-    END IF;
-    PERFORM @schema@.leave(asked, of_nonce);
-    INSERT INTO @schema@.places (name, nonce, kind, mode, ttl, ends, since, session, holder)
-    VALUES (
-        asked, of_nonce, 'x', 0, ttl, clock_timestamp() + ttl * interval '1 ms', clock_timestamp(), withdraw.session, ''
-    ) ON CONFLICT (name, nonce) DO NOTHING;
-    UPDATE @schema@.locks SET crowd = true WHERE name = asked;
-END $$;
-
 -- Turns a lease held alone into a shared one, with its number, and lets those in who fit beside it. Says whether it lives.
 CREATE FUNCTION @schema@.downgrade(asked text, of_nonce bigint, whole_ms integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -490,7 +319,7 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM @schema@.leave(asked, of_nonce);
-    PERFORM @schema@.tell(of_session, 'lost', of_nonce, 0);
+    PERFORM pg_notify('ringfence_' || to_hex(of_session), 'lost:' || to_hex(of_nonce) || ':0');
     RETURN true;
 END $$;
 

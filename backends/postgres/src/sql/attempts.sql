@@ -1,91 +1,4 @@
--- Leases once more: many locks in one statement, and lines whose length is written down, because joining one and handing on
--- must not take longer where a thousand wait. What is replaced here does what it did in leases.sql, in fewer steps.
---
--- Functions that others call within a statement have no path of their own: their callers have pinned it, and setting it again
--- takes as long as a statement does.
-
-ALTER TABLE @schema@.locks ADD waiters integer NOT NULL DEFAULT 0; -- how many rows of `places` stand in line
-UPDATE @schema@.locks l SET waiters = (SELECT count(*) FROM @schema@.places p WHERE p.name = l.name AND p.kind = 'w')
-WHERE l.crowd;
-
-ALTER FUNCTION @schema@.durably() RESET search_path;
-ALTER FUNCTION @schema@.make(text) RESET search_path;
-ALTER FUNCTION @schema@.admits(@schema@.locks, integer) RESET search_path;
-ALTER FUNCTION @schema@.grant_lease(@schema@.locks, bigint, integer, integer, integer, bigint, boolean, text) RESET search_path;
-ALTER FUNCTION @schema@.number_of(@schema@.locks, bigint) RESET search_path;
-ALTER FUNCTION @schema@.extend(@schema@.locks, bigint, integer) RESET search_path;
-
--- The row of a lock, locked, without what has lapsed. Null where there is none.
-CREATE OR REPLACE FUNCTION @schema@.settle(asked text) RETURNS @schema@.locks
-LANGUAGE plpgsql AS $$
-DECLARE
-    l @schema@.locks;
-BEGIN
-    SELECT * INTO l FROM @schema@.locks WHERE name = asked FOR UPDATE;
-    IF l.nonce IS NOT NULL AND (l.ends <= clock_timestamp() OR l.beacon AND @schema@.is_out(l.session)) THEN
-        l.nonce := NULL;
-    END IF;
-    IF l.crowd THEN
-        -- Those in line are not looked at, of whom there may be many: each is when it is the first.
-        DELETE FROM @schema@.places
-        WHERE name = asked AND kind <> 'w'
-            AND (ends <= clock_timestamp() OR kind = 'h' AND beacon AND @schema@.is_out(session));
-    END IF;
-    RETURN l;
-END $$;
-
--- Gives the lock to the first in line, and to the next ones for as long as they fit. Processes that are gone are passed over.
-CREATE OR REPLACE FUNCTION @schema@.serve(INOUT l @schema@.locks)
-LANGUAGE plpgsql AS $$
-DECLARE
-    head record;
-BEGIN
-    WHILE l.waiters > 0 AND l.nonce IS NULL LOOP
-        SELECT p.*,
-            EXISTS (
-                SELECT FROM @schema@.sessions s
-                WHERE s.session = p.session AND s.seen > clock_timestamp() - @schema@.silence()
-            ) AS lives,
-            EXISTS (SELECT FROM @schema@.places h WHERE h.name = l.name AND h.kind = 'h') AS is_held
-        INTO head FROM @schema@.places p WHERE p.name = l.name AND p.kind = 'w' ORDER BY p.place LIMIT 1;
-        IF head.lives AND NOT (head.beacon AND @schema@.is_out(head.session)) THEN
-            EXIT WHEN head.is_held AND NOT @schema@.admits(l, head.mode);
-            DELETE FROM @schema@.places WHERE name = l.name AND nonce = head.nonce;
-            l := @schema@.grant_lease(
-                l, head.nonce, head.mode, head.ttl, least(head.ttl, @schema@.offer_ms()), head.session, head.beacon, head.holder
-            );
-            PERFORM pg_notify('ringfence_' || to_hex(head.session), 'turn:' || to_hex(head.nonce) || ':' || l.number);
-        ELSE
-            DELETE FROM @schema@.places WHERE name = l.name AND nonce = head.nonce;
-        END IF;
-        l.waiters := l.waiters - 1;
-    END LOOP;
-END $$;
-
--- Writes back what has become of a lock.
-CREATE OR REPLACE FUNCTION @schema@.keep(l @schema@.locks) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE @schema@.locks SET
-        number = l.number, nonce = l.nonce, ends = l.ends, since = l.since, session = l.session, beacon = l.beacon,
-        holder = l.holder, waiters = l.waiters,
-        crowd = l.waiters > 0 OR l.crowd AND EXISTS (SELECT FROM @schema@.places p WHERE p.name = l.name)
-    WHERE name = l.name;
-END $$;
-
--- Who is in the way: how many wait, and up to eight that hold.
-CREATE OR REPLACE FUNCTION @schema@.others(l @schema@.locks, OUT waiters integer, OUT holders text[])
-LANGUAGE plpgsql AS $$
-BEGIN
-    waiters := l.waiters;
-    IF l.nonce IS NOT NULL THEN
-        holders := ARRAY[l.holder];
-    ELSIF l.crowd THEN
-        holders := ARRAY(
-            SELECT h.holder FROM @schema@.places h WHERE h.name = l.name AND h.kind = 'h' ORDER BY h.place LIMIT 8
-        );
-    END IF;
-END $$;
+-- Leases: attempts and releases. Those of one process that come at a time are many locks in one statement.
 
 -- Those of many locks that are free and for which nobody waits, each to be held alone: which of the attempts were granted, and with
 -- which numbers. The others are left as they are. No attempt is one that looks after a place.
@@ -161,7 +74,7 @@ BEGIN
 END $$;
 
 -- Several attempts, in the order of names.
-CREATE OR REPLACE FUNCTION @schema@.acquire(
+CREATE FUNCTION @schema@.acquire(
     sessions bigint[], beacon boolean, verbs "char"[], names text[], nonces bigint[], modes integer[], ttls integer[],
     holders text[]
 ) RETURNS TABLE (verdict "char", number bigint, waiters integer, others text[])
@@ -184,8 +97,6 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'off', true);
     END IF;
 END $$;
-
-DROP FUNCTION @schema@.attempt(bigint, boolean, "char", text, bigint, integer, integer, text);
 
 -- `lasts` says whether it has to be on the disk before anybody is told, because something was granted or extended.
 CREATE FUNCTION @schema@.attempt(
@@ -323,7 +234,7 @@ BEGIN
 END $$;
 
 -- Several releases, in the order of names.
-CREATE OR REPLACE FUNCTION @schema@.release(names text[], nonces bigint[]) RETURNS SETOF boolean
+CREATE FUNCTION @schema@.release(names text[], nonces bigint[]) RETURNS SETOF boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     must_last boolean := false;
@@ -374,8 +285,6 @@ BEGIN
     RETURN l.number <> last;
 END $$;
 
-DROP FUNCTION @schema@.leave(text, bigint);
-
 -- Takes an attempt out of a lock, and serves the line. Says whether it held, and, as `lasts`, whether anybody was granted the lock.
 CREATE FUNCTION @schema@.leave(asked text, of_nonce bigint, OUT held boolean, OUT lasts boolean)
 LANGUAGE plpgsql AS $$
@@ -405,4 +314,21 @@ BEGIN
     l := @schema@.serve(l);
     lasts := l.number <> last;
     PERFORM @schema@.keep(l);
+END $$;
+
+-- Undoes an attempt that may be under way still: if it comes after this, it is refused.
+CREATE FUNCTION @schema@.withdraw(session bigint, asked text, of_nonce bigint, ttl integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM @schema@.durably();
+    -- It has to have a row, whose lock keeps it from being forgotten.
+    IF (@schema@.settle(asked)).name IS NULL THEN
+        PERFORM @schema@.make(asked);
+    END IF;
+    PERFORM @schema@.leave(asked, of_nonce);
+    INSERT INTO @schema@.places (name, nonce, kind, mode, ttl, ends, since, session, holder)
+    VALUES (
+        asked, of_nonce, 'x', 0, ttl, clock_timestamp() + ttl * interval '1 ms', clock_timestamp(), withdraw.session, ''
+    ) ON CONFLICT (name, nonce) DO NOTHING;
+    UPDATE @schema@.locks SET crowd = true WHERE name = asked;
 END $$;
