@@ -304,14 +304,16 @@ async fn a_guard_says_what_it_took_for_several_nodes_to_agree() {
 #[tokio::test]
 async fn a_lease_that_is_left_to_lapse_is_nobodys_before_its_ttl_and_then_the_next_ones() {
     let (locks, stage) = staged();
+    // Its turn begins before we hear of it.
+    let asked = SystemClock::new().now();
     let guard = locks.lock("a").ttl(millis(300)).acquire().await.unwrap();
-    let (granted, token) = (SystemClock::new().now(), guard.token());
+    let token = guard.token();
     let mut lost = Box::pin(guard.lost());
     guard.leave_to_lapse().await.unwrap();
     assert_eq!(stage.calls(Call::Release), 0, "it is not released");
     assert!(locks.lock("a").try_acquire().await.unwrap().is_none(), "nor is it handed on inside the process");
     let next = soon(locks.lock("a").acquire()).await.unwrap();
-    assert!(SystemClock::new().now().saturating_since(granted) >= millis(300), "not before its TTL");
+    assert!(SystemClock::new().now().saturating_since(asked) >= millis(300), "not before its TTL");
     assert!(next.token().sequence() > token.sequence());
     assert_eq!(stage.calls(Call::Release), 1);
     assert!(!is_ready(&mut lost).await, "what was left was not lost");
@@ -334,12 +336,12 @@ async fn what_is_left_to_lapse_after_its_ttl_is_free_at_once() {
 async fn a_lease_that_began_before_its_grant_is_left_for_a_whole_ttl() {
     let (locks, stage) = staged();
     stage.offer_for(millis(200));
+    let asked = SystemClock::new().now();
     let guard = locks.lock("a").ttl(millis(600)).acquire().await.unwrap();
-    let granted = SystemClock::new().now();
     guard.leave_to_lapse().await.unwrap();
     let renewals = stage.calls(Call::Renew);
     let _next = soon(locks.lock("a").acquire()).await.unwrap();
-    assert!(SystemClock::new().now().saturating_since(granted) >= millis(600));
+    assert!(SystemClock::new().now().saturating_since(asked) >= millis(600));
     assert!(stage.calls(Call::Renew) > renewals, "it is kept until then");
 }
 
@@ -380,13 +382,13 @@ async fn an_offer_is_confirmed_before_it_is_left_to_lapse() {
     stage.offer_for(millis(100));
     let gate = Gate::new();
     stage.next(Call::Renew, [Fate::held_back(&gate)]);
+    let asked = SystemClock::new().now();
     let guard = locks.lock("a").ttl(millis(400)).acquire().await.unwrap();
-    let granted = SystemClock::new().now();
     let mut left = Box::pin(guard.leave_to_lapse());
     gate.somebody_is_there().await;
     assert!(!is_ready(&mut left).await, "until then it would lapse much sooner");
     gate.open();
     soon(left).await.unwrap();
     let _next = soon(locks.lock("a").acquire()).await.unwrap();
-    assert!(SystemClock::new().now().saturating_since(granted) >= millis(400));
+    assert!(SystemClock::new().now().saturating_since(asked) >= millis(400));
 }
