@@ -342,6 +342,9 @@ impl Link {
         }
         let pid = row.get("pid");
         let is_pooled = pid != pid_at_start(&client).await;
+        if is_pooled {
+            suits_us_unset(row.get("isolation"), row.get("is_read_only"))?;
+        }
         let schema =
             Found { is_there: row.get("is_there"), may_use: row.get("may_use"), may_ask: row.get("may_ask") };
         let session = Session { pid, serial, is_pooled };
@@ -463,6 +466,8 @@ const LOOK: &str = "
         pg_catalog.current_setting('server_version_num')::integer AS version,
         pg_catalog.current_setting('server_encoding') AS encoding,
         current_user::text AS role,
+        pg_catalog.current_setting('default_transaction_isolation') AS isolation,
+        pg_catalog.current_setting('default_transaction_read_only')::boolean AS is_read_only,
         s.oid IS NOT NULL AS is_there,
         coalesce(pg_catalog.has_schema_privilege(s.oid, 'USAGE'), false) AS may_use,
         (SELECT pg_catalog.has_function_privilege(p.oid, 'EXECUTE') FROM pg_catalog.pg_proc p
@@ -485,6 +490,7 @@ fn with_usual(mut settings: Vec<Setting>) -> Vec<Setting> {
         ("default_transaction_isolation", "read committed".to_owned()),
         ("default_transaction_read_only", "off".to_owned()),
         ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
+        ("lock_timeout", "0".to_owned()),
         ("idle_session_timeout", "0".to_owned()),
         ("tcp_keepalives_idle", KEEPALIVE_IDLE.as_secs().to_string()),
         ("tcp_keepalives_interval", KEEPALIVE_INTERVAL.as_secs().to_string()),
@@ -498,6 +504,25 @@ fn with_usual(mut settings: Vec<Setting>) -> Vec<Setting> {
         }
     }
     settings
+}
+
+/// Refuses, where nothing can be set because a pooler stands between, what an operator chose for transactions and keeps ours from
+/// doing what they do: in another isolation whoever comes second is an error and no waiter, and what is read-only grants nothing.
+fn suits_us_unset(isolation: &str, is_read_only: bool) -> Result<()> {
+    let (setting, value, right) = if isolation != "read committed" {
+        ("default_transaction_isolation", isolation, "read committed")
+    } else if is_read_only {
+        ("default_transaction_read_only", "on", "off")
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "its {setting} is {value:?} for us, where locks need {right:?}, and behind a pooler we cannot set it: ALTER ROLE … SET \
+             {setting} = '{right}' for the role of the URL, or connect to the server itself"
+        ),
+    ))
 }
 
 /// The error of a role that was not given what it needs.
@@ -781,6 +806,22 @@ pub(crate) mod tests {
             others.push(other);
         }
         assert_eq!(pids.len(), 3, "{pids:?}");
+    }
+
+    /// There nothing can be set for a session, and whoever came second would be an error and no waiter.
+    #[tokio::test]
+    async fn behind_a_pooler_settings_that_keep_us_from_working_are_named() {
+        let Some(server) = Postgres::start().await else { return };
+        let settings =
+            [("default_transaction_isolation", "serializable"), ("default_transaction_read_only", "on")];
+        for (setting, value) in settings {
+            server.psql("ALTER ROLE postgres RESET ALL").await;
+            server.psql(&format!("ALTER ROLE postgres SET {setting} = '{value}'")).await;
+            let Some(pooler) = Pgbouncer::start(&server, "transaction").await else { return };
+            let error = link(&pooler.url()).unwrap().connect().await.unwrap_err();
+            assert_error(&error, ErrorKind::Unsupported, Effect::None, &format!("SET {setting} = "));
+            link(&server.url()).unwrap().connect().await.expect("without a pooler we set it ourselves");
+        }
     }
 
     #[tokio::test]

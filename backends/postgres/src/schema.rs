@@ -3,8 +3,8 @@
 use std::fmt;
 
 use ringfence_core::{Error, ErrorKind, Result};
-use tokio_postgres::Client;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, IsolationLevel};
 
 use crate::error;
 use crate::link::Sql;
@@ -102,7 +102,7 @@ impl Schema {
         let mut script = format!(
             "-- The schema {self} of Ringfence, version {}, to be made by the owner of a database:\n\
              -- psql -v ON_ERROR_STOP=1 -f this-file database\n\
-             BEGIN;\n\n{}",
+             BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n{IN_OUR_WORDS}\n{}",
             Self::needed(),
             self.steps(0, false)
         );
@@ -139,7 +139,11 @@ impl Schema {
     /// Makes it what this program needs, in one transaction. Who finds it in order changes nothing; of several who come at the
     /// same time one makes it, and the others find it.
     pub(crate) async fn install(&self, client: &mut Client) -> Result<()> {
-        let transaction = client.transaction().await.map_err(|why| error::of_setup(&why))?;
+        // Who waited for another one to make it has to see what that one made.
+        let transaction =
+            client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
+        let transaction = transaction.start().await.map_err(|why| error::of_setup(&why))?;
+        transaction.batch_execute(IN_OUR_WORDS).await.map_err(|why| error::of_setup(&why))?;
         transaction.batch_execute(ONE_AT_A_TIME).await.map_err(|why| error::of_setup(&why))?;
         let row = transaction
             .query_typed_one(LOOK, &[(&self.0, Type::TEXT)])
@@ -169,6 +173,15 @@ impl Schema {
         transaction.commit().await.map_err(|why| error::of_setup(&why))
     }
 }
+
+/// What an operator chose for other programs does not change what our scripts mean, or end the wait for one who is carrying them out.
+/// That wait has an end on our side.
+const IN_OUR_WORDS: &str = "
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL statement_timeout = 0;
+SET LOCAL lock_timeout = 0;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+";
 
 /// Held until the end of the transaction.
 const ONE_AT_A_TIME: &str =

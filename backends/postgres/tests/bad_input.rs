@@ -168,6 +168,46 @@ async fn a_database_that_is_not_in_utf_8_is_refused() {
     }
 }
 
+/// What an operator chose for other programs holds for nobody's lock, not even while the schema is made by several at a time.
+#[tokio::test]
+async fn settings_that_are_for_other_programs_change_nothing() {
+    let Some(server) = Postgres::start().await else { return };
+    let settings = [
+        ("default_transaction_isolation", "serializable"),
+        ("default_transaction_read_only", "on"),
+        ("lock_timeout", "1ms"),
+        ("standard_conforming_strings", "off"),
+    ];
+    for (setting, value) in settings {
+        let database = setting.replace("default_", "");
+        server.psql(&format!("CREATE DATABASE {database}")).await;
+        server.psql(&format!("ALTER DATABASE {database} SET {setting} = '{value}'")).await;
+        let url = format!("postgres://postgres@127.0.0.1:{}/{database}", server.port());
+        let all: Vec<_> = (0..4)
+            .map(|_| {
+                let url = url.clone();
+                tokio::spawn(async move { connect(&url).await })
+            })
+            .collect();
+        for one in all {
+            let client = one.await.unwrap().unwrap_or_else(|error| panic!("{setting}: {error}"));
+            // Somebody else is at the row for longer than he who chose these settings would have waited.
+            let Ok(Attempt::Granted(lease)) = client.acquire(request("a", Wait::No)).await else {
+                panic!("{setting}: it is free")
+            };
+            let mut other = server.session_by(&url);
+            other.ask("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE").await;
+            other.ask("SELECT FROM ringfence.locks FOR UPDATE").await;
+            let release = tokio::spawn(async move { client.release(&[lease.key]).await });
+            let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+            while server.psql(waits).await == "0" && !release.is_finished() {}
+            other.ask("COMMIT").await;
+            let released = release.await.unwrap().unwrap_or_else(|error| panic!("{setting}: {error}"));
+            assert_eq!(released, [Release::Released], "{setting}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_role_without_rights_is_told_which() {
     let Some(server) = Postgres::start().await else { return };
