@@ -81,9 +81,7 @@ impl Upstream {
     }
 
     async fn forward(&self, request: Request<PassedBody<Incoming>>, client: HeaderValue) -> Response<Answer> {
-        let is_upgrade =
-            request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
-        if is_upgrade {
+        if asks_for_a_connection(&request) {
             let why = "the gate passes single requests on, and no connection: leave out the header Upgrade";
             return own_answer(StatusCode::NOT_IMPLEMENTED, "upgrade_refused", why);
         }
@@ -103,6 +101,11 @@ impl Upstream {
             }
         };
         match answered {
+            Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                tracing::warn!(upstream = %self.authority, "the upstream changes the protocol, and nobody has asked it to");
+                let why = "the upstream speaks another protocol now, which nobody has asked for: the request may have taken effect";
+                own_answer(StatusCode::BAD_GATEWAY, "upstream_broke_off", why)
+            }
             Ok(answer) => {
                 let (mut parts, body) = answer.into_parts();
                 strip(&mut parts.headers);
@@ -154,6 +157,14 @@ impl Upstream {
         }
         Request::from_parts(parts, Moving { body, moves: Arc::clone(moves) })
     }
+}
+
+/// Whether it wants more than one answer. HTTP/2 is an offer, which Java's client makes with every request and which is declined by
+/// answering without it.
+fn asks_for_a_connection<B>(request: &Request<B>) -> bool {
+    let mut wanted = request.headers().get_all(header::UPGRADE).iter();
+    request.method() == Method::CONNECT
+        || wanted.any(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"))
 }
 
 /// Takes out what concerned only the connection that it came by. The token is for whoever is behind the gate, whatever a client says.

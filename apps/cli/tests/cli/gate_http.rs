@@ -148,6 +148,48 @@ async fn two_ways_to_say_where_a_body_ends_become_one() {
     assert_eq!(arrived.matches("content-length: 5\r\n").count(), 1, "{arrived}");
 }
 
+/// Java's client offers HTTP/2 with every request, and takes an answer without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_of_http_2_is_declined_by_an_answer() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &[]);
+    let mut client = Raw::to(&gate.address).await;
+    let offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n";
+    client
+        .writes(&request("POST / HTTP/1.1", "256.1", &format!("{offer}Content-Length: 5\r\n\r\nhello")))
+        .await;
+    let arrived = upstream.arrival().await;
+    let offered = ["connection", "upgrade", "http2-settings"];
+    let headers = arrived.request.headers();
+    assert!(offered.iter().all(|name| !headers.contains_key(*name)), "{headers:?}");
+    arrived.answers("in HTTP/1.1");
+    assert!(client.reads_to("in HTTP/1.1").await.starts_with("HTTP/1.1 200 "));
+
+    let both = format!("{offer}Upgrade: websocket\r\n\r\n");
+    client.writes(&request("GET / HTTP/1.1", "256.1", &both)).await;
+    assert!(client.reads_to("}").await.starts_with("HTTP/1.1 501 "), "one of them asks for a connection");
+    upstream.nothing_arrives().await;
+}
+
+/// What follows such an answer is no HTTP, and nobody has asked for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_changes_the_protocol_unasked_is_said_to_have_broken_off() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let store = Store::new();
+    let url = format!("{}?fence=mark", store.url());
+    let gate = GateProcess::before(listener.local_addr().unwrap(), &store, &["--url", &url]);
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("GET / HTTP/1.1", "256.1", "\r\n")).await;
+    let (stream, _) = timeout(PATIENCE, listener.accept()).await.expect("it arrives").unwrap();
+    let mut server = Raw { stream, read: Vec::new() };
+    server.reads_to("\r\n\r\n").await;
+    server
+        .writes("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    let answer = client.reads_to("}").await;
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("upstream_broke_off"), "{answer}");
+}
+
 /// A header that names another is for one connection only; but the resource may have to look at the token.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_client_takes_the_token_from_its_request() {
