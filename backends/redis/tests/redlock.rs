@@ -279,6 +279,36 @@ async fn a_minority_that_is_dead_or_silent_holds_up_nobody() {
     assert_eq!(ann.release(&lease).await, Release::Released);
 }
 
+/// As those of a program do that calls from a runtime of its own, which ends before a silent node has answered.
+#[test]
+fn a_caller_whose_runtime_ends_leaves_nothing_that_panics() {
+    let ours = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let Some(nodes) = ours.block_on(Nodes::start()) else { return };
+    let client = ours.block_on(Client::of(&nodes));
+    let (panicked, panics) = std::sync::mpsc::channel();
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |why| {
+        if why.to_string().contains("being shutdown") {
+            let _ = panicked.send(why.to_string());
+        }
+        usual(why);
+    }));
+    nodes.0[4].stop();
+    for _ in 0..10 {
+        let theirs = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        assert!(theirs.block_on(client.backend.inspect(&name())).expect("four answer").is_free());
+        drop(theirs);
+        // It goes through the hands of whoever hears the silent one out.
+        assert!(ours.block_on(client.backend.inspect(&name())).expect("four answer").is_free());
+    }
+    nodes.0[4].resume();
+    assert_eq!(panics.try_iter().collect::<Vec<_>>(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_slow_minority_gets_what_it_is_told_in_order() {
     let Some(nodes) = Nodes::start().await else { return };

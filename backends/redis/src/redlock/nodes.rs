@@ -131,6 +131,8 @@ impl Nodes {
             let (asked, question) = (Arc::clone(&node), question(Arc::clone(&node)));
             Asked { number, node, answer: Box::pin(async move { asked.asked(question).await }) }
         };
+        // What is late goes on in our runtime, so the time is told by that one, and not by the caller's, which may end first.
+        let _ours = self.runtime.enter();
         Round {
             asked: whom.into_iter().map(asked).collect(),
             late: Vec::new(),
@@ -218,7 +220,8 @@ impl<T: Send + 'static> Round<T> {
     /// The next answer, and which node's it is; an error for one that does not answer in time. `None`: that was all.
     pub(crate) async fn next(&mut self) -> Option<(usize, Result<T>)> {
         poll_fn(|context| {
-            let Self { asked, answers, .. } = self;
+            let Self { asked, answers, runtime, .. } = self;
+            let ours = runtime.enter();
             asked.retain_mut(|Asked { number, answer, .. }| match answer.as_mut().poll(context) {
                 Poll::Ready(answer) => {
                     answers.push_back((*number, answer));
@@ -226,6 +229,7 @@ impl<T: Send + 'static> Round<T> {
                 }
                 Poll::Pending => true,
             });
+            drop(ours);
             if self.answers.is_empty() && !self.asked.is_empty() {
                 if let Some(patience) = &mut self.patience {
                     std::task::ready!(patience.as_mut().poll(context));
