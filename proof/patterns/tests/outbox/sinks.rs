@@ -7,6 +7,8 @@ use bytes::Bytes;
 use ringfence::ErrorKind;
 use ringfence::patterns::outbox::{Message, RedisStreams, Sink, Webhook};
 use ringfence_servers::{Hook, RedisOptions, RedisServer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::stage::{Memory, Stage, message};
 
@@ -94,6 +96,33 @@ async fn an_answer_says_whether_it_is_the_messages_fault() {
     }
     let error = Webhook::new("http://host").unwrap().header("a", "secret\n").unwrap_err();
     assert!(error.kind() == ErrorKind::InvalidRequest && !error.to_string().contains("secret"), "{error:?}");
+}
+
+/// What has said yes has taken it, or it would be sent again without end.
+#[tokio::test]
+async fn a_webhook_that_says_yes_and_nothing_more_has_taken_it() {
+    let memory = Memory::new();
+    let stage = Stage::sqlite().await;
+    stage.put(&[message("k", 1)]).await;
+    let relay = stage.relay(|relay| relay, &memory);
+    memory.until_taken(1).await;
+    relay.stop().await;
+    let (delivery, _) = memory.given().remove(0);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sink = Webhook::new(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+    let payload = delivery.payload.clone();
+    let hook = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(&payload) {
+            assert!(stream.read_buf(&mut read).await.unwrap() > 0, "the whole request comes");
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.unwrap();
+        stream
+    });
+    let answer = tokio::time::timeout(Duration::from_secs(10), sink.deliver(&delivery)).await;
+    answer.expect("it does not wait for the rest").expect("it was taken");
+    drop(hook.await.unwrap());
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -9,6 +10,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use tokio::time::timeout;
 
 use super::Sink;
 use crate::patterns::outbox::Delivery;
@@ -16,6 +18,9 @@ use crate::{BoxFuture, Error, ErrorKind, Result};
 
 /// What of an answer that says no is read, to be shown.
 const SHOWN_MAX: usize = 500;
+
+/// How long the rest of an answer that says yes is waited for. Then its connection serves nobody else.
+const REST_WITHIN: Duration = Duration::from_millis(250);
 
 /// What a header cannot carry as it is. The percent sign is among it, so that it reads back the same.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
@@ -120,11 +125,13 @@ impl Sink for Webhook {
             let answer = self.client.request(request).await.map_err(unavailable)?;
             let status = answer.status();
             // Read to its end, so that its connection serves the next request as well.
-            let body = Limited::new(answer.into_body(), 64 * 1024).collect().await;
+            let body = Limited::new(answer.into_body(), 64 * 1024).collect();
             if status.is_success() {
+                // It is taken, whatever else is said, and however slowly.
+                let _ = timeout(REST_WITHIN, body).await;
                 return Ok(());
             }
-            let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let body = body.await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             let said: String = String::from_utf8_lossy(&body).chars().take(SHOWN_MAX).collect();
             let kind = if is_for_now(status) { ErrorKind::Unavailable } else { ErrorKind::Refused };
             Err(Error::new(kind, format!("the webhook answers {status}: {said}")))
