@@ -146,7 +146,8 @@ impl BackendUrl {
         let Some((key, _)) = self.params.iter().find(|(key, _)| !known.contains(&key.as_str())) else {
             return Ok(());
         };
-        let guess = nearest(key, known).map(|near| format!(", did you mean {near:?}?")).unwrap_or_default();
+        let guess =
+            nearest(key, known).map_or_else(|| ".".to_owned(), |near| format!(", did you mean {near:?}?"));
         Err(Error::new(
             ErrorKind::InvalidUrl,
             format!("{}: knows no parameter {key:?}{guess} Known: {}", self.scheme, known.join(", ")),
