@@ -328,11 +328,11 @@ impl Waiter {
         self.granted_at().await.0
     }
 
-    /// The instant when its wait ended, which must be in vain.
-    pub(crate) async fn gave_up_at(self) -> BootInstant {
+    /// Who was in its way, and the instant when its wait ended, which must be in vain.
+    pub(crate) async fn gave_up_at(self) -> (Contention, BootInstant) {
         let what = self.what.clone();
         match self.answer().await {
-            (Attempt::Busy(_), at) => at,
+            (Attempt::Busy(contention), at) => (contention, at),
             (Attempt::Granted(lease), _) => panic!("{what} must not be granted, but it was: {lease:?}"),
         }
     }

@@ -392,6 +392,9 @@ local function change()
       local last = call('ZRANGE', base .. 'q', -1, -1, 'WITHSCORES')[2]
       call('ZADD', base .. 'q', (last or 0) + 1, nonce)
       call('HSET', base .. 'w', nonce, string.format('%.0f', now_ms()) .. ':' .. entry)
+    else
+      -- It is told of the others.
+      line = line - 1
     end
     mark_line()
     call('PEXPIRE', base .. 'q', KEEP_MS)

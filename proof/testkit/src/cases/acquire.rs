@@ -101,14 +101,16 @@ pub async fn waits_for_release(harness: &dyn Harness) -> Verdict {
     Ok(())
 }
 
-/// A request that waits until a deadline answers `Busy` at that deadline, not before, and leaves nothing behind.
+/// A request that waits until a deadline answers `Busy` at that deadline, not before, does not count itself among those who wait,
+/// and leaves nothing behind.
 pub async fn wait_ends_at_its_deadline(harness: &dyn Harness) -> Verdict {
     let [ann, bob, cat] = clients(harness).await;
     let name = fresh("wait_ends_at_its_deadline");
     let held = ann.hold(&name, Mode::Exclusive, LONG).await;
-    for patience in [Duration::ZERO, Duration::from_millis(200)] {
+    for patience in [Duration::ZERO, Duration::from_millis(400)] {
         let deadline = bob.now().saturating_add(patience);
-        let gave_up = bob.wait_until(&name, Mode::Exclusive, deadline).gave_up_at().await;
+        let (contention, gave_up) = bob.wait_until(&name, Mode::Exclusive, deadline).gave_up_at().await;
+        assert_eq!(contention.waiters, 0, "nobody waits but the one that gave up: {contention:?}");
         assert!(gave_up >= deadline, "a wait of {patience:?} ends at its deadline, not before");
         let late = gave_up.saturating_since(deadline);
         assert!(late < LATE, "a wait of {patience:?} ends at its deadline, not {late:?} after it");
