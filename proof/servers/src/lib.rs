@@ -55,6 +55,6 @@ pub use require::{require, skip};
 pub use s3::S3;
 pub use sentinels::Sentinels;
 pub use system_calls::SystemCallFault;
-pub use taker::{EFFECTS, Event, PARTITIONS, Taker, taker};
+pub use taker::{EFFECTS, Event, PARTITIONS, SEVERAL, Taker, one_of_several, taker};
 pub use wall_clock::WallClock;
 pub use zookeeper::{Ensemble, ZooKeeperOptions};

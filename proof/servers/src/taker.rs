@@ -17,6 +17,14 @@ pub const EFFECTS: &str = "effects";
 /// In how many partitions the work of takers is: so many that of two members none goes without.
 pub const PARTITIONS: u32 = 16;
 
+/// How many locks a taker takes together.
+pub const SEVERAL: u32 = 3;
+
+/// The name of one of the locks that takers of this name take together, from 0 on.
+pub fn one_of_several(name: &str, number: u32) -> String {
+    format!("{name}-{number}")
+}
+
 /// What a taker prints, one JSON object in a line. Instants are those of the machine's boot-time clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -48,6 +56,8 @@ pub enum Event {
     },
     /// It has given the lock back.
     Released,
+    /// It has left the lock to lapse.
+    Left,
     /// It has written the lock's record.
     Written {
         /// The version that it wrote.
@@ -239,9 +249,13 @@ impl Taker {
         Some(event.unwrap_or_else(|error| panic!("the taker printed no event: {error}; {:?}", self.printed)))
     }
 
-    /// Waits until it asks for the lock.
-    pub async fn asks(&mut self) {
-        self.event("asks for the lock", |event| matches!(event, Event::Waiting { .. }).then_some(())).await;
+    /// Waits until it asks for the lock, and says since when.
+    pub async fn asks(&mut self) -> BootInstant {
+        let waiting = |event: &Event| match *event {
+            Event::Waiting { at } => Some(at),
+            _ => None,
+        };
+        self.event("asks for the lock", waiting).await
     }
 
     /// Waits until it holds, and says by which token and since when.
@@ -277,6 +291,22 @@ impl Taker {
     pub async fn releases(&mut self) {
         self.tell("release");
         self.event("has released", |event| matches!(event, Event::Released).then_some(())).await;
+    }
+
+    /// Tells it to leave the lock to lapse, and waits until it has.
+    pub async fn leaves(&mut self) {
+        self.tell("leave");
+        self.event("has left", |event| matches!(event, Event::Left).then_some(())).await;
+    }
+
+    /// As [`Self::releases`], of what it holds; and says when it could still prove that it did.
+    pub async fn gives_back(&mut self) -> BootInstant {
+        self.releases().await;
+        let releasing = |event: &Event| match *event {
+            Event::Releasing { until: Some(until) } => Some(until),
+            _ => None,
+        };
+        self.event("held until it released", releasing).await
     }
 
     /// Its process id.

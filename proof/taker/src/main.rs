@@ -3,18 +3,21 @@
 //!
 //! It prints one JSON object in a line for each [`Event`]. It obeys the lines of its stdin, one after the other:
 //! - `acquire` and `release`;
+//! - `leave`: the lock, to lapse;
 //! - `write TEXT`: to the lock's record;
 //! - `append TEXT`: a line to the lock's record of effects ([`EFFECTS`]);
 //! - `end TEXT`: what the pattern is for, by which the lock is taken: a run's end, a leader's proclamation, a request's result.
 //!
-//! It writes with the token of its last grant, whether it still holds or not. With `--pattern versioned` and `--pattern
-//! partitions` it does [other things](Pattern). When its stdin ends it ends too, at once and without a release, so that it never
+//! It writes with the token of its last grant, whether it still holds or not. With `--pattern versioned`, `--pattern partitions` and
+//! `--pattern several` it does [other things](Pattern). When its stdin ends it ends too, at once and without a release, so that it never
 //! outlives its test.
 
 mod partitions;
+mod several;
 mod versioned;
 mod work;
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -70,6 +73,8 @@ enum Pattern {
     Versioned,
     /// It takes part in a work of so many partitions ([`PARTITIONS`](ringfence_servers::PARTITIONS)), and obeys `append NUMBER TEXT` alone.
     Partitions,
+    /// It takes so many locks together ([`SEVERAL`](ringfence_servers::SEVERAL)), all or nothing, and obeys `append NUMBER TEXT` alone.
+    Several,
 }
 
 #[derive(Clone, Copy)]
@@ -161,7 +166,7 @@ impl Taker {
             Pattern::Once => Work::run(&self.locks, name, *ttl).await?,
             Pattern::Leader => Work::lead(&self.locks, name, *ttl).await?,
             Pattern::Idempotency => Work::answer(&self.locks, name, *ttl).await?,
-            Pattern::Lock | Pattern::Versioned | Pattern::Partitions => {
+            Pattern::Lock | Pattern::Versioned | Pattern::Partitions | Pattern::Several => {
                 Work::Lock(self.request().acquire().await?)
             }
         };
@@ -169,21 +174,28 @@ impl Taker {
         let token = guard.token();
         say(&Event::Held { token, at: provable(guard) });
         self.last = Some((guard.name().clone(), token));
-        let lost = guard.lost();
-        let watch = tokio::spawn(async move {
-            lost.await;
-            say(&Event::Lost { at: now() });
-        });
-        self.watch = Some(watch.abort_handle());
+        self.watch = Some(watch(guard.lost()));
         self.work = Some(work);
         Ok(())
     }
 
-    async fn release(&mut self) -> Result<()> {
+    /// What it holds, for it to hold no longer.
+    fn let_go(&mut self) -> Result<Work> {
         let work = self.work.take().ok_or_else(holds_nothing)?;
         if let Some(watch) = self.watch.take() {
             watch.abort();
         }
+        Ok(work)
+    }
+
+    async fn leave(&mut self) -> Result<()> {
+        self.let_go()?.leave().await?;
+        say(&Event::Left);
+        Ok(())
+    }
+
+    async fn release(&mut self) -> Result<()> {
+        let work = self.let_go()?;
         say(&Event::Releasing { until: provable(work.guard()) });
         match work.release().await {
             Err(error) if error.kind() != ErrorKind::Lost => return Err(error),
@@ -241,16 +253,28 @@ impl Taker {
             report(match order.split_once(' ').unwrap_or((&order, "")) {
                 ("acquire", "") => self.acquire().await,
                 ("release", "") => self.release().await,
+                ("leave", "") => self.leave().await,
                 ("write", value) => self.write(value).await,
                 ("append", text) => self.append(text).await,
                 ("end", text) => self.end(text).await,
                 (order, _) => Err(Error::new(
                     ErrorKind::InvalidRequest,
-                    format!("{order:?} is no order: expected acquire, release, write, append or end TEXT"),
+                    format!(
+                        "{order:?} is no order: expected acquire, release, leave, write, append or end TEXT"
+                    ),
                 )),
             });
         }
     }
+}
+
+/// Says when a lease is lost.
+fn watch(lost: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+    let watch = tokio::spawn(async move {
+        lost.await;
+        say(&Event::Lost { at: now() });
+    });
+    watch.abort_handle()
 }
 
 async fn put(record: &RecordHandle, token: FencingToken, value: String) -> Result<()> {
@@ -268,6 +292,22 @@ async fn append(locks: &Locks, lock: &LockName, token: FencingToken, text: &str)
     let version = locks.records().write(&key, token, effects.into()).await?;
     say(&Event::Written { version, value: text.to_owned(), at: now() });
     Ok(())
+}
+
+/// By its number, what was had last: a lock, and under which token.
+type Numbered = BTreeMap<u32, (LockName, FencingToken)>;
+
+/// `append NUMBER TEXT`: to the effects of one of several locks, under the token by which it was last this process's.
+async fn append_to(locks: &Locks, last: &Numbered, order: &str) -> Result<()> {
+    let wanted = order.strip_prefix("append ").and_then(|rest| rest.split_once(' '));
+    let found = wanted.and_then(|(number, text)| Some((last.get(&number.parse().ok()?)?, text)));
+    let Some(((lock, token), text)) = found else {
+        return Err(Error::new(
+            ErrorKind::InvalidRequest,
+            format!("{order:?} is no order: expected append NUMBER TEXT, of a number that it had"),
+        ));
+    };
+    append(locks, lock, *token, text).await
 }
 
 fn holds_nothing() -> Error {
@@ -291,6 +331,7 @@ async fn main() -> Result<()> {
     match (pattern, cycles) {
         (Pattern::Versioned, _) => versioned::count(&taker.locks, name, *ttl).await,
         (Pattern::Partitions, _) => partitions::take_part(&taker.locks, name, *ttl, orders).await?,
+        (Pattern::Several, _) => several::hold(&taker.locks, name, *ttl, orders).await,
         (_, Some(cycles)) => taker.cycle(cycles).await,
         (_, None) => taker.obey(orders).await,
     }

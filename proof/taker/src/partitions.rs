@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ringfence::patterns::PartitionEvent;
-use ringfence::{Error, ErrorKind, FencingToken, LockName, Locks, Result};
+use ringfence::{Locks, Result};
 use ringfence_servers::{Event, PARTITIONS};
 use tokio::sync::mpsc;
 
-use crate::{append, provable, report, say};
+use crate::{Numbered, append_to, provable, report, say};
 
 /// Takes part until its orders end. A membership that is lost is said to be refused, and after it nothing is dealt any more.
 pub(crate) async fn take_part(
@@ -19,7 +19,7 @@ pub(crate) async fn take_part(
 ) -> Result<()> {
     let mut membership = locks.partitions(name, PARTITIONS).ttl(ttl).join().await?;
     say(&Event::Joined { member: membership.id().get() });
-    let (mut own, mut last) = (BTreeMap::new(), BTreeMap::new());
+    let (mut own, mut last) = (BTreeMap::new(), Numbered::new());
     let mut is_member = true;
     loop {
         tokio::select! {
@@ -45,22 +45,9 @@ pub(crate) async fn take_part(
                 }
             },
             order = orders.recv() => match order {
-                Some(order) => report(obey(locks, &last, &order).await),
+                Some(order) => report(append_to(locks, &last, &order).await),
                 None => return Ok(()),
             },
         }
     }
-}
-
-/// Adds to the effects of a partition, under the token by which it was last this member's.
-async fn obey(locks: &Locks, last: &BTreeMap<u32, (LockName, FencingToken)>, order: &str) -> Result<()> {
-    let wanted = order.strip_prefix("append ").and_then(|rest| rest.split_once(' '));
-    let found = wanted.and_then(|(number, text)| Some((last.get(&number.parse().ok()?)?, text)));
-    let Some(((lock, token), text)) = found else {
-        return Err(Error::new(
-            ErrorKind::InvalidRequest,
-            format!("{order:?} is no order: expected append NUMBER TEXT, of a partition that it had"),
-        ));
-    };
-    append(locks, lock, *token, text).await
 }

@@ -62,6 +62,14 @@ impl Work {
         }
     }
 
+    /// Leaves a lock without a release: it is free again a TTL after the grant.
+    pub(crate) async fn leave(self) -> Result<()> {
+        match self {
+            Self::Lock(guard) => guard.leave_to_lapse().await,
+            _ => Err(Error::new(ErrorKind::InvalidRequest, "only a lock is left to lapse")),
+        }
+    }
+
     /// Does what the pattern is for, and says what is left to hold.
     pub(crate) async fn end(self, text: &str) -> (Option<Self>, Result<()>) {
         match self {

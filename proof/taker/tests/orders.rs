@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use ringfence_core::{ErrorKind, LockName, RecordKey};
-use ringfence_servers::{EFFECTS, Event, Process, Taker, taker};
+use ringfence_servers::{EFFECTS, Event, Process, SEVERAL, Taker, one_of_several, taker};
 use tempfile::TempDir;
 
 const NAME: &str = "-a name that looks like an option";
@@ -121,6 +121,39 @@ async fn it_works_by_a_pattern_and_writes_down_what_it_does() {
         let sequence = token.sequence();
         assert_eq!(effects, format!("{sequence} one\n{sequence} another one\n"), "{pattern}");
     }
+}
+
+#[tokio::test]
+async fn it_leaves_a_permit_that_is_spent_for_a_ttl() {
+    let store = Store::new();
+    let mut spending = store.taker(&["--mode", "permits:1", "--ttl", "1m"]);
+    let asked = spending.asks().await;
+    let (_, held) = spending.holds().await;
+    assert!(held >= asked);
+    spending.leaves().await;
+    let mut rival = store.taker(&["--mode", "permits:1", "--wait", "50ms"]);
+    assert_eq!(refused(&mut rival).await, "WaitElapsed");
+    spending.tell("leave");
+    assert_eq!(refused(&mut spending).await, "InvalidRequest", "it holds nothing any more");
+}
+
+#[tokio::test]
+async fn it_takes_several_and_writes_down_what_it_does_under_each() {
+    let store = Store::new();
+    let mut taker = store.taker(&["--pattern", "several"]);
+    let locks = ringfence::Locks::connect(&store.url()).await.expect("the store");
+    for number in 0..SEVERAL {
+        let (token, _) = taker.holds().await;
+        taker.tell(&format!("append {number} one"));
+        let written = |event: &Event| matches!(event, Event::Written { .. }).then_some(());
+        taker.event("has written", written).await;
+        let lock = LockName::new(one_of_several(NAME, number)).expect("a name");
+        let key = RecordKey::new(lock, EFFECTS).expect("a field");
+        let effects = locks.records().read(&key).await.expect("a look").expect("it wrote").value;
+        assert_eq!(effects, format!("{} one\n", token.sequence()));
+    }
+    taker.tell(&format!("append {SEVERAL} one"));
+    assert_eq!(refused(&mut taker).await, "InvalidRequest");
 }
 
 #[tokio::test]

@@ -4,7 +4,10 @@
 
 mod held;
 mod partitions;
+mod permits;
+mod readers_writers;
 mod scene;
+mod several;
 mod versioned;
 
 use ringfence_testkit::{Harness, Verdict};
@@ -27,7 +30,10 @@ pub trait Reach: Harness {
 #[macro_export]
 macro_rules! faults {
     ($reach:expr $(,)?) => {
-        $crate::faults! { ($reach) once leader idempotency versioned partitions lock_delay }
+        $crate::faults! {
+            ($reach)
+            once leader idempotency versioned partitions lock_delay permits rate readers_writers several
+        }
     };
     (($reach:expr) $($pattern:ident)*) => {
         $(
@@ -77,6 +83,30 @@ pub async fn versioned(reach: &dyn Reach) -> Verdict {
 /// Each partition has another owner soon, with a higher token, and the one before does nothing more in it.
 pub async fn partitions(reach: &dyn Reach) -> Verdict {
     under_each!(reach, |fault| partitions::move_on(reach, fault))
+}
+
+/// A permit is somebody else's in time, no more hold than may, and who is late does nothing behind the fence and frees nobody's.
+pub async fn permits(reach: &dyn Reach) -> Verdict {
+    under_each!(reach, |fault| permits::come_back(reach, fault))
+}
+
+/// A permit that was left to lapse is spent for a TTL whatever becomes of who spent it, and for not much longer.
+pub async fn rate(reach: &dyn Reach) -> Verdict {
+    under_each!(reach, |fault| permits::stay_spent(reach, fault))
+}
+
+/// Readers follow a writer together, and a writer follows readers when the last of them is gone.
+pub async fn readers_writers(reach: &dyn Reach) -> Verdict {
+    let written = under_each!(reach, |fault| readers_writers::read_on(reach, fault));
+    let read = under_each!(reach, |fault| readers_writers::write_after(reach, fault));
+    written.and(read)
+}
+
+/// All of several locks are somebody else's in time, each with a fence of its own; and one that had not got all of them yet has none.
+pub async fn several(reach: &dyn Reach) -> Verdict {
+    let held = under_each!(reach, |fault| several::go_on(reach, fault));
+    let asked = under_each!(reach, |fault| several::are_given_up(reach, fault));
+    held.and(asked)
 }
 
 /// Under all faults at once, each with a name of its own.

@@ -7,10 +7,13 @@ use ringfence::{BootInstant, Clock, ErrorKind, FencingToken, LockName, Locks, Re
 use ringfence_servers::{EFFECTS, Event, Proxy, Taker};
 
 use super::{Fault, Reach};
-use crate::stage::{fresh, locks, ttl};
+use crate::stage::{fresh, locks, ttl, within};
 
 /// What the guides allow beside the TTL before somebody else goes on.
 pub(super) const BESIDE_THE_TTL: Duration = Duration::from_secs(2);
+
+/// How soon one looks again who cannot be called.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// One name on a store.
 pub(super) struct Scene {
@@ -61,6 +64,37 @@ impl Scene {
         let ttl = self.ttl.to_string();
         let options: Vec<&str> = pattern.iter().copied().chain(["--ttl", &ttl]).collect();
         Taker::start(url, &self.name, &options)
+    }
+
+    /// The lock of that name.
+    pub(super) fn lock(&self) -> LockName {
+        LockName::new(&*self.name).expect("a short name")
+    }
+
+    /// Waits until somebody holds a lock, and says under which token.
+    pub(super) async fn until_held(&self, lock: &LockName) -> FencingToken {
+        self.holders(lock, |holders| holders.first().copied()).await
+    }
+
+    /// Waits until nobody holds [the lock](Self::lock) under a token any more. Returns an instant after that.
+    pub(super) async fn until_gone(&self, token: FencingToken) -> BootInstant {
+        self.holders(&self.lock(), |holders| (!holders.contains(&token)).then_some(())).await;
+        SystemClock::new().now()
+    }
+
+    /// Looks at the tokens under which a lock is held until they are as wanted: nobody calls those who only look.
+    async fn holders<T>(&self, lock: &LockName, wanted: impl Fn(&[FencingToken]) -> Option<T>) -> T {
+        let looks = async {
+            loop {
+                let state = self.locks.inspect(lock.as_str()).await.expect("a look");
+                let alive = state.holders.iter().filter(|holder| !holder.remaining.is_zero());
+                if let Some(found) = wanted(&alive.map(|holder| holder.token).collect::<Vec<_>>()) {
+                    break found;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        within("the lock's holders are as wanted", looks).await
     }
 
     /// What was done under a lock.
@@ -121,6 +155,21 @@ impl Victim {
     pub(super) fn goes_on(&mut self) {
         if self.fault != Fault::Killed {
             self.moves_again();
+        }
+    }
+
+    /// Has it give back what it has lost, whether anybody hears of it or not.
+    pub(super) async fn gives_back_late(&mut self) {
+        self.process.tell("release");
+        let answer = |event: &Event| match event {
+            Event::Released => Some(None),
+            Event::Refused { kind, message } => Some(Some((kind.clone(), message.clone()))),
+            _ => None,
+        };
+        if let Some((kind, message)) = self.process.event("has released, or could not", answer).await {
+            // A server may not be believed to be there again yet.
+            let is_expected = self.fault == Fault::CutOff && kind == format!("{:?}", ErrorKind::Unavailable);
+            assert!(is_expected, "one that was {:?} gives back: {kind}: {message}", self.fault);
         }
     }
 
