@@ -1,4 +1,4 @@
-//! `outbox`: relays that are killed, stopped and told to end, and what is seen of it all.
+//! `outbox`: relays that are killed, stopped, cut off and told to end, and what is seen of it all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use insta::assert_snapshot;
 use nix::sys::signal::Signal;
-use ringfence_servers::{Hook, Pgbouncer, Posted, Postgres, PostgresOptions, RedisOptions, RedisServer};
+use ringfence_servers::{
+    Hook, Pgbouncer, Posted, Postgres, PostgresOptions, Proxy, RedisOptions, RedisServer,
+};
 use serde_json::Value;
 
 use crate::support::{Done, Running, Store, eventually};
@@ -20,6 +22,8 @@ struct Database {
     url: String,
     table: &'static str,
     sql: Box<dyn Fn(&str) -> String>,
+    /// Whether others can write, whoever is stopped.
+    is_free: Box<dyn Fn() -> bool>,
 }
 
 impl Database {
@@ -30,19 +34,24 @@ impl Database {
             psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql, &url]);
             Done::of(psql.output().unwrap()).with_code(0).stdout
         };
-        Self::set_up(store, server.url(), "ringfence_outbox.messages", sql)
+        Self::set_up(store, server.url(), "ringfence_outbox.messages", sql, || true)
     }
 
     fn of_sqlite(store: &Store) -> Self {
         let file = store.path("app.db");
         let url = format!("sqlite:{}", file.display());
-        let sql = move |sql: &str| {
+        let sqlite = move |patience: &str, sql: &str| {
             let mut sqlite = Command::new("sqlite3");
-            sqlite.args(["-cmd", ".timeout 30000"]).arg(&file).arg(sql);
-            Done::of(sqlite.output().unwrap()).with_code(0).stdout
+            sqlite.args(["-cmd", patience]).arg(&file).arg(sql);
+            Done::of(sqlite.output().unwrap())
         };
+        let is_free = {
+            let sqlite = sqlite.clone();
+            move || sqlite(".timeout 500", "INSERT INTO orders VALUES (0)").code == Some(0)
+        };
+        let sql = move |sql: &str| sqlite(".timeout 30000", sql).with_code(0).stdout;
         sql("CREATE TABLE orders (id)");
-        Self::set_up(store, url, "ringfence_outbox_messages", sql)
+        Self::set_up(store, url, "ringfence_outbox_messages", sql, is_free)
     }
 
     fn set_up(
@@ -50,9 +59,10 @@ impl Database {
         url: String,
         table: &'static str,
         sql: impl Fn(&str) -> String + 'static,
+        is_free: impl Fn() -> bool + 'static,
     ) -> Self {
         store.ringfence(["outbox", "setup", &url]).with_code(0);
-        Self { url, table, sql: Box::new(sql) }
+        Self { url, table, sql: Box::new(sql), is_free: Box::new(is_free) }
     }
 
     fn put(&self, rows: impl IntoIterator<Item = (String, String)>) {
@@ -63,7 +73,25 @@ impl Database {
 
     /// So many messages, of so many keys; the payload is the place within the key.
     fn put_many(&self, keys: usize, each: usize) {
-        self.put((0..each).flat_map(|at| (0..keys).map(move |key| (format!("key-{key}"), at.to_string()))));
+        self.put_more(keys, 0, each);
+    }
+
+    /// Stops a relay, but not where it keeps others from writing: on SQLite that is so in the middle of its transactions.
+    fn stop(&self, relay: &Running) {
+        eventually("it is stopped and in nobody's way", || {
+            relay.signal(Signal::SIGSTOP);
+            let is_free = (self.is_free)();
+            if !is_free {
+                relay.signal(Signal::SIGCONT);
+            }
+            is_free.then_some(())
+        });
+    }
+
+    /// As many more of each key, from this place on.
+    fn put_more(&self, keys: usize, from: usize, each: usize) {
+        let places = from..from + each;
+        self.put(places.flat_map(|at| (0..keys).map(move |key| (format!("key-{key}"), at.to_string()))));
     }
 }
 
@@ -73,7 +101,11 @@ fn sqlite(store: &Store) -> Option<Database> {
 }
 
 fn relay(store: &Store, database: &Database, to: &str, flags: &[&str]) -> Running {
-    let mut command = store.command(["outbox", "relay", &database.url, "--to", to].iter().chain(flags));
+    relay_of(store, &database.url, to, flags)
+}
+
+fn relay_of(store: &Store, url: &str, to: &str, flags: &[&str]) -> Running {
+    let mut command = store.command(["outbox", "relay", url, "--to", to].iter().chain(flags));
     Running::start(command.env("RINGFENCE_LOG", "off").stderr(Stdio::null()))
 }
 
@@ -83,40 +115,50 @@ fn pending(store: &Store, url: &str) -> u64 {
     status["pending"].as_u64().unwrap()
 }
 
-/// Checks that nothing was lost, that each key came in order, and that what came twice is the same message and says so. Returns how
-/// many came twice.
-fn check(posted: &[Posted], keys: usize, each: usize) -> usize {
+/// What came more than once.
+struct Again {
+    /// How often in all.
+    times: usize,
+    /// How often of these under a lower attempt than one that had come before: it was on its way while its relay slept.
+    late: usize,
+}
+
+/// Checks that nothing was lost, that each key came in order, that what came again is the same message, that no attempt was made twice,
+/// and that a receiver who goes by the numbers deals with each message once, in its order.
+fn check(posted: &[Posted], keys: usize, each: usize) -> Again {
     let mut by_key: BTreeMap<&str, Vec<&Posted>> = BTreeMap::new();
     for posted in posted.iter().filter(|posted| posted.status == 204) {
         by_key.entry(&posted.headers["ringfence-outbox-key"]).or_default().push(posted);
     }
     assert_eq!(by_key.len(), keys);
-    let mut twice = 0;
+    let mut again = Again { times: 0, late: 0 };
     for (key, posted) in by_key {
-        let (mut first, mut ids) = (Vec::new(), BTreeMap::new());
+        let (mut first, mut dealt_with, mut highest) = (Vec::new(), Vec::new(), 0);
+        let mut messages: BTreeMap<usize, (String, u64, BTreeSet<u64>)> = BTreeMap::new();
         for posted in posted {
             let place: usize = String::from_utf8_lossy(&posted.body).parse().unwrap();
-            let header = |name: &str| posted.headers[name].clone();
-            let is = (header("idempotency-key"), header("ringfence-outbox-number"));
-            match ids.get(&place) {
-                None => {
-                    first.push(place);
-                    ids.insert(place, is);
-                }
-                Some(was) => {
-                    assert_eq!(*was, is, "{key}/{place} came again as another message");
-                    assert_ne!(
-                        header("ringfence-outbox-attempt"),
-                        "1",
-                        "{key}/{place} does not say that it came before"
-                    );
-                    twice += 1;
-                }
+            let number = |header: &str| posted.headers[header].parse::<u64>().unwrap();
+            let (id, attempt) =
+                (posted.headers["idempotency-key"].clone(), number("ringfence-outbox-attempt"));
+            let number = number("ringfence-outbox-number");
+            if number > highest {
+                highest = number;
+                dealt_with.push(place);
             }
+            let Some((was, had, attempts)) = messages.get_mut(&place) else {
+                first.push(place);
+                messages.insert(place, (id, number, BTreeSet::from([attempt])));
+                continue;
+            };
+            assert_eq!((&id, number), (&*was, *had), "{key}/{place} came again as another message");
+            again.times += 1;
+            again.late += usize::from(attempts.last() > Some(&attempt));
+            assert!(attempts.insert(attempt), "{key}/{place} came twice as attempt {attempt}");
         }
-        assert_eq!(first, (0..each).collect::<Vec<_>>(), "{key}");
+        let all: Vec<usize> = (0..each).collect();
+        assert_eq!((&first, &dealt_with), (&all, &all), "{key}: in order, and dealt with once");
     }
-    twice
+    again
 }
 
 fn places(posted: &[Posted]) -> usize {
@@ -149,8 +191,15 @@ fn nothing_is_lost_when_relays_are_killed(store: &Store, database: &Database) {
         relays.push(start());
     }
     let posted = hook.until("all have come", |posted| places(posted) == KEYS * EACH);
-    let twice = check(&posted, KEYS, EACH);
-    assert!(twice <= KILLS * BATCH, "{twice} came twice: at most a batch for each of {KILLS} kills");
+    let again = check(&posted, KEYS, EACH);
+    assert!(
+        again.times <= KILLS * BATCH,
+        "{} came again: at most a batch for each of {KILLS} kills",
+        again.times
+    );
+    assert_eq!(again.late, 0, "the dead send nothing late");
+    // What has come is not settled yet where the last one was killed, or nobody heard the answer in time.
+    eventually("all is settled", || (pending(store, &database.url) == 0).then_some(()));
     for relay in relays {
         relay.signal(Signal::SIGTERM);
         assert_eq!(relay.end().code(), Some(0));
@@ -187,7 +236,7 @@ fn a_relay_that_is_stopped_does_no_harm(store: &Store, database: &Database) {
     let flags = ["--claim", "400ms", "--timeout", "150ms"];
     let stopped = relay(store, database, &hook.url(), &flags);
     hook.until("the first sends", |posted| posted.len() >= 2);
-    stopped.signal(Signal::SIGSTOP);
+    database.stop(&stopped);
     is_slow.store(false, Ordering::Relaxed);
     let other = relay(store, database, &hook.url(), &flags);
     hook.until("the other one has sent all", |posted| places(posted) == KEYS * EACH);
@@ -199,10 +248,12 @@ fn a_relay_that_is_stopped_does_no_harm(store: &Store, database: &Database) {
     assert_eq!(other.end().code(), Some(0));
     database.put([("key-0".to_owned(), (EACH + 1).to_string())]);
     let posted = hook.until("the first works again", |posted| places(posted) == KEYS * EACH + 2);
-    check(&posted, KEYS, EACH + 2);
-    // What it had on its way when it was stopped may have come late; nothing was begun after that.
-    let late = posted.iter().filter(|posted| posted.headers["ringfence-outbox-attempt"] == "1").count();
-    assert!(late <= KEYS * EACH + 2, "{late}");
+    let again = check(&posted, KEYS, EACH + 2);
+    assert!(
+        again.late <= KEYS,
+        "nothing is begun when it wakes, and of a key one is on its way: {}",
+        again.late
+    );
     stopped.signal(Signal::SIGTERM);
     assert_eq!(stopped.end().code(), Some(0));
 }
@@ -219,6 +270,147 @@ fn a_relay_on_sqlite_that_is_stopped_does_no_harm() {
     let store = Store::new();
     let Some(database) = sqlite(&store) else { return };
     a_relay_that_is_stopped_does_no_harm(&store, &database);
+}
+
+/// Two relays share the work, and again and again one of them is stopped in the middle of it, past its claim, and goes on.
+fn what_relays_are_stopped_at_is_sent_by_the_others(store: &Store, database: &Database) {
+    const KEYS: usize = 4;
+    const EACH: usize = 12;
+    const STOPS: usize = 6;
+    const BATCH: usize = 8;
+    let hook = Hook::start(|_| {
+        thread::sleep(Duration::from_millis(2));
+        Some(204)
+    });
+    let flags = ["--batch", "8", "--claim", "400ms", "--timeout", "150ms"];
+    let relays = [(); 2].map(|()| relay(store, database, &hook.url(), &flags));
+    for stop in 0..STOPS {
+        database.put_more(KEYS, stop * EACH, EACH);
+        let before = stop * KEYS * EACH;
+        // At another place each time.
+        hook.until("messages go on", |posted| places(posted) > before + 3 * stop);
+        let stopped = &relays[stop % 2];
+        database.stop(stopped);
+        // So nothing is left that only the stopped one may send: its claim is over.
+        eventually("all is settled", || (pending(store, &database.url) == 0).then_some(()));
+        stopped.signal(Signal::SIGCONT);
+    }
+    let posted = hook.posted();
+    let again = check(&posted, KEYS, STOPS * EACH);
+    assert!(again.times <= STOPS * BATCH, "{} came again: at most a batch for each of {STOPS}", again.times);
+    assert!(again.late <= STOPS * KEYS, "nothing is begun by who wakes: {} came late", again.late);
+    for relay in relays {
+        relay.signal(Signal::SIGTERM);
+        assert_eq!(relay.end().code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn what_relays_on_postgres_are_stopped_at_is_sent_by_the_others() {
+    let Some(server) = Postgres::start().await else { return };
+    let store = Store::new();
+    what_relays_are_stopped_at_is_sent_by_the_others(&store, &Database::of_postgres(&store, &server));
+}
+
+#[test]
+fn what_relays_on_sqlite_are_stopped_at_is_sent_by_the_others() {
+    let store = Store::new();
+    let Some(database) = sqlite(&store) else { return };
+    what_relays_are_stopped_at_is_sent_by_the_others(&store, &database);
+}
+
+/// One that is stopped in the middle of a transaction of its own has locked a lane, and does not know.
+#[tokio::test]
+async fn a_relay_that_is_stopped_in_a_transaction_is_out_of_the_way_and_comes_back() {
+    const KEYS: usize = 4;
+    const EACH: usize = 500;
+    const OPEN: &str = "SELECT count(*) FROM pg_stat_activity
+        WHERE application_name = 'ringfence outbox' AND state = 'idle in transaction'";
+    let Some(server) = Postgres::start().await else { return };
+    let store = Store::new();
+    let database = Database::of_postgres(&store, &server);
+    let hook = Hook::taking_everything();
+    database.put_many(KEYS, EACH);
+    // Many small batches, so that it is in a transaction again and again.
+    let flags = ["--batch", "2", "--claim", "1s", "--timeout", "400ms"];
+    let first = relay(&store, &database, &hook.url(), &flags);
+    eventually("it is stopped in a transaction", || {
+        first.signal(Signal::SIGSTOP);
+        let is_in_one = (database.sql)(OPEN).trim() != "0";
+        if !is_in_one {
+            first.signal(Signal::SIGCONT);
+        }
+        is_in_one.then_some(())
+    });
+    assert!(pending(&store, &database.url) > 0, "it had something left to do");
+    let second = relay(&store, &database, &hook.url(), &flags[2..]);
+    eventually("all is settled", || (pending(&store, &database.url) == 0).then_some(()));
+    second.signal(Signal::SIGTERM);
+    assert_eq!(second.end().code(), Some(0));
+    first.signal(Signal::SIGCONT);
+    database.put_more(KEYS, EACH, 1);
+    let posted = hook.until("the first works again", |posted| places(posted) == KEYS * (EACH + 1));
+    let again = check(&posted, KEYS, EACH + 1);
+    assert!(again.times <= 2, "{} came again: at most its batch", again.times);
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.end().code(), Some(0));
+}
+
+/// What happens to the network between a relay and its database.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// Nothing passes, and nobody hangs up.
+    Silent,
+    /// What the relay asks for is done, and it does not hear of it.
+    Deaf,
+    /// Every connection is reset.
+    Reset,
+}
+
+/// A relay that is cut off sends on what it has claimed, and cannot say so; the other one sends it again, and no more than that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_relay_is_cut_off_with_is_sent_by_the_other() {
+    const KEYS: usize = 4;
+    const EACH: usize = 12;
+    const BATCH: usize = 8;
+    let cuts = [Cut::Silent, Cut::Deaf, Cut::Reset, Cut::Silent, Cut::Deaf, Cut::Reset];
+    let Some(server) = Postgres::start().await else { return };
+    let store = Store::new();
+    let database = Database::of_postgres(&store, &server);
+    let network = Proxy::start(server.port()).await;
+    let by_network = database.url.replace(&format!(":{}/", server.port()), &format!(":{}/", network.port()));
+    assert_ne!(by_network, database.url);
+    let hook = Hook::start(|_| {
+        thread::sleep(Duration::from_millis(2));
+        Some(204)
+    });
+    let flags = ["--batch", "8", "--claim", "600ms", "--timeout", "200ms"];
+    let start = |url: &str| relay_of(&store, url, &hook.url(), &flags);
+    let first = start(&by_network);
+    for (round, cut) in cuts.into_iter().enumerate() {
+        database.put_more(KEYS, 2 * round * EACH, EACH);
+        let before = 2 * round * KEYS * EACH;
+        hook.until("the first sends", |posted| places(posted) > before + 3 * round);
+        match cut {
+            Cut::Silent => network.cut(),
+            Cut::Deaf => network.hold_replies(),
+            Cut::Reset => network.cut_connections(),
+        }
+        let second = start(&database.url);
+        eventually("all is settled", || (pending(&store, &database.url) == 0).then_some(()));
+        second.signal(Signal::SIGTERM);
+        assert_eq!(second.end().code(), Some(0));
+        network.mend();
+        // Alone again, it works as before.
+        database.put_more(KEYS, (2 * round + 1) * EACH, EACH);
+        hook.until("the first goes on", |posted| places(posted) == 2 * (round + 1) * KEYS * EACH);
+    }
+    eventually("all is settled", || (pending(&store, &database.url) == 0).then_some(()));
+    let again = check(&hook.posted(), KEYS, 2 * cuts.len() * EACH);
+    assert!(again.times <= cuts.len() * BATCH, "{} came again: at most a batch for each cut", again.times);
+    assert_eq!(again.late, 0, "who is cut off knows when its claim is over");
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.end().code(), Some(0));
 }
 
 #[test]

@@ -240,8 +240,11 @@ const POSTGRES: &[(&str, &str)] = &[
     ("@lanes@", "ringfence_outbox.lanes"),
     ("@meta@", "ringfence_outbox.meta"),
     // It claims and settles by what others have committed, whatever the database's default is.
-    ("@begin@", "BEGIN ISOLATION LEVEL READ COMMITTED"),
-    ("@begin_snapshot@", "BEGIN ISOLATION LEVEL REPEATABLE READ"),
+    ("@begin@", "BEGIN ISOLATION LEVEL READ COMMITTED; @not_idle@"),
+    ("@begin_snapshot@", "BEGIN ISOLATION LEVEL REPEATABLE READ; @not_idle@"),
+    // Who is stopped or cut off in the middle of a transaction keeps its locks until the server ends its session: longer than any of
+    // ours is idle between two statements, and shorter than others wait for an answer.
+    ("@not_idle@", "SET LOCAL idle_in_transaction_session_timeout = '5s'"),
     ("@skip_locked@", "FOR UPDATE SKIP LOCKED"),
     ("@lane_time@", "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"),
     ("@now@", "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"),
@@ -276,6 +279,10 @@ fn of_postgres(code: &str, whom: Whom) -> (ErrorKind, &'static str) {
         ("25P02", _) => {
             (ErrorKind::InvalidRequest, "the transaction has failed before: roll it back, and begin again")
         }
+        ("25P03", _) => (
+            ErrorKind::Unavailable,
+            "the transaction was idle for longer than the database lets it: run it again",
+        ),
         ("25006", _) => (
             ErrorKind::InvalidRequest,
             "the transaction cannot write: it is READ ONLY, or its server is a standby",

@@ -55,6 +55,8 @@
 //! - *A relay that was paused* past its claim sends nothing more under it, and what it says of its batch is refused, because the row of
 //!   its lane has another token by then. What was on its way while it slept may arrive late: an old message behind newer ones, with its
 //!   old number. Nobody but the receiver can tell, by that number.
+//!   One that is paused, or cut off, in the middle of a transaction of its own keeps its lane from others until PostgreSQL ends its session,
+//!   five seconds later; in SQLite it keeps everybody from writing for as long as it is paused.
 //! - *Dead letters.* A message that a sink has refused twelve times (`Relay::refusals`) is set aside, and the next of its key is sent. When
 //!   it is [put back](Outbox::retry) it stands at the end of its key's line, under its id and with a new number. A relay that never
 //!   gives up keeps the order without that, and its key waits.
