@@ -183,10 +183,18 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_printed_with_the_url_of_the_backend() {
+    fn everybody_gets_a_program_but_who_needs_no_lock_and_it_has_the_url_of_the_backend() {
         for advice in every_advice() {
-            let (Some(program), Some(backend)) = (&advice.program, &advice.backend) else { continue };
-            assert!(program.contains(&format!("connect({:?})", backend.url)), "{program}");
+            let Some(program) = &advice.program else {
+                assert_eq!(advice.pattern, "no-lock");
+                continue;
+            };
+            assert!(advice.text().contains(program.trim_end()), "{}", advice.text());
+            let url = match &advice.backend {
+                Some(backend) => format!("connect({:?})", backend.url),
+                None => format!("{:?}", patterns::DATABASE),
+            };
+            assert!(program.contains(&url), "{url}: {program}");
             assert!(!program.contains(patterns::CONNECTS), "{program}");
         }
     }

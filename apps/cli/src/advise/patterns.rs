@@ -15,7 +15,7 @@ pub(super) struct Pattern {
     pub(super) has_backend: bool,
     /// A command line of this program, where `URL` stands for the backend's, and `STAKES` for the flag of a double run that costs more than work.
     pub(super) command: Option<&'static str>,
-    /// A file that is an example of its crate, and compiled as such; those of `advice` are run by a test as well.
+    /// A file that is an example of its crate, and compiled as such; those of `advice` and the outbox's are run by tests as well.
     pub(super) program: Option<&'static str>,
     pub(super) not_guaranteed: &'static [&'static str],
 }
@@ -75,7 +75,7 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         title: "write the message with the rows, deliver it afterwards",
         has_backend: false,
         command: Some("ringfence outbox relay URL --to stdout"),
-        program: None,
+        program: Some(include_str!("../../../../ringfence/examples/outbox.rs")),
         not_guaranteed: &[
             "A message is delivered at least once, not exactly once: the receiver drops an id that it has seen.",
             "Messages are in order for each key, not across keys.",
