@@ -129,6 +129,10 @@ impl Candidate {
             Ok(true) => self.remove().await,
             outcome => outcome,
         };
+        Self::fate(outcome)
+    }
+
+    fn fate(outcome: Result<bool>) -> Result<Fate> {
         match outcome {
             Ok(true) => Ok(Fate::Removed),
             Ok(false) => Ok(Fate::Stays),
@@ -146,7 +150,13 @@ impl Candidate {
 
     /// Removes it, if nobody works under the key and it is still past its retention.
     async fn remove(&self) -> Result<bool> {
-        let Some(guard) = self.lock().await? else { return Ok(false) };
+        match self.lock().await? {
+            Some(guard) => self.remove_under(guard).await,
+            None => Ok(false),
+        }
+    }
+
+    async fn remove_under(&self, guard: Guard) -> Result<bool> {
         let opened = self.record.open(guard.token()).await?;
         let is_over = self.is_over(opened.record)?;
         if is_over {
@@ -183,6 +193,7 @@ mod tests {
     use ringfence_core::PAGE_MAX;
 
     use super::*;
+    use crate::patterns::Swap;
 
     async fn memory() -> Locks {
         Locks::connect("memory:").await.unwrap()
@@ -203,15 +214,43 @@ mod tests {
     #[tokio::test]
     async fn all_of_them_are_gone_through_a_page_at_a_time() {
         let locks = memory().await;
-        for number in 0..=PAGE_MAX {
-            done(&locks, &number.to_string(), Duration::ZERO).await;
+        // What stays is gone through as well: who began anew each time would never come to the last one.
+        for number in 0..PAGE_MAX {
+            done(&locks, &format!("a/{number}"), Duration::from_hours(1)).await;
         }
+        done(&locks, "b", Duration::ZERO).await;
         let first = locks.prune_idempotency_keys(None).await.unwrap();
-        assert_eq!((first.looked_at, first.removed), (PAGE_MAX, PAGE_MAX));
+        assert_eq!((first.looked_at, first.removed), (PAGE_MAX, 0));
         let second = locks.prune_idempotency_keys(first.next.clone()).await.unwrap();
         let last = Pruned { looked_at: 1, removed: 1, unreadable: 0, next: None };
         assert_eq!(second, last, "after {:?}", first.next);
-        assert_eq!(locks.prune_idempotency_keys(None).await.unwrap(), Pruned::default());
+        let again = locks.prune_idempotency_keys(None).await.unwrap();
+        assert_eq!((again.looked_at, again.removed, again.next), (PAGE_MAX, 0, None));
+    }
+
+    /// By the numbers of their grants, the locks that were granted between two of ours.
+    async fn taken_while(locks: &Locks, key: &str, work: impl AsyncFnOnce()) -> u64 {
+        let lock = async || locks.lock(format!("idempotency/{key}")).try_acquire().await.unwrap();
+        let before = lock().await.expect("nobody works under the key");
+        let first = before.token().grant();
+        before.release().await.unwrap();
+        work().await;
+        let after = lock().await.expect("what was locked is free again at once");
+        after.token().grant() - first - 1
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_still_is_not_locked_and_what_is_over_is_free_afterwards() {
+        let locks = memory().await;
+        for (key, retention, expected) in [("kept", Duration::from_hours(1), 0), ("over", Duration::ZERO, 1)]
+        {
+            done(&locks, key, retention).await;
+            let removed = async || {
+                let pruned = locks.prune_idempotency_keys(None).await.unwrap();
+                assert_eq!(pruned.removed, expected, "{key}");
+            };
+            assert_eq!(taken_while(&locks, key, removed).await, u64::try_from(expected).unwrap(), "{key}");
+        }
     }
 
     #[tokio::test]
@@ -226,10 +265,26 @@ mod tests {
         records.open(&effect, guard.token()).await.unwrap();
         records.write(&effect, guard.token(), "not ours".into()).await.unwrap();
         guard.release().await.unwrap();
+        let elsewhere = locks.versioned("elsewhere").compare_and_set(None, "not ours").await.unwrap();
+        assert!(matches!(elsewhere, Swap::Swapped(_)));
         let pruned = locks.prune_idempotency_keys(None).await.unwrap();
         assert_eq!(pruned, Pruned { looked_at: 1, removed: 0, unreadable: 1, next: None });
         assert!(records.read(foreign.key()).await.unwrap().is_some());
         assert!(records.read(&effect).await.unwrap().is_some());
+    }
+
+    /// A pause between the lock and the fence that is longer than the lease.
+    #[tokio::test]
+    async fn what_was_done_anew_after_the_lock_was_lost_stays() {
+        let locks = memory().await;
+        let candidate = seen(&locks, "a").await;
+        let guard = candidate.lock().await.unwrap().expect("nobody works under the key");
+        locks.evict("idempotency/a", guard.token().nonce()).await.unwrap();
+        done(&locks, "a", Duration::from_hours(1)).await;
+        let outcome = candidate.remove_under(guard).await;
+        assert!(outcome.is_err(), "{outcome:?}");
+        assert_eq!(Candidate::fate(outcome).unwrap(), Fate::Stays);
+        assert!(candidate.record.read().await.unwrap().is_some());
     }
 
     /// The instant between the look and the lock.
