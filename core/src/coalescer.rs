@@ -89,13 +89,8 @@ impl<Request: Send + 'static, Answer: Send + 'static> Coalescer<Request, Answer>
                 Err(oneshot::Canceled) => return None,
             },
         };
-        let (told, answer) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
-        Ride { shared, round_trip: Some(flight.round_trip(Waiting { request, told })) }.await;
-        match answer.await {
-            Ok(Told::Answer(answer)) => Some(answer),
-            Ok(Told::TakeOff(..)) | Err(oneshot::Canceled) => None,
-        }
+        Ride { shared, round_trip: Some(flight.round_trip(request)) }.await
     }
 }
 
@@ -123,10 +118,10 @@ impl<Request, Answer> Shared<Request, Answer> {
 }
 
 impl<Request: Send + 'static, Answer: Send + 'static> Flight<Request, Answer> {
-    /// One round trip, with this request and those that wait.
-    fn round_trip(self, first: Waiting<Request, Answer>) -> BoxFuture<'static, ()> {
-        let mut requests = vec![first.request];
-        let mut along = vec![first.told];
+    /// One round trip, with this request and those that wait. Returns the answer to this one, and tells the others theirs.
+    fn round_trip(self, request: Request) -> BoxFuture<'static, Option<Answer>> {
+        let mut requests = vec![request];
+        let mut along = Vec::new();
         {
             let mut state = self.0.state();
             while requests.len() < self.0.batch_max
@@ -140,13 +135,15 @@ impl<Request: Send + 'static, Answer: Send + 'static> Flight<Request, Answer> {
         }
         let answers = (self.0.send)(requests);
         Box::pin(async move {
-            let answers = answers.await;
+            let mut answers = answers.await.into_iter();
             // The next ones go before anybody looks at these.
             drop(self);
+            let answer = answers.next();
             for (told, answer) in along.into_iter().zip(answers) {
                 // Whoever went away meanwhile needs no answer.
                 let _ = told.send(Told::Answer(answer));
             }
+            answer
         })
     }
 }
@@ -174,16 +171,16 @@ impl<Request, Answer> Drop for Flight<Request, Answer> {
 }
 
 /// A round trip that its caller polls, and somebody else when the caller goes away.
-struct Ride<Request, Answer> {
+struct Ride<Request, Answer: Send + 'static> {
     shared: Arc<Shared<Request, Answer>>,
-    round_trip: Option<BoxFuture<'static, ()>>,
+    round_trip: Option<BoxFuture<'static, Option<Answer>>>,
 }
 
-impl<Request, Answer> Future for Ride<Request, Answer> {
-    type Output = ();
+impl<Request, Answer: Send + 'static> Future for Ride<Request, Answer> {
+    type Output = Option<Answer>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(round_trip) = &mut self.round_trip else { return Poll::Ready(()) };
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
+        let Some(round_trip) = &mut self.round_trip else { return Poll::Ready(None) };
         let ended = round_trip.as_mut().poll(cx);
         if ended.is_ready() {
             self.round_trip = None;
@@ -192,13 +189,13 @@ impl<Request, Answer> Future for Ride<Request, Answer> {
     }
 }
 
-impl<Request, Answer> Drop for Ride<Request, Answer> {
+impl<Request, Answer: Send + 'static> Drop for Ride<Request, Answer> {
     fn drop(&mut self) {
         // One that panicked must not be polled again.
         if let Some(round_trip) = self.round_trip.take()
             && !std::thread::panicking()
         {
-            (self.shared.adopt)(round_trip);
+            (self.shared.adopt)(Box::pin(async move { drop(round_trip.await) }));
         }
     }
 }

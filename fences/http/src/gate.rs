@@ -420,6 +420,11 @@ fn ask_once(
     questions: Vec<Question>,
 ) -> BoxFuture<'static, Vec<Result<(), Error>>> {
     Box::pin(async move {
+        // Most of the time there is no other, and nobody has to be found.
+        if questions.iter().all(|question| *question == questions[0]) {
+            let (_, answer) = ask_one(store, name, questions[0]).await;
+            return vec![answer; questions.len()];
+        }
         let mut others = JoinSet::new();
         let mut different = Vec::new();
         for question in &questions[1..] {
