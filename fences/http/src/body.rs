@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -19,14 +19,15 @@ pin_project! {
         // The order of the fields is that of their drop: a connection goes before the pass that says that it is gone.
         #[pin]
         body: B,
-        cut: Pin<Box<dyn Future<Output = ()> + Send>>,
+        // Made only where there is something to wait for.
+        cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
         pass: Pass,
     }
 }
 
 impl<B> PassedBody<B> {
     pub(crate) fn new(body: B, pass: Pass) -> Self {
-        Self { body, cut: Box::pin(pass.cut()), pass }
+        Self { body, cut: None, pass }
     }
 }
 
@@ -42,10 +43,13 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let this = self.project();
-        if this.cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(Err(Cut.into())));
+        if !this.pass.is_cut() {
+            if let Poll::Ready(frame) = this.body.poll_frame(cx) {
+                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+            }
+            ready!(this.cut.get_or_insert_with(|| Box::pin(this.pass.cut())).as_mut().poll(cx));
         }
-        this.body.poll_frame(cx).map_err(Into::into)
+        Poll::Ready(Some(Err(Cut.into())))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -57,7 +57,8 @@ pub struct Gate {
     drain: Duration,
     key: Option<TokenKey>,
     alone: Option<Box<Alone>>,
-    resources: Mutex<HashMap<LockName, Known>>,
+    /// Those that somebody is near, and others that are remembered.
+    resources: Mutex<HashMap<LockName, Arc<Resource>>>,
 }
 
 impl Gate {
@@ -91,8 +92,8 @@ impl Gate {
 
     /// Cuts every request that has passed and is not answered yet.
     pub fn cut(&self) {
-        for known in self.resources().values() {
-            if let Some(passing) = &known.resource.state().passing {
+        for resource in self.resources().values() {
+            if let Some(passing) = &resource.state().passing {
                 passing.requests.cut.send_replace(true);
             }
         }
@@ -102,10 +103,16 @@ impl Gate {
     ///
     /// # Cancel safety
     /// The mark may have been raised; nothing else is left behind.
-    pub async fn admit(self: &Arc<Self>, headers: &HeaderMap) -> Result<Pass, Refusal> {
-        let header = TokenHeader::of(headers)
-            .map_err(|error| Refusal::malformed(&error))?
-            .ok_or_else(Refusal::missing)?;
+    pub async fn admit(&self, headers: &HeaderMap) -> Result<Pass, Refusal> {
+        self.admit_holder(&Self::header(headers)?).await
+    }
+
+    pub(crate) fn header(headers: &HeaderMap) -> Result<TokenHeader, Refusal> {
+        let header = TokenHeader::of(headers).map_err(|error| Refusal::malformed(&error))?;
+        header.ok_or_else(Refusal::missing)
+    }
+
+    pub(crate) async fn admit_holder(&self, header: &TokenHeader) -> Result<Pass, Refusal> {
         let (name, shown) = (header.name(), header.token());
         let about = |refusal: Refusal| refusal.about(name, shown.token());
         let token = match &self.key {
@@ -115,13 +122,12 @@ impl Gate {
         self.admit_token(name, token).await.map_err(about)
     }
 
-    async fn admit_token(self: &Arc<Self>, name: &LockName, token: FencingToken) -> Result<Pass, Refusal> {
-        let visit = Arc::new(self.enter(name));
-        let resource = &visit.resource;
+    async fn admit_token(&self, name: &LockName, token: FencingToken) -> Result<Pass, Refusal> {
+        let resource = self.enter(name);
         let lease = self.lease()?;
         loop {
             // Again after each wait: a newer token may have passed at another gate meanwhile.
-            let asked = self.ask(resource, name, token, lease).await;
+            let asked = self.ask(&resource, name, token, lease).await;
             let epoch = asked.map_err(|error| Refusal::by_store(&error))?;
             if self.lease()? != lease {
                 return Err(Refusal::standing_by());
@@ -129,7 +135,13 @@ impl Gate {
             let raised = resource.raised.notified();
             let older = match resource.pass(token, lease, epoch)? {
                 Turn::Now(cut, under_way) => {
-                    return Ok(Pass { token, cut, _under_way: under_way, _visit: Arc::clone(&visit) });
+                    let resource = Arc::clone(&resource);
+                    return Ok(Pass(Arc::new(Passed {
+                        token,
+                        cut,
+                        _under_way: under_way,
+                        _resource: resource,
+                    })));
                 }
                 Turn::After(older) => older,
                 Turn::InAnotherEpoch => continue,
@@ -198,22 +210,22 @@ impl Gate {
         alone().map(Some).ok_or_else(Refusal::standing_by)
     }
 
-    fn enter(self: &Arc<Self>, name: &LockName) -> Visit {
+    /// The resource's memory, which stays while a request is anywhere near it: for as long as somebody has this.
+    fn enter(&self, name: &LockName) -> Arc<Resource> {
         let mut resources = self.resources();
-        if resources.len() >= REMEMBERED_MAX && !resources.contains_key(name) {
-            resources.retain(|_, known| known.visits > 0);
+        if let Some(known) = resources.get(name) {
+            return Arc::clone(known);
         }
-        // Most are known, and need no name of their own.
-        if !resources.contains_key(name) {
-            let resource = Arc::new(Resource::new(Arc::clone(&self.store), name.clone()));
-            resources.insert(name.clone(), Known { resource, visits: 0 });
+        if resources.len() >= REMEMBERED_MAX {
+            // Nobody comes near meanwhile, because that takes the same lock.
+            resources.retain(|_, known| Arc::strong_count(known) > 1);
         }
-        let known = resources.get_mut(name).expect("it was just put there");
-        known.visits += 1;
-        Visit { gate: Arc::clone(self), name: name.clone(), resource: Arc::clone(&known.resource) }
+        let new = Arc::new(Resource::new(Arc::clone(&self.store), name.clone()));
+        resources.insert(name.clone(), Arc::clone(&new));
+        new
     }
 
-    fn resources(&self) -> MutexGuard<'_, HashMap<LockName, Known>> {
+    fn resources(&self) -> MutexGuard<'_, HashMap<LockName, Arc<Resource>>> {
         self.resources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -227,19 +239,22 @@ impl fmt::Debug for Gate {
 
 /// A request that has passed, for as long as somebody has this: its body, its answer and the answer's body each have one.
 #[derive(Clone, Debug)]
-pub struct Pass {
+pub struct Pass(Arc<Passed>);
+
+#[derive(Debug)]
+struct Passed {
     token: FencingToken,
     cut: watch::Receiver<bool>,
     /// As long as one of these is there, a newer token waits.
     _under_way: watch::Receiver<()>,
     /// After that: whoever waits for the last request of a token finds its resource still there.
-    _visit: Arc<Visit>,
+    _resource: Arc<Resource>,
 }
 
 impl Pass {
     /// The token that it passed with.
     pub fn token(&self) -> FencingToken {
-        self.token
+        self.0.token
     }
 
     /// Resolves when the request is to be cut: a newer token has waited long enough, or the gate is no longer alone. The future
@@ -248,41 +263,17 @@ impl Pass {
     /// # Cancel safety
     /// Cancel safe: a cut stays one.
     pub fn cut(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut cut = self.cut.clone();
+        let mut cut = self.0.cut.clone();
         async move {
             // The sender goes only after it has said so, or after every pass is gone.
             let _ = cut.wait_for(|cut| *cut).await;
         }
     }
-}
 
-/// Keeps a resource's memory while a request is anywhere near it.
-struct Visit {
-    gate: Arc<Gate>,
-    name: LockName,
-    resource: Arc<Resource>,
-}
-
-impl fmt::Debug for Visit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Visit").field(&self.name).finish()
+    /// Whether that is so already.
+    pub(crate) fn is_cut(&self) -> bool {
+        *self.0.cut.borrow()
     }
-}
-
-impl Drop for Visit {
-    fn drop(&mut self) {
-        let mut resources = self.gate.resources();
-        if let Some(known) = resources.get_mut(&self.name) {
-            known.visits -= 1;
-        }
-    }
-}
-
-/// A resource that somebody is near, or that is remembered.
-#[derive(Debug)]
-struct Known {
-    resource: Arc<Resource>,
-    visits: usize,
 }
 
 /// What this gate knows of one resource.
@@ -474,7 +465,8 @@ mod tests {
         let locks = Locks::connect("memory:").await.unwrap();
         let guard = locks.lock("a").acquire().await.unwrap();
         let gate = Arc::new(Gate::new(Arc::new(locks.clone())));
-        let visits = || gate.resources().values().map(|known| known.visits).collect::<Vec<_>>();
+        let visits =
+            || gate.resources().values().map(|known| Arc::strong_count(known) - 1).collect::<Vec<_>>();
         let first = gate.admit_token(guard.name(), guard.token()).await.unwrap();
         let second = gate.admit_token(guard.name(), guard.token()).await.unwrap();
         drop(first.clone());
@@ -520,7 +512,7 @@ mod tests {
         let guard = locks.lock("a").acquire().await.unwrap();
         let token = guard.token();
         let gate = Arc::new(Gate::new(Arc::new(locks)).alone(move || Some(token)));
-        let near = gate.enter(guard.name());
+        let _near = gate.enter(guard.name());
         for number in 1..REMEMBERED_MAX {
             gate.enter(&number.to_string().parse().unwrap());
         }
@@ -528,6 +520,6 @@ mod tests {
         gate.enter(&"one more".parse().unwrap());
         let left: Vec<LockName> = gate.resources().keys().cloned().collect();
         assert_eq!(left.len(), 2, "who is near stays, and the new one comes: {left:?}");
-        assert!(left.contains(&near.name));
+        assert!(left.contains(guard.name()));
     }
 }

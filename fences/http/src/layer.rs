@@ -13,12 +13,11 @@ use tower_service::Service;
 
 use crate::body::{FencedBody, PassedBody};
 use crate::gate::Gate;
-use crate::header::TokenHeader;
 use crate::refusal::Refusal;
 
 /// Puts a [`Gate`] before a service: a route of axum, or any other over `http` 1. Clones share the gate.
 ///
-/// A handler finds the [`TokenHeader`] of a request that has passed among its extensions. It should compare the name with
+/// A handler finds the [`TokenHeader`](crate::TokenHeader) of a request that has passed among its extensions. It should compare the name with
 /// what it is about to change: the gate knows only which lock the client speaks of.
 ///
 /// A request is under way until its body and the body of its answer are done with. One that is cut is dropped; if its answer has
@@ -70,16 +69,19 @@ where
         let (gate, mut inner) = (Arc::clone(&self.gate), self.inner.clone());
         Box::pin(async move {
             let refused = |refusal: Refusal| Ok(refusal.into_response().map(FencedBody::refused));
-            let pass = match gate.admit(request.headers()).await {
-                Ok(pass) => pass,
+            let header = Gate::header(request.headers());
+            let admitted = async {
+                let header = header?;
+                Ok::<_, Refusal>((gate.admit_holder(&header).await?, header))
+            };
+            let (pass, header) = match admitted.await {
+                Ok(admitted) => admitted,
                 Err(refusal) => {
                     tracing::debug!(error = refusal.error(), "a request was refused");
                     return refused(refusal);
                 }
             };
-            if let Ok(Some(header)) = TokenHeader::of(request.headers()) {
-                request.extensions_mut().insert(header);
-            }
+            request.extensions_mut().insert(header);
             let request = request.map(|body| PassedBody::new(body, pass.clone()));
             let answer = async {
                 poll_fn(|cx| inner.poll_ready(cx)).await?;
