@@ -31,8 +31,9 @@ const EPOCH_KNOWN_FOR: Duration = Duration::from_secs(1);
 /// The most resources that are remembered when nobody is near. Beyond it the store is asked again.
 const REMEMBERED_MAX: usize = 65_536;
 
-/// How many questions about one resource may be under way, and how many requests may share one.
-const QUESTIONS_MAX: usize = 4;
+/// How many questions about one resource may be under way, and how many requests may share one. With one question a request could
+/// wait for all of another before its own; with more than two they are shared by fewer, and asking is what costs the most.
+const QUESTIONS_MAX: usize = 2;
 const SHARED_MAX: usize = 256;
 
 /// Says whether a gate is alone before its resource, and by which lease: see [`Gate::alone`].
