@@ -1,6 +1,7 @@
 //! `gate`: a fence before an HTTP server, as a process of its own.
 
 mod alone;
+mod connections;
 mod proxy;
 
 use std::future::pending;
@@ -196,9 +197,11 @@ impl Worker {
         let start = |number| {
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let tasks = runtime.handle().clone();
-            let work = move || runtime.block_on(pending::<()>());
+            let upstream = Arc::new(Upstream::new(upstream.clone(), silence));
+            let swept = Arc::clone(&upstream);
+            let work = move || runtime.block_on(swept.sweep());
             thread::Builder::new().name(format!("gate-{number}")).spawn(work)?;
-            Ok(Self { tasks, upstream: Arc::new(Upstream::new(upstream.clone(), silence)) })
+            Ok(Self { tasks, upstream })
         };
         (0..processors).map(start).collect()
     }

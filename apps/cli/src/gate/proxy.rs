@@ -10,32 +10,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ringfence_http::{PassedBody, TOKEN_HEADER};
 use serde_json::json;
 use tokio::time::{Sleep, sleep};
 use tower_service::Service;
 
-use crate::gate::HEAD_BYTES_MAX;
-
-/// How long a connection to the upstream may take.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
-/// The most idle connections to the upstream that are kept.
-const IDLE_MAX: usize = 256;
-
-/// How long they are kept: most servers close them after more than this.
-const IDLE_FOR: Duration = Duration::from_secs(15);
+use crate::gate::connections::{Connections, Failed, Lent};
 
 /// What concerns one connection only, beside what its header `Connection` names.
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -60,24 +48,28 @@ type Answer = Either<Attended<Incoming>, Full<Bytes>>;
 /// The server behind the gate, and the connections to it.
 pub(crate) struct Upstream {
     authority: Authority,
+    /// Its name, as the header `Host` says it.
+    host: HeaderValue,
     /// How long nothing may move.
     silence: Duration,
-    client: Client<HttpConnector, Outgoing>,
+    connections: Arc<Connections<Outgoing>>,
 }
 
 impl Upstream {
     pub(crate) fn new(authority: Authority, silence: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_WITHIN));
-        // A request is sent again only where the pool's connection turned out to be closed before a byte of it was written.
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_FOR)
-            .pool_max_idle_per_host(IDLE_MAX)
-            .http1_max_buf_size(HEAD_BYTES_MAX)
-            .build(connector);
-        Self { authority, silence, client }
+        // The port that goes without saying is not said.
+        let host = match authority.port_u16() {
+            None | Some(80) => authority.host(),
+            Some(_) => authority.as_str(),
+        };
+        let host = host.parse().expect("a host is a header's value");
+        let connections = Arc::new(Connections::new(&authority));
+        Self { authority, host, silence, connections }
+    }
+
+    /// Closes connections that have been idle for long, for ever.
+    pub(crate) async fn sweep(&self) {
+        self.connections.sweep().await;
     }
 
     async fn forward(&self, request: Request<PassedBody<Incoming>>, client: HeaderValue) -> Response<Answer> {
@@ -87,7 +79,7 @@ impl Upstream {
         }
         let moves = Arc::new(AtomicBool::new(false));
         let outgoing = self.outgoing(request, client, &moves);
-        let mut answer = std::pin::pin!(self.client.request(outgoing));
+        let mut answer = std::pin::pin!(self.connections.send(outgoing));
         let answered = loop {
             tokio::select! {
                 biased;
@@ -101,19 +93,20 @@ impl Upstream {
             }
         };
         match answered {
-            Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Ok((answer, _)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 tracing::warn!(upstream = %self.authority, "the upstream changes the protocol, and nobody has asked it to");
                 let why = "the upstream speaks another protocol now, which nobody has asked for: the request may have taken effect";
                 own_answer(StatusCode::BAD_GATEWAY, "upstream_broke_off", why)
             }
-            Ok(answer) => {
+            Ok((answer, connection)) => {
                 let (mut parts, body) = answer.into_parts();
                 strip(&mut parts.headers);
                 parts.version = Version::HTTP_11;
-                let body = Attended { body, silence: self.silence, moves, alarm: None };
+                let (silence, alarm) = (self.silence, None);
+                let body = Attended { body, silence, moves, alarm, _connection: connection };
                 Response::from_parts(parts, Either::Left(body))
             }
-            Err(error) if error.is_connect() => {
+            Err(Failed::Unreachable(error)) => {
                 tracing::warn!(%error, upstream = %self.authority, "the upstream cannot be reached");
                 own_answer(
                     StatusCode::BAD_GATEWAY,
@@ -121,7 +114,7 @@ impl Upstream {
                     "the upstream cannot be reached: nothing was sent",
                 )
             }
-            Err(error) => {
+            Err(Failed::BrokeOff(error)) => {
                 tracing::warn!(%error, upstream = %self.authority, "the upstream broke off");
                 let why = "the connection to the upstream broke: the request may have taken effect";
                 own_answer(StatusCode::BAD_GATEWAY, "upstream_broke_off", why)
@@ -138,15 +131,11 @@ impl Upstream {
     ) -> Request<Outgoing> {
         let (mut parts, body) = request.into_parts();
         strip(&mut parts.headers);
-        let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(self.authority.clone());
-        uri.path_and_query =
-            Some(parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
-        parts.uri = Uri::from_parts(uri).expect("a scheme, a host and a path make a URL");
+        // Whichever host a client names there.
+        let path = parts.uri.into_parts().path_and_query;
+        parts.uri = path.unwrap_or_else(|| PathAndQuery::from_static("/")).into();
         parts.version = Version::HTTP_11;
-        // The client of hyper writes the upstream's own.
-        if let Some(host) = parts.headers.remove(header::HOST) {
+        if let Some(host) = parts.headers.insert(header::HOST, self.host.clone()) {
             parts.headers.entry(FORWARDED_HOST).or_insert(host);
         }
         parts.headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
@@ -177,7 +166,9 @@ fn strip(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse().ok())
         .filter(|name| name != TOKEN_HEADER)
         .collect();
-    for name in HOP_BY_HOP.iter().chain(&named) {
+    let is_of_the_hop = |name: &&HeaderName| HOP_BY_HOP.contains(name) || named.contains(name);
+    let of_the_hop: Vec<HeaderName> = headers.keys().filter(is_of_the_hop).cloned().collect();
+    for name in of_the_hop {
         headers.remove(name);
     }
 }
@@ -252,6 +243,8 @@ impl<B: Body + Unpin> Body for Moving<B> {
 /// A body that fails when nothing moves for too long, neither here nor in the body of the request.
 pub(crate) struct Attended<B> {
     body: B,
+    /// It is kept for the next request once the body is read.
+    _connection: Lent<Outgoing>,
     silence: Duration,
     moves: Arc<AtomicBool>,
     /// Made only where there is something to wait for.
