@@ -3,13 +3,13 @@
 mod alone;
 mod connections;
 mod proxy;
+mod worker;
 
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::panic;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use clap::Args;
@@ -24,7 +24,7 @@ use ringfence::{Error, ErrorKind, LockName, Locks, Result, parse_duration};
 use ringfence_http::{FenceLayer, Gate};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{self, Handle};
+use tokio::runtime;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tower_layer::Layer;
@@ -37,7 +37,8 @@ use crate::print::{self, Messages};
 use crate::signals::Signals;
 
 use alone::Lookout;
-use proxy::{Proxy, Upstream};
+use proxy::Proxy;
+use worker::{Marks, Worker};
 
 /// Put a fence before an HTTP server: no request without a token, none with an old one
 ///
@@ -114,7 +115,7 @@ impl Event<'_> {
 pub(crate) async fn run(args: GateArgs, global: &Global) -> Result<u8, Failure> {
     let signals = Signals::take(&SIGNALS)?;
     let (url, json, messages) = (global.url()?, global.json, global.messages());
-    // The program's own thread waits for signals; here connections are accepted, the store is spoken to, and leases are renewed.
+    // The program's own thread waits for signals; here connections are accepted, and the lease of a gate that is alone is renewed.
     let gate =
         runtime::Builder::new_multi_thread().worker_threads(1).thread_name("gate").enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
@@ -141,7 +142,8 @@ async fn serve(
     stopped: oneshot::Receiver<()>,
 ) -> Result<u8, Failure> {
     let locks = Locks::connect(&url).await?;
-    let mut gate = Gate::new(Arc::new(locks.clone())).drain(args.drain);
+    let workers = Worker::start_all(&url, &args.upstream, args.timeout).await?;
+    let mut gate = Gate::new(Arc::new(Marks::of(&workers))).drain(args.drain);
     if let Some(key) = locks.token_key() {
         gate = gate.key(key.clone());
     }
@@ -164,7 +166,6 @@ async fn serve(
         }
     };
     let fence = FenceLayer::new(Arc::clone(&gate));
-    let workers = Worker::for_each_processor(&args.upstream, args.timeout)?;
     let failed = tokio::select! {
         never = accept(&listener, &fence, &workers, args.timeout, &clients) => match never {},
         failed = stays_alone => Some(failed),
@@ -182,29 +183,6 @@ async fn serve(
         messages.note("the store does not answer: what was held there ends at its TTL");
     }
     failed.map_or(Ok(exit_codes::OK), |failed| Err(failed.into()))
-}
-
-/// A thread that serves clients, and has connections of its own to the upstream: what a request needs is done on one processor,
-/// where tasks that wake each other wake no other thread. It ends with the program.
-struct Worker {
-    tasks: Handle,
-    upstream: Arc<Upstream>,
-}
-
-impl Worker {
-    fn for_each_processor(upstream: &Authority, silence: Duration) -> io::Result<Vec<Self>> {
-        let processors = thread::available_parallelism()?.get();
-        let start = |number| {
-            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            let tasks = runtime.handle().clone();
-            let upstream = Arc::new(Upstream::new(upstream.clone(), silence));
-            let swept = Arc::clone(&upstream);
-            let work = move || runtime.block_on(swept.sweep());
-            thread::Builder::new().name(format!("gate-{number}")).spawn(work)?;
-            Ok(Self { tasks, upstream })
-        };
-        (0..processors).map(start).collect()
-    }
 }
 
 /// Deals the clients to the workers in turn; each is served in a task of its own.
