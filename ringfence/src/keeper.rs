@@ -230,8 +230,8 @@ fn look(hall: &Arc<Hall>) -> Option<Duration> {
     work.next.map(|next| hall.clock.nap(next).unwrap_or_default())
 }
 
-/// A batch of leases on its way to the backend. Whatever is still in it when it is dropped, because the backend failed,
-/// hung or panicked, is tried again soon.
+/// A batch of leases on its way to the backend. Whatever is still in it when it is dropped, because the backend failed or
+/// panicked, is tried again soon, and so is a batch that takes long.
 struct Flight {
     hall: Arc<Hall>,
     leases: Vec<Arc<Lease>>,
@@ -244,23 +244,43 @@ impl Flight {
         // Read before anything is sent: whatever the network does, the backend counts from no earlier.
         let sent = hall.clock.now();
         let patience = self.leases.iter().map(|lease| patience(lease, sent)).min().unwrap_or_default();
-        let answers = match tokio::time::timeout(patience, hall.backend.renew(&keys)).await {
-            Ok(Ok(answers)) if answers.len() == keys.len() => answers,
-            Ok(Ok(answers)) => {
+        let mut renewal = hall.backend.renew(&keys);
+        let mut late = Vec::new();
+        let answered = match tokio::time::timeout(patience, &mut renewal).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                tracing::warn!(leases = keys.len(), backend = %hall.backend, "a renewal has no answer, trying again");
+                late = self.try_again();
+                // Its answer counts all the same while the leases can be proven, or a network on which one takes longer than our
+                // patience would lose them all.
+                let now = hall.clock.now();
+                let left = late.iter().map(|lease| lease.state.remaining(now)).max().unwrap_or_default();
+                let Ok(answered) = tokio::time::timeout(left, renewal).await else { return };
+                answered
+            }
+        };
+        let answers = match answered {
+            Ok(answers) if answers.len() == keys.len() => answers,
+            Ok(answers) => {
                 let (got, expected) = (answers.len(), keys.len());
                 tracing::error!(got, expected, backend = %hall.backend, "a renewal has too few answers or too many");
                 return;
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::warn!(%error, leases = keys.len(), backend = %hall.backend, "a renewal failed, trying again");
-                return;
-            }
-            Err(_) => {
-                tracing::warn!(leases = keys.len(), backend = %hall.backend, "a renewal has no answer, trying again");
                 return;
             }
         };
         let now = hall.clock.now();
+        for (lease, answer) in late.iter().zip(&answers) {
+            let deadline = sent.saturating_add(lease.ttl().as_duration());
+            match answer {
+                // When to look again is planned already.
+                Renewal::Renewed if lease.state.extend(now, deadline) => lease.confirm(),
+                Renewal::Unknown => {}
+                _ => hall.lost(lease.key.nonce),
+            }
+        }
         let mut renewed = Vec::with_capacity(keys.len());
         for (lease, answer) in std::mem::take(&mut self.leases).into_iter().zip(answers) {
             // An answer that comes after the deadline is too late: somebody may have seen the lease as lost.
@@ -277,13 +297,20 @@ impl Flight {
         }
         hall.keeper.plan(&renewed, Some(sent), now);
     }
+
+    /// Plans the next try of those in it, and takes them out.
+    fn try_again(&mut self) -> Vec<Arc<Lease>> {
+        let leases = std::mem::take(&mut self.leases);
+        if !leases.is_empty() {
+            self.hall.keeper.plan(&leases, None, self.hall.clock.now());
+        }
+        leases
+    }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if !self.leases.is_empty() {
-            self.hall.keeper.plan(&self.leases, None, self.hall.clock.now());
-        }
+        self.try_again();
     }
 }
 

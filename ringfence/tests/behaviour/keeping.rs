@@ -78,6 +78,25 @@ async fn a_renewal_without_an_answer_is_tried_again() {
     assert!(guard.is_held());
 }
 
+/// A network on which an answer takes longer than the keeper waits for it loses nothing.
+#[tokio::test]
+async fn an_answer_that_comes_when_a_renewal_was_tried_again_counts() {
+    let (locks, stage) = staged();
+    let ttl = millis(600);
+    let gate = Gate::new();
+    stage.next(Call::Renew, [Fate::ReplyHeldBack(gate.clone())]);
+    stage.always(Call::Renew, Fate::Unreachable);
+    let start = SystemClock::new().now();
+    let guard = locks.lock("a").ttl(ttl).acquire().await.unwrap();
+    gate.somebody_is_there().await;
+    let sent = SystemClock::new().now();
+    eventually(async || stage.calls(Call::Renew) >= 2).await;
+    gate.open();
+    soon(guard.lost()).await;
+    assert!(elapsed_since(start) > ttl + ttl / 10, "it lived for {:?}", elapsed_since(start));
+    assert!(elapsed_since(sent) >= ttl - ttl / 10, "until a TTL after that one was sent");
+}
+
 #[tokio::test]
 async fn an_answer_that_comes_after_the_deadline_is_too_late() {
     let clock = Arc::new(JumpingClock::default());
