@@ -125,7 +125,7 @@ impl System {
             let case = self.case(servers, &format!("contended, {waiters} waiters, through a meter"));
             // A thousand have to come first, and to have their turn a few times.
             let (settle, length) =
-                if waiters > 100 { (2 * length, 2 * length) } else { (length / 4, length) };
+                if waiters > 100 { (12 * length, 8 * length) } else { (length / 4, length) };
             #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
             let contend = |subject: &Subject| {
                 // A new one, because what so many clients leave behind ends in the middle of the next run.
