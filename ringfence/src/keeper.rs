@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ringfence_core::{BootInstant, LeaseKey, Nonce, Renewal};
+use ringfence_core::{BootInstant, BoxFuture, LeaseKey, Nonce, Renewal, Result};
 use tokio::sync::Notify;
 
 use crate::hall::Hall;
@@ -245,19 +245,10 @@ impl Flight {
         let sent = hall.clock.now();
         let patience = self.leases.iter().map(|lease| patience(lease, sent)).min().unwrap_or_default();
         let mut renewal = hall.backend.renew(&keys);
-        let mut late = Vec::new();
-        let answered = match tokio::time::timeout(patience, &mut renewal).await {
-            Ok(answered) => answered,
-            Err(_) => {
-                tracing::warn!(leases = keys.len(), backend = %hall.backend, "a renewal has no answer, trying again");
-                late = self.try_again();
-                // Its answer counts all the same while the leases can be proven, or a network on which one takes longer than our
-                // patience would lose them all.
-                let now = hall.clock.now();
-                let left = late.iter().map(|lease| lease.state.remaining(now)).max().unwrap_or_default();
-                let Ok(answered) = tokio::time::timeout(left, renewal).await else { return };
-                answered
-            }
+        let Ok(answered) = tokio::time::timeout(patience, &mut renewal).await else {
+            tracing::warn!(leases = keys.len(), backend = %hall.backend, "a renewal has no answer, trying again");
+            let leases = self.try_again();
+            return hear_late(&hall, &leases, sent, renewal).await;
         };
         let answers = match answered {
             Ok(answers) if answers.len() == keys.len() => answers,
@@ -272,15 +263,6 @@ impl Flight {
             }
         };
         let now = hall.clock.now();
-        for (lease, answer) in late.iter().zip(&answers) {
-            let deadline = sent.saturating_add(lease.ttl().as_duration());
-            match answer {
-                // When to look again is planned already.
-                Renewal::Renewed if lease.state.extend(now, deadline) => lease.confirm(),
-                Renewal::Unknown => {}
-                _ => hall.lost(lease.key.nonce),
-            }
-        }
         let mut renewed = Vec::with_capacity(keys.len());
         for (lease, answer) in std::mem::take(&mut self.leases).into_iter().zip(answers) {
             // An answer that comes after the deadline is too late: somebody may have seen the lease as lost.
@@ -311,6 +293,29 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.try_again();
+    }
+}
+
+/// Waits for an answer for as long as any of the leases can be proven, although they are tried again meanwhile: on a network on which
+/// an answer takes longer than our patience, all of them would be lost.
+async fn hear_late(
+    hall: &Arc<Hall>,
+    leases: &[Arc<Lease>],
+    sent: BootInstant,
+    renewal: BoxFuture<'_, Result<Vec<Renewal>>>,
+) {
+    let now = hall.clock.now();
+    let left = leases.iter().map(|lease| lease.state.remaining(now)).max().unwrap_or_default();
+    // Whatever else becomes of it, the next try says.
+    let Ok(Ok(answers)) = tokio::time::timeout(left, renewal).await else { return };
+    let now = hall.clock.now();
+    for (lease, answer) in leases.iter().zip(answers) {
+        let deadline = sent.saturating_add(lease.ttl().as_duration());
+        match answer {
+            Renewal::Renewed if lease.state.extend(now, deadline) => lease.confirm(),
+            Renewal::Unknown => {}
+            _ => hall.lost(lease.key.nonce),
+        }
     }
 }
 
