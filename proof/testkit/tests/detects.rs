@@ -32,6 +32,7 @@ enum Flaw {
     DoesNotWait,
     WaitsTooShort,
     LeavesAPlaceBehind,
+    CountsItself,
     IgnoresAbandonment,
     TokensStandStill,
     LastComeFirstServed,
@@ -172,6 +173,9 @@ impl Flawed {
                 let inner = Arc::clone(&self.inner);
                 tokio::spawn(async move { inner.acquire(request).await });
                 Ok(Attempt::Busy(contention))
+            }
+            (Flaw::CountsItself, Attempt::Busy(contention)) if waits => {
+                Ok(Attempt::Busy(Contention::new(contention.holders, contention.waiters + 1)))
             }
             (flaw, Attempt::Granted(mut lease)) => {
                 (lease.key.name, lease.key.ttl, lease.lasts) = (name, ttl, ttl.as_duration());
@@ -494,6 +498,7 @@ detects! {
     waits: waits_for_release finds DoesNotWait saying "a line of 1";
     wait_too_short: wait_ends_at_its_deadline finds WaitsTooShort saying "ends at its deadline, not before";
     wait_leftover: wait_ends_at_its_deadline finds LeavesAPlaceBehind saying "a line of 0";
+    wait_miscounted: wait_ends_at_its_deadline finds CountsItself saying "nobody waits but the one that gave up";
     abandoned_unheard: abandoned_request_leaves_nothing finds IgnoresAbandonment saying "the withdrawal of";
     abandoned_leftover: abandoned_request_leaves_nothing finds LeavesAPlaceBehind saying "a line of 0";
     sequences: sequences_rise finds TokensStandStill saying "sequences rise";

@@ -203,6 +203,10 @@ BEGIN
             number := l.number;
         END IF;
         SELECT o.waiters, o.holders INTO waiters, others FROM @schema@.others(l) o;
+        IF verdict = 'w' THEN
+            -- It is told of the others.
+            waiters := waiters - 1;
+        END IF;
     END IF;
     -- Every grant has a higher number.
     lasts := lasts OR l.number <> last;
