@@ -248,7 +248,7 @@ impl Flight {
         let Ok(answered) = tokio::time::timeout(patience, &mut renewal).await else {
             tracing::warn!(leases = keys.len(), backend = %hall.backend, "a renewal has no answer, trying again");
             let leases = self.try_again();
-            return hear_late(&hall, &leases, sent, renewal).await;
+            return hear_late(&hall, leases, sent, renewal).await;
         };
         let answers = match answered {
             Ok(answers) if answers.len() == keys.len() => answers,
@@ -263,20 +263,9 @@ impl Flight {
             }
         };
         let now = hall.clock.now();
-        let mut renewed = Vec::with_capacity(keys.len());
-        for (lease, answer) in std::mem::take(&mut self.leases).into_iter().zip(answers) {
-            // An answer that comes after the deadline is too late: somebody may have seen the lease as lost.
-            let deadline = sent.saturating_add(lease.ttl().as_duration());
-            if answer == Renewal::Unknown {
-                // It stays in the batch, and is tried again with it.
-                self.leases.push(lease);
-            } else if answer == Renewal::Renewed && lease.state.extend(now, deadline) {
-                lease.confirm();
-                renewed.push(lease);
-            } else {
-                hall.lost(lease.key.nonce);
-            }
-        }
+        let renewed;
+        // What is unknown stays in the batch, and is tried again with it.
+        (renewed, self.leases) = settle(&hall, std::mem::take(&mut self.leases), answers, sent, now);
         hall.keeper.plan(&renewed, Some(sent), now);
     }
 
@@ -300,23 +289,40 @@ impl Drop for Flight {
 /// an answer takes longer than our patience, all of them would be lost.
 async fn hear_late(
     hall: &Arc<Hall>,
-    leases: &[Arc<Lease>],
+    leases: Vec<Arc<Lease>>,
     sent: BootInstant,
     renewal: BoxFuture<'_, Result<Vec<Renewal>>>,
 ) {
     let now = hall.clock.now();
     let left = leases.iter().map(|lease| lease.state.remaining(now)).max().unwrap_or_default();
     // Whatever else becomes of it, the next try says.
-    let Ok(Ok(answers)) = tokio::time::timeout(left, renewal).await else { return };
-    let now = hall.clock.now();
-    for (lease, answer) in leases.iter().zip(answers) {
+    if let Ok(Ok(answers)) = tokio::time::timeout(left, renewal).await {
+        settle(hall, leases, answers, sent, hall.clock.now());
+    }
+}
+
+/// Notes what a renewal that was sent at this instant made of leases. Returns those that were renewed, and those of which nothing is known.
+fn settle(
+    hall: &Arc<Hall>,
+    leases: Vec<Arc<Lease>>,
+    answers: Vec<Renewal>,
+    sent: BootInstant,
+    now: BootInstant,
+) -> (Vec<Arc<Lease>>, Vec<Arc<Lease>>) {
+    let (mut renewed, mut unknown) = (Vec::with_capacity(leases.len()), Vec::new());
+    for (lease, answer) in leases.into_iter().zip(answers) {
+        // An answer that comes after the deadline is too late: somebody may have seen the lease as lost.
         let deadline = sent.saturating_add(lease.ttl().as_duration());
-        match answer {
-            Renewal::Renewed if lease.state.extend(now, deadline) => lease.confirm(),
-            Renewal::Unknown => {}
-            _ => hall.lost(lease.key.nonce),
+        if answer == Renewal::Unknown {
+            unknown.push(lease);
+        } else if answer == Renewal::Renewed && lease.state.extend(now, deadline) {
+            lease.confirm();
+            renewed.push(lease);
+        } else {
+            hall.lost(lease.key.nonce);
         }
     }
+    (renewed, unknown)
 }
 
 /// A third of the TTL after the last renewal, less a little, so that leases taken together do not stay together.
