@@ -50,12 +50,8 @@ impl Slots {
     pub(crate) fn take(&self, name: &LockName) -> Arc<Slot> {
         let mut state = self.state();
         let used = state.used.entry(name.clone()).or_default();
-        // They are in order, so that the first gap is where one is not at its own place.
-        let number = used
-            .iter()
-            .zip(0..)
-            .find(|(used, place)| *used != place)
-            .map_or(used.len() as u64, |(_, place)| place);
+        let mut numbers = 0..=used.len() as u64;
+        let number = numbers.find(|number| !used.contains(number)).expect("one more than are used");
         used.insert(number);
         let era = state.era;
         Arc::new(Slot {
@@ -116,8 +112,11 @@ impl fmt::Display for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if *self.leaving() == Leaving::Gone {
+            return;
+        }
         let mut state = self.slots.state();
-        if *self.leaving() != Leaving::Gone && state.era == self.era {
+        if state.era == self.era {
             state.era += 1;
             state.used.clear();
         }
