@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringfence::ErrorKind;
-use ringfence::patterns::outbox::{Message, RedisStreams, Sink, Webhook};
+use ringfence::patterns::outbox::{Delivery, Message, RedisStreams, Sink, Webhook};
 use ringfence_servers::{Hook, RedisOptions, RedisServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -51,8 +51,8 @@ async fn a_webhook_is_told_what_a_message_is() {
     assert_eq!((header(1, "ringfence-outbox-topic"), header(1, "ringfence-outbox-key")), (Some("t"), None));
 }
 
-#[tokio::test]
-async fn an_answer_says_whether_it_is_the_messages_fault() {
+/// A message as a relay gives it to a sink.
+async fn a_delivery() -> Delivery {
     let memory = Memory::new();
     let stage = Stage::sqlite().await;
     stage.put(&[message("k", 1)]).await;
@@ -60,6 +60,12 @@ async fn an_answer_says_whether_it_is_the_messages_fault() {
     memory.until_taken(1).await;
     relay.stop().await;
     let (delivery, _) = memory.given().remove(0);
+    delivery
+}
+
+#[tokio::test]
+async fn an_answer_says_whether_it_is_the_messages_fault() {
+    let delivery = a_delivery().await;
     for (status, kind) in [
         (200, None),
         (202, None),
@@ -101,13 +107,7 @@ async fn an_answer_says_whether_it_is_the_messages_fault() {
 /// What has said yes has taken it, or it would be sent again without end.
 #[tokio::test]
 async fn a_webhook_that_says_yes_and_nothing_more_has_taken_it() {
-    let memory = Memory::new();
-    let stage = Stage::sqlite().await;
-    stage.put(&[message("k", 1)]).await;
-    let relay = stage.relay(|relay| relay, &memory);
-    memory.until_taken(1).await;
-    relay.stop().await;
-    let (delivery, _) = memory.given().remove(0);
+    let delivery = a_delivery().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let sink = Webhook::new(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
     let payload = delivery.payload.clone();
