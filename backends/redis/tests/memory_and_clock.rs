@@ -193,3 +193,31 @@ async fn a_turn_that_a_waiter_finds_by_looking_lasts_its_whole_ttl() {
         assert_eq!(release(&ann, &gone).await, Release::NotHeld);
     }
 }
+
+/// So asks a gate for each request: nothing is to be logged or sent to replicas for that.
+#[tokio::test]
+async fn a_mark_that_stands_is_asked_for_without_a_write() {
+    let Some(server) = RedisOptions::new().start().await else { return };
+    let (ann, ben) = (client(&server).await, client(&server).await);
+    let (key, first) = (RecordKey::of(name()), hold(&ann).await);
+    ann.records().open(&key, first.token).await.expect("its lease lives");
+    let asks_without_a_write = async || {
+        let writes = server.info("rdb_changes_since_last_save").await;
+        assert_eq!(ann.records().open(&key, first.token).await.expect("its lease lives").record, None);
+        assert_eq!(server.info("rdb_changes_since_last_save").await, writes);
+    };
+    asks_without_a_write().await;
+    let next = tokio::spawn(async move { (hold(&ben).await, ben) });
+    while ann.inspect(&name()).await.expect("an answer").waiters.is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    asks_without_a_write().await;
+    assert_eq!(release(&ann, &first).await, Release::Released);
+    let over = ann.records().open(&key, first.token).await.expect_err("its lease is over");
+    assert_eq!(over.kind(), ErrorKind::Stale);
+    let (second, ben) = next.await.expect("no panic");
+    ben.records().open(&key, second.token).await.expect("its lease lives");
+    ben.records().write(&key, second.token, Bytes::from_static(b"kept")).await.expect("an open record");
+    let opened = ben.records().open(&key, second.token).await.expect("its lease lives");
+    assert_eq!(opened.record.expect("what was written").value, "kept");
+}
