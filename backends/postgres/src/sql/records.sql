@@ -25,6 +25,22 @@ DECLARE
     l @schema@.locks;
     r @schema@.records;
 BEGIN
+    -- What a gate asks for each request: may a token pass whose mark stands and whose lease lives? There is nothing to change, so
+    -- that nothing is locked, and no commit waits for the disk.
+    IF bytes IS NULL THEN
+        IF live THEN
+            SELECT * INTO l FROM @schema@.locks k
+            WHERE k.name = asked AND k.number = sequence >> 8 AND k.nonce = of_nonce AND k.ends > clock_timestamp();
+        END IF;
+        IF l.nonce IS NOT NULL OR NOT live THEN
+            RETURN QUERY SELECT 'o'::"char", k.value, k.version, written_by, written_nonce FROM @schema@.records k
+            WHERE k.live = fenced.live AND k.name = asked AND k.field = of_field AND k.mark = sequence
+                AND k.mark_nonce = of_nonce;
+            IF FOUND THEN
+                RETURN;
+            END IF;
+        END IF;
+    END IF;
     PERFORM @schema@.durably();
     -- While its lock is locked, nobody is granted it, and no record of it changes.
     IF live THEN

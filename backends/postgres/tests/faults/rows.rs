@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_core::{Attempt, Backend, Mode, Release, Wait};
+use ringfence_core::{Attempt, Backend, ErrorKind, Mode, RecordKey, Release, Wait};
 use ringfence_postgres::PostgresBackend;
 use tokio::task::JoinSet;
 
-use crate::stage::{LONG, NAME, Stage, exclusive, granted, its_turn, release, request_of, within};
+use crate::stage::{LONG, NAME, Stage, exclusive, granted, its_turn, name, release, request_of, within};
 
 const NAMES: usize = 1000;
 
@@ -266,4 +266,25 @@ async fn a_line_of_ten_thousand_takes_nobody_more() {
     let error = ann.acquire(exclusive(crate::stage::FOR_EVER)).await.expect_err("there is no room");
     assert_eq!((error.kind(), error.retry(), error.effect()), (ErrorKind::Full, Retry::Later, Effect::None));
     waiting.abort();
+}
+
+/// So asks a gate for each request: no row is locked for that, and no commit waits for the disk.
+#[tokio::test]
+async fn a_mark_that_stands_is_asked_for_without_a_write() {
+    const ROWS: &str = "SELECT (SELECT string_agg(xmin || ' ' || xmax, ',') FROM ringfence.locks) || ';' \
+        || (SELECT string_agg(xmin || ' ' || xmax, ',') FROM ringfence.records)";
+    let Some(stage) = Stage::new().await else { return };
+    let (client, key) = (stage.client().await, RecordKey::of(name()));
+    let lease = granted(&client, exclusive(Wait::No)).await;
+    let open = async || client.records().open(&key, lease.token).await;
+    assert_eq!(open().await.expect("its lease lives").record, None);
+    let rows = stage.server.psql(ROWS).await;
+    assert_eq!(open().await.expect("its lease lives").record, None);
+    assert_eq!(stage.server.psql(ROWS).await, rows);
+    client.records().write(&key, lease.token, "kept".into()).await.expect("an open record");
+    let rows = stage.server.psql(ROWS).await;
+    assert_eq!(open().await.expect("its lease lives").record.expect("what was written").value, "kept");
+    assert_eq!(stage.server.psql(ROWS).await, rows);
+    release(&client, &lease).await.expect("an answer");
+    assert_eq!(open().await.expect_err("its lease is over").kind(), ErrorKind::Stale);
 }
