@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use ringfence_core::{BootInstant, BoxFuture, LeaseKey, Nonce, Renewal, Result};
 use tokio::sync::Notify;
 
@@ -29,7 +30,7 @@ pub(crate) struct Keeper {
 
 #[derive(Debug)]
 struct Registry {
-    leases: HashMap<Nonce, Kept>,
+    leases: HashMap<Nonce, Kept, RandomState>,
     /// Every lease that is not being renewed at the moment, by when to look at it next.
     due: BTreeSet<(BootInstant, Nonce)>,
     /// When the keeper looks next, if nobody wakes it.
@@ -46,7 +47,7 @@ struct Kept {
 
 impl Keeper {
     pub(crate) fn new() -> Self {
-        let registry = Registry { leases: HashMap::new(), due: BTreeSet::new(), planned: BootInstant::MAX };
+        let registry = Registry { leases: HashMap::default(), due: BTreeSet::new(), planned: BootInstant::MAX };
         Self { registry: Mutex::new(registry), wake: Arc::new(Notify::new()) }
     }
 
@@ -96,7 +97,7 @@ impl Keeper {
     pub(crate) fn drain(&self) -> Vec<Arc<Lease>> {
         let mut registry = self.registry.lock();
         let Registry { leases, due, .. } = &mut *registry;
-        let drained: HashMap<_, _> = leases.extract_if(|_, kept| !kept.lease.is_left()).collect();
+        let drained: HashMap<_, _, RandomState> = leases.extract_if(|_, kept| !kept.lease.is_left()).collect();
         due.retain(|(_, nonce)| !drained.contains_key(nonce));
         drained.into_values().map(|kept| kept.lease).collect()
     }
@@ -325,16 +326,15 @@ fn settle(
     (renewed, unknown)
 }
 
-/// A third of the TTL after the last renewal, less a little, so that leases taken together do not stay together.
+/// A third of the TTL after the last renewal, and a little more, so that what many processes take at a time does not stay together.
 fn first_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
-    let third = lease.ttl().as_duration() / 3;
-    renewed_from.saturating_add(third.saturating_sub(spread(lease.key.nonce, 0, third / 10)))
+    let earliest = earliest_due(lease, renewed_from);
+    earliest.saturating_add(spread(lease.key.nonce, 0, lease.ttl().as_duration() / 30))
 }
 
 /// The earliest that [`first_due`] can be, for any lease of this TTL.
 fn earliest_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
-    let third = lease.ttl().as_duration() / 3;
-    renewed_from.saturating_add(third.saturating_sub(third / 10))
+    renewed_from.saturating_add(lease.ttl().as_duration() / 3)
 }
 
 /// A twentieth of the TTL after a failure, twice that after the next, up to a fifth, but no more than half of what is left;
