@@ -1,6 +1,7 @@
 //! What the server and the driver say, as errors of ours.
 
 use std::error::Error as _;
+use std::fmt;
 use std::io;
 
 use ringfence_core::{Error, ErrorKind};
@@ -89,6 +90,29 @@ pub(crate) fn no_answer() -> Error {
     )
 }
 
+/// What was said at the end of a connection that stood: the server may be as well as before.
+#[derive(Debug)]
+struct Ended(String);
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Ended {}
+
+/// The error of what was under way on a connection that ended, and of what was to come, with what is known of its end.
+pub(crate) fn ended(what: &str, why: Option<&Error>) -> Error {
+    let said = why.map_or_else(|| "nobody said why".to_owned(), ToString::to_string);
+    Error::new(ErrorKind::Unavailable, what).because(Ended(said))
+}
+
+/// Whether it is of a connection that ended, and not of a server that cannot be reached or refuses us.
+pub(crate) fn is_end_of_connection(error: &Error) -> bool {
+    error.source().is_some_and(<dyn std::error::Error>::is::<Ended>)
+}
+
 /// Of a server that only repeats what another one does.
 pub(crate) fn standby() -> Error {
     Error::new(ErrorKind::Unavailable, STANDBY)
@@ -135,16 +159,24 @@ fn is_of_schema(code: &SqlState) -> bool {
     .contains(&code)
 }
 
-fn explain(error: &Theirs) -> Error {
-    let Some(said) = error.as_db_error() else {
-        let (kind, advice) = of_driver(error);
-        return Error::new(kind, advice).because(because(error));
+/// How a server says that it ends a connection which it had let in.
+const ENDS: [&SqlState; 3] =
+    [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::IDLE_SESSION_TIMEOUT];
+
+fn explain(theirs: &Theirs) -> Error {
+    let Some(said) = theirs.as_db_error() else {
+        let (kind, advice) = of_driver(theirs);
+        return Error::new(kind, advice).because(because(theirs));
     };
     if let Some(error) = of_ours(said.code(), said.message(), said.hint()) {
         return error;
     }
     let (kind, advice) = of_server(said.code());
-    Error::new(kind, advice).because(because(error))
+    let error = Error::new(kind, advice);
+    if is_fatal(said) && ENDS.contains(&said.code()) {
+        return error.because(Ended(because(theirs)));
+    }
+    error.because(because(theirs))
 }
 
 /// What the functions of our schema refuse, in words of their own.

@@ -39,6 +39,7 @@ mod fence_table;
 mod leases;
 mod link;
 mod options;
+mod patience;
 mod place;
 mod records;
 mod rows;

@@ -603,9 +603,13 @@ impl Live {
 
     /// Why the connection broke, which may have been said to nobody in particular.
     fn broken(&self) -> Error {
-        let why = self.state.why.get().cloned();
-        why.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "its connection broke"))
-            .with_unknown_effect()
+        let why = match self.state.why.get() {
+            Some(why) if why.kind() != ErrorKind::Unavailable || error::is_end_of_connection(why) => {
+                why.clone()
+            }
+            why => error::ended("its connection broke", why),
+        };
+        why.with_unknown_effect()
     }
 }
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backoff, BootInstant, Contention, Effect, Error, ErrorKind, Lease, LeaseKey,
-    Mode, Result, Retry, Wait,
+    AcquireRequest, Attempt, BootInstant, Contention, Effect, Error, ErrorKind, Lease, LeaseKey, Mode,
+    Result, Retry, Wait,
 };
 
 use super::journal::{Waiting, Words};
 use super::session::{Grip, Seized, Session, Unsettled};
-use super::{Client, Holding, PAUSES, view};
+use super::{Client, Holding, view};
+use crate::patience::Patience;
 
 /// How long somebody whose wait is over waits for the server to know it. After that it is told in the background.
 const OVERDUE: Duration = Duration::from_secs(1);
@@ -49,14 +50,14 @@ pub(super) async fn acquire(client: &Arc<Client>, mut request: AcquireRequest) -
     };
     let words = Arc::new(Words { name: request.name.clone(), holder: request.holder.clone() });
     let asked = Asked { key: client.keys.of(&request.name)?, shared, words };
-    if let Some(lease) = attempt(client, &request, &asked).await? {
-        return Ok(Attempt::Granted(lease));
-    }
     match request.wait {
         Wait::Until(deadline) if client.now() < deadline => {
             wait(client, &mut request, &asked, deadline).await
         }
-        _ => Ok(Attempt::Busy(busy(client, &asked).await?)),
+        _ => match attempt(client, &request, &asked).await? {
+            Some(lease) => Ok(Attempt::Granted(lease)),
+            None => Ok(Attempt::Busy(busy(client, &asked).await?)),
+        },
     }
 }
 
@@ -152,30 +153,44 @@ async fn withdrawn(client: &Client, unsettled: Unsettled, error: Error) -> Error
     error.without_effect()
 }
 
-/// Waits in the server's line, and in that of another session where one breaks.
+/// Asks, and waits in the server's line where it is not free: in another session where one breaks, until its time is over.
 async fn wait(
     client: &Arc<Client>,
     request: &mut AcquireRequest,
     asked: &Asked,
     deadline: BootInstant,
 ) -> Result<Attempt> {
-    let mut pauses = Backoff::new(PAUSES.0, PAUSES.1);
-    let mut in_line = client.now();
+    let mut patience = Patience::new(request.ttl);
+    // Whether it asks before it stands in line; whoever stands there is before it.
+    let mut asks = true;
     loop {
-        let began = client.now();
-        let (pause, has_no_place) = match wait_once(client, request, asked, deadline, &mut in_line).await {
+        let answer = async {
+            if asks {
+                let at = client.now();
+                let lease = attempt(client, request, asked).await?;
+                patience.heard(at);
+                asks = false;
+                if let Some(lease) = lease {
+                    return Ok(Waited::Granted(lease));
+                }
+            }
+            wait_once(client, request, asked, deadline, &mut patience).await
+        };
+        let pause = match answer.await {
             Ok(Waited::Granted(lease)) => return Ok(Attempt::Granted(lease)),
             Ok(Waited::GaveUp) => return Ok(Attempt::Busy(Contention::default())),
-            Ok(Waited::NoPlace) => (ASK_AGAIN, true),
-            // A server that is away for a moment ends nobody's wait.
-            Err(error)
-                if error.retry() == Retry::Later
-                    && began.saturating_since(in_line) < request.ttl.as_duration() =>
-            {
-                tracing::debug!(%error, "one that waits lost its place in the server's line");
-                (pauses.pause(), false)
+            Ok(Waited::NoPlace) => {
+                asks = true;
+                ASK_AGAIN
             }
-            Err(error) => return Err(error.without_effect()),
+            Err(error) => match patience.outlasts(&error, client.now()) {
+                // A server that is away for a moment ends nobody's wait.
+                Some(pause) if error.retry() == Retry::Later => {
+                    tracing::debug!(%error, "one that waits has no place in the server's line for now");
+                    pause
+                }
+                _ => return Err(error.without_effect()),
+            },
         };
         tokio::select! {
             biased;
@@ -183,20 +198,16 @@ async fn wait(
             () = client.pass(deadline) => return Ok(Attempt::Busy(Contention::default())),
             () = tokio::time::sleep(pause) => {}
         }
-        // Whoever stands in the server's line is before it.
-        if has_no_place && let Some(lease) = attempt(client, request, asked).await? {
-            return Ok(Attempt::Granted(lease));
-        }
     }
 }
 
-/// Waits in one session. `in_line` is when it was last known to stand in the server's line.
+/// Waits in one session.
 async fn wait_once(
     client: &Arc<Client>,
     request: &mut AcquireRequest,
     asked: &Asked,
     deadline: BootInstant,
-    in_line: &mut BootInstant,
+    patience: &mut Patience,
 ) -> Result<Waited> {
     let session = tokio::select! {
         biased;
@@ -223,7 +234,8 @@ async fn wait_once(
         () = &mut place.request.abandoned => None,
         () = client.pass(deadline) => None,
     };
-    *in_line = client.now();
+    // Until now it stood in the server's line.
+    patience.heard(client.now());
     let Some(turn) = turn else {
         // Where the server does not say so, it is told in the background.
         let _ = tokio::time::timeout(OVERDUE, place.leave()).await;

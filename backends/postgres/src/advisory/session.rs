@@ -201,7 +201,7 @@ pub(super) fn pooled() -> Error {
 }
 
 pub(super) fn broken() -> Error {
-    Error::new(ErrorKind::Unavailable, "the session with the server is over")
+    error::ended("the session with the server is over", None)
 }
 
 impl Wire {

@@ -21,7 +21,6 @@ use tokio::runtime::Handle;
 use self::calls::{Answer, Asked, Calls};
 use self::ears::Ears;
 use self::line::Line;
-use self::seek::Seek;
 use crate::link::Link;
 use crate::options::Options;
 use crate::together::{BATCH, Together};
@@ -132,7 +131,7 @@ impl Leases {
     }
 
     pub(crate) async fn acquire(&self, request: AcquireRequest) -> Result<Attempt> {
-        Seek::new(&self.0, request).run().await
+        seek::acquire(&self.0, request).await
     }
 
     /// One round trip for each 128 leases.

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use ringfence_core::{
     AcquireRequest, Attempt, BootInstant, Contention, Effect, Error, ErrorKind, FencingToken, Lease,
-    LeaseKey, Result, Wait,
+    LeaseKey, Nonce, Result, Wait,
 };
 
 use super::Client;
 use super::calls::{Answer, Asked, Verb};
 use super::line::{Stand, Standing};
+use crate::patience::Patience;
 use crate::rows;
 
 /// For how long a turn stands that was given to a waiter: `offer_ms()` in leases.sql.
@@ -19,10 +20,40 @@ const OFFER: Duration = Duration::from_millis(750);
 /// With less than this left of its turn, a waiter asks first whether it still has it.
 const OFFER_LEFT_MIN: Duration = Duration::from_millis(250);
 
+/// Asks for a lease. One that waits, and whose attempt fails because its connections do, makes another one, until its time is over.
+/// That has a nonce of its own: what was withdrawn cannot come back, and what stood in line by the name of a connection that ended
+/// is gone with it.
+pub(super) async fn acquire(client: &Arc<Client>, mut request: AcquireRequest) -> Result<Attempt> {
+    let mut patience = Patience::new(request.ttl);
+    loop {
+        let error = match Seek::new(client, &mut request, &mut patience).run().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable && error.effect() == Effect::None => error,
+            outcome => return outcome,
+        };
+        let now = client.now();
+        let Wait::Until(deadline) = request.wait else { return Err(error) };
+        let Some(pause) = patience.outlasts(&error, now) else { return Err(error) };
+        tracing::debug!(%error, "a waiter has no place in line for now");
+        let again = now.saturating_add(pause).min(deadline);
+        while let Some(nap) = client.clock.nap(again) {
+            tokio::select! {
+                biased;
+                () = &mut request.abandoned => return Ok(Attempt::Busy(Contention::default())),
+                () = tokio::time::sleep(nap) => {}
+            }
+        }
+        if client.now() >= deadline {
+            return Ok(Attempt::Busy(Contention::default()));
+        }
+        request.nonce = Nonce::random();
+    }
+}
+
 /// An attempt under way; withdrawn in the background if its future is dropped.
-pub(super) struct Seek<'a> {
+struct Seek<'a> {
     client: &'a Arc<Client>,
-    request: AcquireRequest,
+    request: &'a mut AcquireRequest,
+    patience: &'a mut Patience,
     standing: Standing,
     /// What our process is called in the rows of this attempt.
     session: i64,
@@ -32,14 +63,15 @@ pub(super) struct Seek<'a> {
 }
 
 impl<'a> Seek<'a> {
-    pub(super) fn new(client: &'a Arc<Client>, request: AcquireRequest) -> Self {
+    fn new(client: &'a Arc<Client>, request: &'a mut AcquireRequest, patience: &'a mut Patience) -> Self {
         let standing = client.line.enter(request.name.clone(), request.nonce);
-        Self { client, request, standing, session: client.ears.session(), may_stand: false, settled: false }
+        let session = client.ears.session();
+        Self { client, request, patience, standing, session, may_stand: false, settled: false }
     }
 
     /// # Cancel safety
     /// Dropped, it is withdrawn in the background.
-    pub(super) async fn run(mut self) -> Result<Attempt> {
+    async fn run(mut self) -> Result<Attempt> {
         let outcome = match self.seek().await {
             Err(error) if self.may_stand => {
                 let is_undone = Box::pin(self.client.withdraw(&self.key())).await;
@@ -68,7 +100,11 @@ impl<'a> Seek<'a> {
                 // One that comes late, when this attempt is over, must not begin it again.
                 (Some(_), Some(_)) => Verb::Look,
             };
-            match self.ask(verb).await {
+            let answer = self.ask(verb).await;
+            if answer.is_ok() {
+                self.patience.heard(asked);
+            }
+            match answer {
                 Ok(Answer::Granted { number, is_new }) => {
                     let lease = self.lease(number, asked)?;
                     if lease.deadline() <= self.client.now() {
@@ -171,7 +207,7 @@ impl<'a> Seek<'a> {
     }
 
     fn key(&self) -> LeaseKey {
-        let AcquireRequest { name, nonce, ttl, .. } = &self.request;
+        let AcquireRequest { name, nonce, ttl, .. } = &*self.request;
         LeaseKey::new(name.clone(), *nonce, *ttl)
     }
 

@@ -37,16 +37,21 @@ impl Stage {
 fn line(client: &Arc<PostgresBackend>, waiters: usize) -> mpsc::UnboundedReceiver<Lease> {
     let (sender, turns) = mpsc::unbounded_channel();
     for _ in 0..waiters {
-        let (client, sender) = (Arc::clone(client), sender.clone());
-        tokio::spawn(async move {
-            match client.acquire(exclusive(FOR_EVER)).await {
-                // The test may be over.
-                Ok(Attempt::Granted(lease)) => drop(sender.send(lease)),
-                other => panic!("it must be granted: {other:?}"),
-            }
-        });
+        join(client, sender.clone());
     }
     turns
+}
+
+/// One more of them.
+fn join(client: &Arc<PostgresBackend>, turns: mpsc::UnboundedSender<Lease>) {
+    let client = Arc::clone(client);
+    tokio::spawn(async move {
+        match client.acquire(exclusive(FOR_EVER)).await {
+            // The test may be over.
+            Ok(Attempt::Granted(lease)) => drop(turns.send(lease)),
+            other => panic!("it must be granted: {other:?}"),
+        }
+    });
 }
 
 /// Lets so many of those in line have their turns, one after the other.
@@ -362,4 +367,51 @@ async fn requests_that_go_together_are_answered_each() {
     assert!(ann.release(&keys).await.expect("an answer").iter().all(|release| *release == Release::Released));
     let again = granted(&ann, request(Mode::Exclusive, LONG, Wait::No)).await;
     release(&ann, &again).await.expect("an answer");
+}
+
+/// A waiter whose connections are ended again and again, be it while it joins, loses its place in line, and nothing else: it stands in line anew
+/// until it has its turn.
+async fn a_waiter_outlives_its_connections(params: &str) {
+    const ENDS: &str =
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'ann'";
+    let Some(stage) = Stage::new().await else { return };
+    let url = |who: &str| format!("{}{params}", named(&stage.server.url(), who));
+    let (ann, ben) = (client(&url("ann")).await, client(&url("ben")).await);
+    let held = granted(&ben, exclusive(Wait::No)).await;
+    let (sender, mut turns) = mpsc::unbounded_channel();
+    let mut axe = stage.server.session();
+    let (mut waiters, mut ended) = (0, 0);
+    while ended < 60 {
+        if waiters < 10 {
+            waiters += 1;
+            join(&ann, sender.clone());
+        }
+        // It may warn of one that has ended by itself.
+        let answer = axe.ask(ENDS).await;
+        ended += answer.lines().next_back().and_then(|count| count.parse::<u32>().ok()).expect("a number");
+        assert_eq!(renew(&ben, &held).await.expect("an answer"), Renewal::Renewed);
+    }
+    drop(sender);
+    assert_eq!(release(&ben, &held).await.expect("an answer"), Release::Released);
+    for _ in 0..waiters {
+        let lease = within("the turn of one that waits", turns.recv()).await.expect("none of them gave up");
+        assert!(lease.token.sequence() > held.token.sequence());
+        // An answer that was asked for before the end may still be on its way; the lease ends all the same.
+        release(&ann, &lease).await.expect("an answer");
+    }
+}
+
+#[tokio::test]
+async fn a_waiter_outlives_its_connections_where_leases_outlive_them() {
+    a_waiter_outlives_its_connections("").await;
+}
+
+#[tokio::test]
+async fn a_waiter_outlives_its_connections_where_leases_end_with_them() {
+    a_waiter_outlives_its_connections("&reclaim=connection").await;
+}
+
+#[tokio::test]
+async fn a_waiter_outlives_its_connections_in_the_servers_own_line() {
+    a_waiter_outlives_its_connections("&recipe=advisory").await;
 }
