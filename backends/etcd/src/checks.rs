@@ -115,6 +115,13 @@ pub(crate) async fn examine(client: &Arc<Client>) -> Result<Vec<Finding>> {
         Ok(alarms) => findings.extend(of_alarms(&alarms)),
         Err(error) => findings.push(not_allowed("alarms", &error)),
     }
+    if client.servers.has_no_use_for_our_login() {
+        findings.push(Finding::warning(
+            "login",
+            "the cluster asks nobody who they are: whoever reaches it may change our locks",
+            "have its authentication enabled (etcdctl auth enable), or leave the user and the password out of the URL",
+        ));
+    }
     Ok(findings)
 }
 

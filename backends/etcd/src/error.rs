@@ -5,8 +5,11 @@ use tonic::{Code, Status};
 
 /// What a lease is called that the cluster does not know, or knows no more.
 const NO_LEASE: &str = "requested lease not found";
-/// What the cluster says when a token of ours is too old for it.
-const FORGOTTEN: [&str; 2] = ["invalid auth token", "revision of auth store is old"];
+/// What the cluster says when a token of ours is too old for it, and when we show none since it asked nobody.
+const FORGOTTEN: [&str; 3] = ["invalid auth token", "revision of auth store is old", "user name is empty"];
+
+/// What a cluster says to a login that asks nobody who they are.
+const ASKS_NOBODY: &str = "authentication is not enabled";
 
 /// How everything begins that etcd says itself, and what a member says of a call that it does not know or does not read. Codes alone say
 /// little: our side of the connection has the same ones for what becomes of that.
@@ -60,9 +63,6 @@ pub(crate) fn of_login(status: &Status, member: &str) -> Error {
     let advice = match status.code() {
         _ if !is_its_word(status) => return explain(status).about(member),
         Code::InvalidArgument => "it refuses our user or password: check the URL",
-        Code::FailedPrecondition => {
-            "it asks nobody who they are: leave the user and the password out of the URL, or enable its authentication"
-        }
         _ => return explain(status).about(member),
     };
     Error::new(ErrorKind::Refused, advice).about(member).because(status.message())
@@ -95,7 +95,12 @@ pub(crate) fn is_of_lease(error: &Error) -> bool {
     error.kind() == ErrorKind::Lost
 }
 
-/// Whether the cluster has forgotten who we are, and did not do what was asked.
+/// Whether the cluster asks nobody who they are, so that nobody can log in.
+pub(crate) fn asks_nobody(status: &Status) -> bool {
+    is_refusal(status) && status.message().contains(ASKS_NOBODY)
+}
+
+/// Whether the cluster does not know who we are, or no more, and did not do what was asked.
 pub(crate) fn is_forgotten_login(status: &Status) -> bool {
     FORGOTTEN.iter().any(|words| status.message().contains(words))
 }

@@ -152,6 +152,11 @@ impl Servers {
         }
     }
 
+    /// Whether we would say who we are, and the member at hand asks nobody.
+    pub(crate) fn has_no_use_for_our_login(&self) -> bool {
+        self.login.is_some() && self.current().link.as_ref().is_some_and(|link| link.token.is_none())
+    }
+
     /// Asks every member, by a connection of its own.
     pub(crate) async fn call_each<Q: Message + Clone + 'static, A: Message + Default + 'static>(
         &self,
@@ -219,15 +224,22 @@ impl Servers {
             let question = AuthenticateRequest { name: name.clone(), password: password.clone() };
             let asked = link.ask("/etcdserverpb.Auth/Authenticate", question);
             let answer = tokio::time::timeout(ANSWER_PATIENCE, asked).await;
-            let answer: AuthenticateResponse = answer
-                .map_err(|_| error::no_answer(&member.address))?
-                .map_err(|status| error::of_login(&status, &member.address))?;
-            let token = answer.token.parse().ok();
-            link.token = token.map(|mut token: MetadataValue<Ascii>| {
-                // Whoever has it is us: it is not shown where a connection is.
-                token.set_sensitive(true);
-                token
-            });
+            let answer: Result<AuthenticateResponse, Status> =
+                answer.map_err(|_| error::no_answer(&member.address))?;
+            link.token = match answer {
+                Ok(answer) => answer.token.parse().ok().map(|mut token: MetadataValue<Ascii>| {
+                    // Whoever has it is us: it is not shown where a connection is.
+                    token.set_sensitive(true);
+                    token
+                }),
+                // Its authentication may be off for a while, in which nobody is to lose anything. When it asks, we log in.
+                Err(status) if error::asks_nobody(&status) => {
+                    let advice = "its authentication is off, and whoever reaches it may change our locks: our password is of no use";
+                    tracing::warn!(member = link.address, advice);
+                    None
+                }
+                Err(status) => return Err(error::of_login(&status, &member.address)),
+            };
         }
         Ok(link)
     }

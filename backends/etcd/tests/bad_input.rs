@@ -10,6 +10,7 @@ use ringfence_core::{
     Attempt, Backend, ErrorKind, HolderInfo, METADATA_MAX, Mode, RecordKey, Release, Renewal, Severity, Wait,
 };
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
+use ringfence_testkit::PATIENCE;
 
 const SECRET: &str = "hunter2-secret";
 
@@ -142,13 +143,45 @@ async fn a_login_that_the_cluster_has_forgotten_is_made_again() {
     }
 }
 
+/// Authentication is turned off and on while fleets run; etcd's own client goes on without a token meanwhile, and so do we. With an error
+/// in place of that every lease would be lost when the connection next breaks.
 #[tokio::test]
-async fn a_login_where_nobody_asks_is_an_error() {
-    let Some(cluster) = EtcdCluster::start(1).await else { return };
-    let error = connect(&url_of(&cluster, &format!("ann:{SECRET}@"), "")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
-    assert!(error.to_string().contains("asks nobody"), "{error}");
-    assert!(!error.to_string().contains(SECRET), "{error}");
+async fn a_login_that_nobody_asks_for_is_made_when_somebody_does() {
+    for mut cluster in of_each_version(with_cheap_passwords()).await {
+        let proxy = Proxy::start(cluster.port(0)).await;
+        let ann = client(&format!("etcd://ann:{SECRET}@127.0.0.1:{}", proxy.port())).await;
+        let lease = hold(&ann, "orders", LONG).await;
+        let is_warned = async || {
+            let findings = ann.examine().await.unwrap();
+            findings.iter().any(|one| one.about == "login" && one.severity == Severity::Warning)
+        };
+        assert!(is_warned().await, "a password that nobody asks for is said");
+
+        guard(&mut cluster).await;
+        assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed);
+        assert!(!is_warned().await);
+
+        cluster.etcdctl(&["auth", "disable"]).await;
+        // What was on its way may be lost. The next call makes a connection, and finds nobody who asks.
+        proxy.cut_connections();
+        let renewed = async {
+            loop {
+                match renew(&ann, &lease).await {
+                    Ok(renewal) => return renewal,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
+                }
+            }
+        };
+        let renewal = tokio::time::timeout(PATIENCE, renewed).await.expect("an answer");
+        assert_eq!(renewal, Renewal::Renewed);
+        assert!(is_warned().await);
+
+        cluster.etcdctl(&["auth", "enable"]).await;
+        assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
+        let error = connect(&url_of(&cluster, "ann:wrong@", "")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+        assert!(!format!("{ann:?} {error:?}").contains(SECRET), "{ann:?} {error:?}");
+    }
 }
 
 #[tokio::test]
