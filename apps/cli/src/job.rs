@@ -223,23 +223,26 @@ impl Job<'_> {
                 Signal::SIGCHLD => self.hear()?,
                 Signal::SIGCONT => self.go_on(),
                 signal @ (Signal::SIGUSR1 | Signal::SIGUSR2) => self.child.signal(signal),
-                signal => {
-                    if ENDING.contains(&signal) {
-                        self.interrupted = Some(signal);
-                    }
-                    self.child.signal_group(signal);
+                signal if ENDING.contains(&signal) => {
+                    self.interrupted = Some(signal);
+                    self.ask_to_end(signal);
                 }
+                signal => self.child.signal_group(signal),
             }
         }
+    }
+
+    /// Tells the command's whole process group to end, also where it is stopped: it could not obey.
+    fn ask_to_end(&self, signal: Signal) {
+        self.child.signal_group(signal);
+        self.child.signal_group(Signal::SIGCONT);
     }
 
     /// Tells the command's whole process group to end, and makes it end when the grace is over.
     async fn end(&mut self, grace: Duration) -> io::Result<Ended> {
         self.ending = true;
         if !grace.is_zero() {
-            self.child.signal_group(Signal::SIGTERM);
-            // One that is stopped could not obey.
-            self.child.signal_group(Signal::SIGCONT);
+            self.ask_to_end(Signal::SIGTERM);
             let gone = async {
                 let ended = self.ended().await?;
                 while !self.child.group_is_gone() {

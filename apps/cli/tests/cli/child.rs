@@ -3,7 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::support::{HOLD, RINGFENCE, Running, Store, eventually, until_gone, with_input};
 
@@ -102,25 +103,44 @@ fn a_signal_to_end_reaches_the_whole_group_and_a_users_signal_the_command_alone(
     assert_eq!(running.end().code(), Some(128 + 15));
 }
 
+fn is_stopped(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.starts_with('T')
+}
+
+/// A service manager that stops us would wait for its whole patience, and then kill us, with a command that nobody continues.
+#[test]
+fn a_stopped_command_is_woken_to_end_as_it_is_told() {
+    for verb in ["run", "elect"] {
+        for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+            let store = Store::new();
+            let script = format!(
+                "trap 'echo told; exit 7' {}; echo $$; while :; do sleep 0.01; done",
+                &signal.as_str()[3..]
+            );
+            let running = Running::start(&mut store.command([verb, "a", "--", "sh", "-c", &script]));
+            let pid: i32 = running.line().unwrap().parse().unwrap();
+            kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+            eventually("it stops", || is_stopped(pid).then_some(()));
+            running.signal(signal);
+            running.expect("told");
+            assert_eq!(running.end().code(), Some(7), "{verb} {signal}");
+        }
+    }
+}
+
 #[test]
 fn stopping_and_continuing_reaches_the_command() {
     let store = Store::new();
-    let stopped = |pid: i32| {
-        eventually("it is stopped or goes on", || {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-            let state = stat.rsplit_once(") ").unwrap().1.chars().next().unwrap();
-            Some(state == 'T')
-        })
-    };
     let running =
         Running::start(&mut store.command(["run", "a", "--", "sh", "-c", &format!("echo $$; {HOLD}")]));
     let child: i32 = running.line().unwrap().parse().unwrap();
     running.expect("ready");
     let program = running.pid().as_raw();
     running.signal(Signal::SIGTSTP);
-    eventually("both stop", || (stopped(child) && stopped(program)).then_some(()));
+    eventually("both stop", || (is_stopped(child) && is_stopped(program)).then_some(()));
     running.signal(Signal::SIGCONT);
-    eventually("both go on", || (!stopped(child) && !stopped(program)).then_some(()));
+    eventually("both go on", || (!is_stopped(child) && !is_stopped(program)).then_some(()));
     running.signal(Signal::SIGTERM);
     assert_eq!(running.end().code(), Some(128 + 15));
 }
