@@ -13,7 +13,7 @@ use ringfence::{BootInstant, Clock as _, SystemClock};
 use tokio::time::sleep;
 use tower_service::Service as _;
 
-use crate::gate::HEAD_BYTES_MAX;
+use crate::gate::head::HEAD_BYTES_MAX;
 
 /// How long a connection to the upstream may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);

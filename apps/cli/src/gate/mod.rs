@@ -2,6 +2,7 @@
 
 mod alone;
 mod connections;
+mod head;
 mod proxy;
 mod worker;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use clap::Args;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery};
+use http_body_util::Either;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -37,6 +39,7 @@ use crate::print::{self, Messages};
 use crate::signals::Signals;
 
 use alone::Lookout;
+use head::HEAD_BYTES_MAX;
 use proxy::Proxy;
 use worker::{Marks, Worker};
 
@@ -77,9 +80,6 @@ const CONNECTIONS_MAX: usize = 4096;
 
 /// How long a client may take to send the head of a request, and a connection may lie idle.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
-
-/// The largest head of a request, and of an answer, in bytes; what arrives together with its end is not counted.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// How long to leave the kernel alone when it takes no more connections, for want of descriptors for one.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -222,7 +222,15 @@ async fn accept(
                 Ok(stream) => stream,
                 Err(error) => return tracing::warn!(%error, "a connection could not be served"),
             };
-            let service = service_fn(move |request| fenced.clone().call(request));
+            let service = service_fn(move |request| {
+                let mut fenced = fenced.clone();
+                async move {
+                    match head::refuse_too_large(&request) {
+                        Some(refused) => Ok(refused.map(Either::Right)),
+                        None => fenced.call(request).await.map(|answer| answer.map(Either::Left)),
+                    }
+                }
+            });
             let connection = watcher.watch(server.serve_connection(TokioIo::new(stream), service));
             if let Err(error) = connection.await {
                 tracing::debug!(%error, %client, "a connection ended early");
@@ -232,10 +240,12 @@ async fn accept(
     }
 }
 
-/// How HTTP is spoken to clients.
+/// How HTTP is spoken to clients. One that says that it sends no more is answered still, as `nc -N` and old tools expect it; whether
+/// it has gone altogether is seen when there is an answer to write.
 fn server() -> http1::Builder {
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES_MAX);
+    server.half_close(true);
     server
 }
 

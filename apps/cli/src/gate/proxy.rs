@@ -21,6 +21,7 @@ use tokio::time::{Sleep, sleep};
 use tower_service::Service;
 
 use crate::gate::connections::{Connections, Failed, Lent};
+use crate::gate::head;
 
 /// What concerns one connection only, beside what its header `Connection` names.
 static HOP_BY_HOP: [HeaderName; 9] = [
@@ -43,7 +44,7 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 type Outgoing = Moving<PassedBody<Incoming>>;
 
 /// A body of an answer: the upstream's, or our own.
-type Answer = Either<Attended<Incoming>, Full<Bytes>>;
+pub(crate) type Answer = Either<Attended<Incoming>, Full<Bytes>>;
 
 /// The server behind the gate, and the connections to it.
 pub(crate) struct Upstream {
@@ -96,6 +97,11 @@ impl Upstream {
             Ok((answer, _)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 tracing::warn!(upstream = %self.authority, "the upstream changes the protocol, and nobody has asked it to");
                 let why = "the upstream speaks another protocol now, which nobody has asked for: the request may have taken effect";
+                own_answer(StatusCode::BAD_GATEWAY, "upstream_broke_off", why)
+            }
+            Ok((answer, _)) if head::is_too_large("HTTP/1.1 200 \r\n".len(), answer.headers()) => {
+                tracing::warn!(upstream = %self.authority, "the head of the upstream's answer is too large");
+                let why = "the head of the upstream's answer is too large: the request may have taken effect";
                 own_answer(StatusCode::BAD_GATEWAY, "upstream_broke_off", why)
             }
             Ok((answer, connection)) => {
@@ -174,7 +180,7 @@ fn strip(headers: &mut HeaderMap) {
 }
 
 /// An answer that is not the upstream's, in the form of the gate's refusals.
-fn own_answer(status: StatusCode, error: &str, message: &str) -> Response<Answer> {
+pub(crate) fn own_answer(status: StatusCode, error: &str, message: &str) -> Response<Answer> {
     let body = json!({"error": error, "message": message}).to_string();
     let mut response = Response::new(Either::Right(Full::from(body)));
     *response.status_mut() = status;

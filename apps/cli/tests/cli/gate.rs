@@ -64,7 +64,10 @@ impl Upstream {
                     let _ = arrived.send(Arrived { request, answer });
                     answered
                 });
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                let mut server = http1::Builder::new();
+                // The gate adds some to as many as it takes.
+                server.max_headers(200);
+                tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
             }
         });
         Self { address, arrivals }

@@ -266,13 +266,7 @@ async fn a_client_that_waits_to_be_asked_for_its_body_is_asked_only_if_it_passes
 async fn a_client_that_goes_away_in_the_middle_holds_nobody_up() {
     let (store, mut upstream) = (Store::new(), Upstream::start().await);
     let gate = gate(&store, &upstream, &LONG);
-    // While it waits for its answer, in the middle of its request, in the middle of its answer.
-    let mut client = Raw::to(&gate.address).await;
-    client.writes(&request("GET / HTTP/1.1", "256.1", "\r\n")).await;
-    let mut unanswered = upstream.arrival().await;
-    drop(client);
-    timeout(PATIENCE, unanswered.answer.closed()).await.expect("its connection to the upstream is gone");
-
+    // In the middle of its request, in the middle of its answer.
     let mut client = Raw::to(&gate.address).await;
     client.writes(&request("POST / HTTP/1.1", "512.2", "Content-Length: 10\r\n\r\nhalf")).await;
     let half = upstream.arrival().await;
@@ -287,12 +281,116 @@ async fn a_client_that_goes_away_in_the_middle_holds_nobody_up() {
     sender.send_data(Bytes::from("half")).await.unwrap();
     client.reads_to("half").await;
     drop(client);
+    // What is left of the answer finds nobody.
+    let rest = async { while sender.send_data(Bytes::from("half")).await.is_ok() {} };
+    timeout(PATIENCE, rest).await.expect("the upstream's answer is dropped");
 
     let mut newest = Raw::to(&gate.address).await;
     newest.writes(&request("GET / HTTP/1.1", "1024.4", "\r\n")).await;
     upstream.arrival().await.answers("done");
     newest.reads_to("done").await;
-    drop(sender);
+}
+
+/// As `nc -N` does, and what speaks HTTP/1.0 of old: the end of the request is the end of what is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_no_more_is_answered_still() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &LONG);
+    for (line, rest) in [
+        ("GET / HTTP/1.0", "\r\n"),
+        ("GET / HTTP/1.1", "\r\n"),
+        ("POST / HTTP/1.1", "Content-Length: 5\r\n\r\nhello"),
+    ] {
+        let mut client = Raw::to(&gate.address).await;
+        client.writes(&request(line, "256.1", rest)).await;
+        client.stream.shutdown().await.unwrap();
+        let arrived = upstream.arrival().await;
+        upstream.nothing_arrives().await;
+        arrived.answers("done");
+        let answer = client.reads_all().await;
+        assert!(answer.contains(" 200 OK\r\n") && answer.ends_with("done"), "{line}: {answer:?}");
+    }
+    let mut late = Raw::to(&gate.address).await;
+    late.writes("GET / HTTP/1.0\r\n\r\n").await;
+    late.stream.shutdown().await.unwrap();
+    let answer = late.reads_all().await;
+    assert!(answer.starts_with("HTTP/1.0 428 "), "{answer:?}");
+    // One that ends before its body does has sent half a request.
+    let mut half = Raw::to(&gate.address).await;
+    half.writes(&request("POST / HTTP/1.1", "256.1", "Content-Length: 10\r\n\r\nhalf")).await;
+    half.stream.shutdown().await.unwrap();
+    let arrived = upstream.arrival().await;
+    assert!(arrived.request.into_body().collect().await.is_err(), "half a body is no whole one");
+    let answer = half.reads_all().await;
+    assert!(!answer.contains(" 200 "), "{answer:?}");
+}
+
+/// What it has asked for is under way, and a newer token waits for it as for any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_before_its_answer_is_waited_for_until_the_drain_ends() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &["--drain", "1s"]);
+    let mut client = Raw::to(&gate.address).await;
+    client.writes(&request("GET / HTTP/1.1", "256.1", "\r\n")).await;
+    let mut unanswered = upstream.arrival().await;
+    drop(client);
+    let mut newer = Raw::to(&gate.address).await;
+    newer.writes(&request("GET / HTTP/1.1", "512.2", "\r\n")).await;
+    upstream.nothing_arrives().await;
+    timeout(PATIENCE, unanswered.answer.closed()).await.expect("its connection to the upstream is gone");
+    upstream.arrival().await.answers("done");
+    newer.reads_to("done").await;
+}
+
+/// Of bytes and of headers; and an answer has no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_has_its_limits() {
+    let (store, mut upstream) = (Store::new(), Upstream::start().await);
+    let gate = gate(&store, &upstream, &[]);
+    let of_bytes = |bytes: usize, path: &str| {
+        let head = request(&format!("GET {path} HTTP/1.1"), "256.1", "Connection: close\r\nX-Large: ");
+        let large = "x".repeat(bytes - head.len() - 4);
+        format!("{head}{large}\r\n\r\n")
+    };
+    let of_headers = |count: usize| {
+        // Those beside them are Host, Ringfence-Token and Connection.
+        let more = "X-More: x\r\n".repeat(count - 3);
+        request("GET / HTTP/1.1", "256.1", &format!("Connection: close\r\n{more}\r\n"))
+    };
+    let long = format!("/{}", "x".repeat(40_000));
+    for largest in [of_bytes(64 * 1024, "/"), of_bytes(64 * 1024, &long), of_headers(100)] {
+        let mut client = Raw::to(&gate.address).await;
+        client.writes(&largest).await;
+        upstream.arrival().await.answers("done");
+        let answer = client.reads_all().await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    let too_large = [
+        of_bytes(64 * 1024 + 1, "/"),
+        of_bytes(64 * 1024 + 1, &long),
+        of_bytes(70_000, "/"),
+        of_bytes(1 << 20, "/"),
+        of_headers(101),
+    ];
+    for too_large in too_large {
+        let mut client = Raw::to(&gate.address).await;
+        // Its end need not have been read when the answer comes.
+        let _ = client.stream.write_all(too_large.as_bytes()).await;
+        let answer = client.reads_all().await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{} bytes: {answer}", too_large.len());
+    }
+    upstream.nothing_arrives().await;
+
+    let headers = (0..101).fold(Response::builder(), |answer, _| answer.header("x-more", "x"));
+    let large_answers = [Response::builder().header("x-large", "x".repeat(70_000)), headers];
+    for answer in large_answers {
+        let mut client = Raw::to(&gate.address).await;
+        client.writes(&request("GET / HTTP/1.1", "256.1", "Connection: close\r\n\r\n")).await;
+        let arrived = upstream.arrival().await;
+        arrived.answer.send(answer.body(Empty::new().boxed()).unwrap()).unwrap();
+        let answer = client.reads_all().await;
+        assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("upstream_broke_off"), "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
