@@ -37,7 +37,8 @@ pub(crate) fn odd() -> Error {
 pub(crate) fn session_over() -> Error {
     Error::new(
         ErrorKind::Unavailable,
-        "the session has ended at the servers, and what was held in it is lost: acquire again",
+        "the session has ended at the servers, and what was held in it is lost: acquire again, and with a longer TTL where the \
+         network is too slow for this one",
     )
 }
 

@@ -37,8 +37,10 @@ use crate::wire::{self, ANY_VERSION, Code, Data, Kind, Odd, Request};
 /// How often a waiter looks after its place and the one before it, whatever happens: the net under a message that was lost.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How often a node is made anew whose parent vanished meanwhile, or whose session was over.
-const STARTS_MAX: usize = 4;
+/// For how long, and how often at least, the node of one that does not wait is made anew, whose parent vanished meanwhile or whose
+/// session was over. One that waits goes on until its time is over: a network that is slow enough can do that to it often.
+const STARTS_FOR: Duration = Duration::from_secs(10);
+const STARTS_MIN: usize = 4;
 
 /// How many of those in the way are looked up for one who is told that it is busy.
 const SHOWN_MAX: usize = 8;
@@ -59,6 +61,13 @@ pub(crate) struct Seeker<'a> {
     is_abandoned: bool,
     /// Whether nothing is left to withdraw.
     pub(crate) is_settled: bool,
+}
+
+/// What came of making a node.
+enum Start {
+    Stands(Standing),
+    /// Nothing, for this reason; the next one begins with what was missing.
+    Again(Error),
 }
 
 /// A place in line, by the server's word.
@@ -237,17 +246,35 @@ impl<'a> Seeker<'a> {
     }
 
     async fn stand_in_line(&mut self) -> Result<Standing> {
-        for _ in 0..STARTS_MAX {
-            if let Some(standing) = self.try_to_stand_in_line().await? {
-                return Ok(standing);
+        let patience = self.client.now().saturating_add(STARTS_FOR);
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        for tries in 1.. {
+            let why = match self.try_to_stand_in_line().await? {
+                Start::Stands(standing) => return Ok(standing),
+                Start::Again(why) => why,
+            };
+            let now = self.client.now();
+            let is_over = match self.request.wait {
+                Wait::Until(deadline) => self.is_abandoned || now >= deadline,
+                Wait::No => tries >= STARTS_MIN && now >= patience,
+            };
+            if is_over {
+                return Err(why.about(self.client.shown()));
+            }
+            // A parent that was never there is by now.
+            if tries > 1 {
+                tracing::debug!(%why, "an attempt has no place in line yet");
+                tokio::select! {
+                    () = &mut self.request.abandoned, if !self.is_abandoned => self.is_abandoned = true,
+                    () = tokio::time::sleep(backoff.pause()) => {}
+                }
             }
         }
-        Err(error::refused(Code::NO_NODE).about(self.client.shown()))
+        unreachable!("it ends by its time")
     }
 
-    /// Makes the node, and sees who stands before it: in one round trip where the lock is in use. `None`: it could not be made
-    /// there, and nothing is left of it; the next attempt begins with what was missing.
-    async fn try_to_stand_in_line(&mut self) -> Result<Option<Standing>> {
+    /// Makes the node, and sees who stands before it: in one round trip where the lock is in use.
+    async fn try_to_stand_in_line(&mut self) -> Result<Start> {
         let client = self.client;
         let AcquireRequest { mode, ttl, nonce, ref holder, .. } = *self.request;
         let said = Said::new(ttl, holder.clone()).write();
@@ -272,11 +299,14 @@ impl<'a> Seeker<'a> {
                 // The container was never there, or was removed because it was empty.
                 client.known.remove(self.folder);
                 let parents = client.make_parents(&session, &path, Kind::Container).await;
-                parents.map_err(|failure| client.error(failure))?;
-                return Ok(None);
+                return match parents {
+                    Ok(()) => Ok(Start::Again(error::refused(Code::NO_NODE))),
+                    Err(Failure::Over(why)) => Ok(Start::Again(why)),
+                    Err(failure) => Err(client.error(failure)),
+                };
             }
             // It ended before we knew, and the next session is as good.
-            Err(Failure::Over(_)) => return Ok(None),
+            Err(Failure::Over(why)) => return Ok(Start::Again(why)),
             Err(Failure::Lost(why)) => return self.find(session, why).await,
             Err(failure) => {
                 // It was not made.
@@ -292,22 +322,22 @@ impl<'a> Seeker<'a> {
         };
         client.server_time.learn(stat.made_at, proven, client.now());
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-        Ok(Some(Standing::new(session, name, stat.made_by, proven, Line::of(&children))))
+        Ok(Start::Stands(Standing::new(session, name, stat.made_by, proven, Line::of(&children))))
     }
 
     /// Finds the node of this attempt, after the connection broke before its place was known. What the next connection does not
-    /// see will never be. `None`: the session is over.
-    async fn find(&mut self, session: Arc<Session>, why: Error) -> Result<Option<Standing>> {
+    /// see will never be.
+    async fn find(&mut self, session: Arc<Session>, why: Error) -> Result<Start> {
         let client = self.client;
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         loop {
             let proven = client.now();
             match self.look_for_ours(&session).await {
                 Ok(Some((line, name, made_by))) => {
-                    return Ok(Some(Standing::new(session, name, made_by, proven, line)));
+                    return Ok(Start::Stands(Standing::new(session, name, made_by, proven, line)));
                 }
                 // What was made in it went with it.
-                Err(Failure::Over(_)) => return Ok(None),
+                Err(Failure::Over(why)) => return Ok(Start::Again(why)),
                 Ok(None) => return Err(why.about(client.shown())),
                 Err(failure) if failure.is(Code::NO_NODE) => return Err(why.about(client.shown())),
                 Err(Failure::Lost(_) | Failure::NotSent(_)) => {}

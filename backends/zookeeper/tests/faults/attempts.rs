@@ -131,3 +131,27 @@ async fn a_withdrawal_that_is_refused_is_tried_again_until_it_is_not() {
     sees_waiters(&bob, 0).await;
     assert_eq!(release(&bob, &held).await, Release::Released);
 }
+
+/// On a network that is slow enough, whoever makes a container finds it removed again, which happens to empty ones, as often as it
+/// tries. Counted tries would have it fail with hours left to wait.
+#[tokio::test]
+async fn a_waiter_whose_container_vanishes_again_and_again_goes_on() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    let ann = connect_over(&proxy).await;
+    proxy.delay(Duration::from_millis(400));
+    let waiting = tokio::spawn({
+        let ann = Arc::clone(&ann);
+        async move { ann.acquire(for_ever()).await }
+    });
+    for _ in 0..6 {
+        within("a container", async {
+            while servers.children("/ringfence/locks").await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        servers.delete(FOLDER).await;
+    }
+    granted(within("a grant", waiting).await.expect("no panic"));
+}
