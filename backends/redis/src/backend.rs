@@ -28,7 +28,7 @@ use crate::servers::{Answered, Servers};
 use crate::view::{self, Seen};
 
 /// How often a waiter looks after its place. It keeps the place, and is the net under a message that was lost.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// For how long a turn stands that was given to a waiter, as the script has it.
 const OFFER: Duration = Duration::from_millis(750);
@@ -37,7 +37,7 @@ const OFFER: Duration = Duration::from_millis(750);
 const OFFER_LEFT_MIN: Duration = Duration::from_millis(250);
 
 /// The longest pause after a withdrawal that did not get through, doubled after each, up to [`LOOK_EVERY`].
-const WITHDRAW_PAUSE: Duration = Duration::from_millis(20);
+pub(crate) const WITHDRAW_PAUSE: Duration = Duration::from_millis(20);
 
 /// Which part of a TTL a renewal of several leases waits for masters that do not answer, before it tells of the others.
 const RENEWAL_PATIENCE: u32 = 4;

@@ -653,6 +653,23 @@ async fn permits_are_counted_by_more_than_a_majority() {
     assert_eq!(cat.release(&lease).await, Release::Released, "an exclusive lock needs three");
 }
 
+/// A node that was away when a lock was given back would keep it until its TTL, and be no node for the next one.
+#[tokio::test]
+async fn a_node_that_was_away_is_told_of_a_release_when_it_is_back() {
+    let Some(mut nodes) = Nodes::start_with(|_| RedisOptions::new().durable()).await else { return };
+    let ann = Client::of(&nodes).await;
+    let lease = ann.hold_for("orders/42", Ttl::new(Duration::from_mins(1)).expect("a TTL")).await;
+    nodes.until_marked(&lease).await;
+    ann.ways[0].cut();
+    nodes.0[1].kill();
+    // From now on both are known to be away, and a release is not even sent.
+    assert_eq!(ann.renew(&lease).await, Renewal::Renewed);
+    assert_eq!(ann.release(&lease).await, Release::Released);
+    ann.mend();
+    nodes.0[1].restart().await;
+    nodes.until_taken(0).await;
+}
+
 /// What is left of a lease that a majority has lost is given back, so that the next one has all nodes.
 #[tokio::test]
 async fn what_is_left_of_a_lost_lease_is_given_back() {

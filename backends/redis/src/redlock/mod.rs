@@ -17,6 +17,7 @@
 
 mod acquire;
 mod nodes;
+mod owed;
 mod records;
 mod view;
 
@@ -27,9 +28,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Effect, Error, ErrorKind, Eviction,
-    FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
-    Nonce, Page, Queue, Quorum, Records, Release, Renewal, Result, Scope, Tokens, Ttl, WakeUp, WallTime,
+    AcquireRequest, Attempt, Backend, BackendUrl, BoxFuture, Clock, Error, ErrorKind, Eviction, FencedStore,
+    Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page,
+    Queue, Quorum, Records, Release, Renewal, Result, Retry, Scope, Tokens, Ttl, WakeUp, WallTime,
 };
 
 use self::nodes::{Node, Nodes};
@@ -163,17 +164,12 @@ impl Redlock {
         let on_node =
             |lease: &LeaseKey| Ok(LeaseKey::new(lease.name.clone(), lease.nonce, node_ttl(lease.ttl)?));
         let on_nodes: Arc<[LeaseKey]> = leases.iter().map(on_node).collect::<Result<_>>()?;
-        let mut round = nodes.ask(nodes.every(), patience, |node| {
+        let change = |node: Arc<Node>| {
             let leases = Arc::clone(&on_nodes);
-            async move {
-                let made = node.client.change_all(verb, &leases).await;
-                if verb == RELEASE && made.as_ref().is_err_and(|error| error.effect() == Effect::Unknown) {
-                    let runtime = node.client.runtime.clone();
-                    runtime.spawn(async move { withdraw_all(&node.client, &leases).await });
-                }
-                made
-            }
-        });
+            async move { node.client.change_all(verb, &leases).await }
+        };
+        let released = (verb == RELEASE).then(|| Arc::clone(&on_nodes));
+        let mut round = nodes.ask_or(nodes.every(), patience, change, owes(released));
         let mut votes = vec![Votes::default(); leases.len()];
         let mut failures = Vec::new();
         while !votes.iter().all(|votes| votes.are_decided(nodes))
@@ -247,10 +243,12 @@ impl Redlock {
         let lost: Arc<[LeaseKey]> = lost.map(|(lease, _)| lease.clone()).collect();
         if !lost.is_empty() {
             // Nobody waits for it: it goes on in the background.
-            drop(self.nodes.ask(self.nodes.every(), PATIENCE_MOST, |node| {
+            let give_back = |node: Arc<Node>| {
                 let lost = Arc::clone(&lost);
                 async move { node.client.change_all(RELEASE, &lost).await }
-            }));
+            };
+            let owes = owes(Some(Arc::clone(&lost)));
+            drop(self.nodes.ask_or(self.nodes.every(), PATIENCE_MOST, give_back, owes));
         }
         let renewal = |renewed| match renewed {
             Some(true) => Renewal::Renewed,
@@ -269,10 +267,12 @@ fn median(mut times: Vec<WallTime>) -> Option<WallTime> {
 
 const RELEASE: &str = "release";
 
-/// Withdraws leases whose release a node may have got or not.
-async fn withdraw_all(client: &Client, leases: &[LeaseKey]) {
-    for lease in leases {
-        client.withdraw(&client.keys.of(&lease.name), lease.nonce, lease.ttl).await;
+/// Has a node that cannot be told of releases owe them.
+fn owes(released: Option<Arc<[LeaseKey]>>) -> impl Fn(&Arc<Node>, &Error) + Clone + Send + 'static {
+    move |node, error| {
+        if let Some(leases) = released.as_ref().filter(|_| error.retry() == Retry::Later) {
+            node.owe(leases);
+        }
     }
 }
 

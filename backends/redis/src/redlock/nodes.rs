@@ -14,6 +14,7 @@ use ringfence_core::{BoxFuture, Error, ErrorKind, Quorum, Result};
 use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
+use super::owed::Owed;
 use crate::backend::Client;
 use crate::checks::Checks;
 
@@ -22,6 +23,7 @@ use crate::checks::Checks;
 pub(crate) struct Node {
     pub(crate) client: Client,
     pub(crate) checks: Checks,
+    pub(super) owed: Owed,
     /// It left somebody waiting for longer than anybody waits, and has not answered since.
     is_suspect: AtomicBool,
     /// Somebody asks a suspect whether it is there again.
@@ -33,6 +35,7 @@ impl Node {
         Self {
             client,
             checks: Checks::default(),
+            owed: Owed::default(),
             is_suspect: AtomicBool::new(false),
             is_probed: AtomicBool::new(false),
         }
@@ -126,10 +129,27 @@ impl Nodes {
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
+        self.ask_or(whom, patience, question, |_, _| {})
+    }
+
+    /// The same; `failed` hears of each node that cannot be asked, however late that is known.
+    pub(crate) fn ask_or<T, F>(
+        &self,
+        whom: impl IntoIterator<Item = usize>,
+        patience: Duration,
+        question: impl Fn(Arc<Node>) -> F,
+        failed: impl Fn(&Arc<Node>, &Error) + Clone + Send + 'static,
+    ) -> Round<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
         let asked = |number: usize| {
             let node = Arc::clone(&self.all[number]);
-            let (asked, question) = (Arc::clone(&node), question(Arc::clone(&node)));
-            Asked { number, node, answer: Box::pin(async move { asked.asked(question).await }) }
+            let (asked, question, failed) = (Arc::clone(&node), question(Arc::clone(&node)), failed.clone());
+            let answer =
+                async move { asked.asked(question).await.inspect_err(|error| failed(&asked, error)) };
+            Asked { number, node, answer: Box::pin(answer) }
         };
         // What is late goes on in our runtime, so the time is told by that one, and not by the caller's, which may end first.
         let _ours = self.runtime.enter();
