@@ -17,6 +17,8 @@ const STANDBY: &str =
 
 const UNREACHABLE: &str = "it cannot be reached: see whether it runs, and whether the URL names it";
 
+pub(crate) const BROKE: &str = "its connection broke";
+
 const ODD: &str = "its answer makes no sense: is this a PostgreSQL server?";
 
 /// The error of a statement that was on its way when this was said.
@@ -165,6 +167,10 @@ const ENDS: [&SqlState; 3] =
 
 fn explain(theirs: &Theirs) -> Error {
     let Some(said) = theirs.as_db_error() else {
+        // It had let us in: there is no such answer before.
+        if theirs.is_closed() {
+            return Error::new(ErrorKind::Unavailable, BROKE).because(Ended(because(theirs)));
+        }
         let (kind, advice) = of_driver(theirs);
         return Error::new(kind, advice).because(because(theirs));
     };
@@ -267,9 +273,6 @@ fn of_driver(error: &Theirs) -> (ErrorKind, &'static str) {
             ErrorKind::Refused,
             "it wants a password, and the URL has none: write postgres://user:password@host/database",
         );
-    }
-    if error.is_closed() {
-        return (ErrorKind::Unavailable, "its connection broke");
     }
     match error.source().and_then(|cause| cause.downcast_ref::<io::Error>()) {
         Some(cause) if matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {

@@ -607,7 +607,7 @@ impl Live {
             Some(why) if why.kind() != ErrorKind::Unavailable || error::is_end_of_connection(why) => {
                 why.clone()
             }
-            why => error::ended("its connection broke", why),
+            why => error::ended(error::BROKE, why),
         };
         why.with_unknown_effect()
     }
