@@ -171,7 +171,8 @@ pub struct HolderState {
     pub token: FencingToken,
     /// Since when. `None` where nobody knows: the backend keeps no times, or it is somebody else's client that holds.
     pub age: Option<Duration>,
-    /// Until when, if it is not renewed. Zero: it has lapsed and the next one that wants the name gets it.
+    /// Until when, if it is not renewed. Zero: it has lapsed and the next one that wants the name gets it. Many years: it is another
+    /// client's, and has no end of its own.
     pub remaining: Duration,
 }
 

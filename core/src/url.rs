@@ -195,7 +195,14 @@ pub fn split_port(host: &str, default: u16) -> Result<(String, u16)> {
             ));
         }
     };
-    let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    let bracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+    if bracketed.is_none() && name.contains(':') {
+        return Err(invalid(
+            "more than one colon stands in a host: write host:port, and an address of version 6 in brackets, as in [::1]:80"
+                .to_owned(),
+        ));
+    }
+    let name = bracketed.unwrap_or(name);
     if name.is_empty() {
         return Err(invalid(format!("{host:?} names no host: write host:{default}")));
     }
@@ -288,6 +295,8 @@ mod tests {
             ("one:65536", "no port"),
             (":80", "write host:7"),
             ("[]", "no host"),
+            ("one:17001:99", "more than one colon"),
+            ("::1", "more than one colon"),
         ] {
             let error = split_port(written, 7).unwrap_err();
             assert!(

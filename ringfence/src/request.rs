@@ -106,7 +106,8 @@ impl LockRequest {
     }
 
     /// Waits for at most this long, instead of without a limit. Zero takes what is free and waits for nothing but the
-    /// backend's answer.
+    /// backend's answer. The error of who waited in vain says who has the lock, as far as that is known: where the backend does not
+    /// tell who leaves its line, the last one of this process to leave asks, by an [inspection](crate::Locks::inspect).
     pub fn wait(mut self, wait: Duration) -> Self {
         self.terms.wait = Some(wait);
         self
@@ -478,11 +479,22 @@ impl Seat<'_> {
             return Contention::default();
         };
         drop(withdrawal.abandoner);
-        match tokio::time::timeout(FAREWELL_MAX, withdrawal.left).await {
-            Ok(Ok(contention)) => contention,
-            // A grant crossed the withdrawal and was given back, or the backend is slow.
-            Ok(Err(_)) | Err(_) => Contention::default(),
-        }
+        let who = async {
+            // A grant that crossed the withdrawal was given back without a word.
+            let contention = withdrawal.left.await.unwrap_or_default();
+            if !contention.holders.is_empty() {
+                return contention;
+            }
+            // Not every backend says so to one that leaves its line.
+            match self.hall.backend.inspect(&self.room.name).await {
+                Ok(state) => {
+                    let holders = state.holders.into_iter().map(|one| one.holder).collect();
+                    Contention::new(holders, state.waiters.len())
+                }
+                Err(_) => contention,
+            }
+        };
+        tokio::time::timeout(FAREWELL_MAX, who).await.unwrap_or_default()
     }
 }
 

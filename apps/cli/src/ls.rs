@@ -5,7 +5,7 @@ use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::lock_view::LockView;
-use crate::print::{self, duration};
+use crate::print::{self, duration, until_lapse};
 
 /// List the locks that are held or waited for
 #[derive(Debug, Args)]
@@ -52,7 +52,7 @@ fn rows(state: &LockState) -> Vec<[String; 7]> {
             holder.mode.to_string(),
             holder.holder.to_string(),
             holder.age.map_or_else(|| "unknown".to_owned(), duration),
-            duration(holder.remaining),
+            until_lapse(holder.remaining).unwrap_or_else(|| "never".to_owned()),
             waiting.clone(),
             holder.token.to_string(),
         ]

@@ -117,6 +117,12 @@ pub(crate) fn duration(duration: Duration) -> String {
     humantime::format_duration(rounded).to_string()
 }
 
+/// How long a lease lasts unless it is renewed: `None` for one that has no end of its own. No client of ours asks for years.
+pub(crate) fn until_lapse(remaining: Duration) -> Option<String> {
+    const YEARS: Duration = Duration::from_hours(10 * 365 * 24);
+    (remaining < YEARS).then(|| duration(remaining))
+}
+
 /// A duration for JSON.
 pub(crate) fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)

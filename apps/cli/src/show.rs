@@ -5,7 +5,7 @@ use crate::cli::Global;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::lock_view::LockView;
-use crate::print::{self, duration, visible};
+use crate::print::{self, duration, until_lapse, visible};
 
 /// Show who holds a lock, since when, and who waits
 #[derive(Debug, Args)]
@@ -40,7 +40,10 @@ fn describe(state: &LockState) -> String {
         lines.push(format!("  token      {}", holder.token));
         let held_for = holder.age.map_or_else(|| "unknown".to_owned(), duration);
         lines.push(format!("  held for   {held_for}"));
-        lines.push(format!("  lapses in  {}, unless it is renewed", duration(holder.remaining)));
+        lines.push(match until_lapse(holder.remaining) {
+            Some(remaining) => format!("  lapses in  {remaining}, unless it is renewed"),
+            None => "  lapses     never by itself".to_owned(),
+        });
     }
     for (place, waiter) in state.waiters.iter().enumerate() {
         lines.push(format!("  waiter {}   {}", place + 1, visible(&waiter.holder.to_string())));

@@ -51,9 +51,9 @@ impl Mode {
         };
         let known = Self::ALL.map(|(name, _)| name);
         Self::ALL.iter().find(|(name, _)| *name == written).map(|(_, mode)| *mode).ok_or_else(|| {
-            let guess = nearest(written, &known).map(|near| format!(", did you mean {near:?}?"));
-            let guess = guess.unwrap_or_default();
-            invalid(format!("sslmode={written:?} is none{guess} Known: {}", known.join(", ")))
+            let guess = nearest(written, &known)
+                .map_or_else(|| ".".to_owned(), |near| format!(", did you mean {near:?}?"));
+            invalid(format!("sslmode={written:?} is unknown{guess} Known: {}", known.join(", ")))
         })
     }
 }
@@ -296,7 +296,11 @@ mod tests {
     #[test]
     fn what_is_wrong_with_the_parameters_is_said() {
         for (params, said) in [
-            ("sslmode=verify-fall", "did you mean \"verify-full\"?"),
+            (
+                "sslmode=verify-fall",
+                "sslmode=\"verify-fall\" is unknown, did you mean \"verify-full\"? Known: disable, allow",
+            ),
+            ("sslmode=on", "sslmode=\"on\" is unknown. Known: disable, allow"),
             ("sslmode=disable&sslcert=/c", "sslcert= is about TLS, and sslmode=disable does without"),
             ("sslmode=verify-ca", "verify-ca needs sslrootcert="),
             ("sslmode=verify-ca&sslrootcert=system", "verify-ca needs sslrootcert="),

@@ -25,6 +25,7 @@ pub mod optimistic;
 pub mod partitions;
 pub mod rate_limit;
 mod stage;
+pub mod waiting;
 
 /// Expands to one `#[test]` for each case, named after it. The expression makes the harness, as for
 /// [`conformance!`](ringfence_testkit::conformance).
@@ -75,6 +76,7 @@ macro_rules! patterns {
             partitions::partitions_that_nobody_heard_of_go_without_a_word
             partitions::partitions_in_another_number_are_refused_while_anybody_takes_part
             partitions::partitions_of_one_that_is_cut_off_are_known_to_be_gone
+            waiting::waiting_in_vain_names_the_holder
         }
     };
 }

@@ -2,6 +2,7 @@
 
 use insta::assert_snapshot;
 use ringfence::{Locks, PAGE_MAX};
+use ringfence_servers::RedisServer;
 
 use crate::support::{HOLD, Running, Store, eventually};
 
@@ -94,4 +95,14 @@ async fn ls_reads_every_page() {
     assert_eq!(listed.as_array().unwrap().len(), guards.len());
     locks.close().await.unwrap();
     assert_eq!(store.ringfence(["ls"]).with_code(0).stdout, "");
+}
+
+/// Other clients make keys without a TTL, which is what has to be seen of them, and not a number of years.
+#[tokio::test]
+async fn a_lock_that_nothing_ends_is_shown_so() {
+    let Some(server) = RedisServer::start().await else { return };
+    let (store, url) = (Store::new(), format!("{}?keys=verbatim", server.url()));
+    server.command(&["SET", "orders/42", "somebody"]).await;
+    let shown = store.ringfence(["show", "--url", &url, "orders/42"]).with_code(0).stdout;
+    assert!(shown.contains("\n  lapses     never by itself"), "{shown}");
 }
