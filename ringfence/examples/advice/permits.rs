@@ -1,4 +1,4 @@
-//! Up to four at once; and up to ten in a minute.
+//! Up to four at once; and up to ten in half a minute.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ pub async fn main() -> ringfence::Result<()> {
 }
 
 async fn call_the_api(locks: &Locks) -> ringfence::Result<()> {
-    let one_of_ten = locks.lock("api").permits(10).ttl(Duration::from_mins(1)).acquire().await?;
-    // Not released: nobody else has this permit before the minute is over.
+    let one_of_ten = locks.lock("api").permits(10).ttl(Duration::from_secs(30)).acquire().await?;
+    // Not released: nobody else has this permit before half a minute is over.
     one_of_ten.leave_to_lapse().await?;
     println!("asking the API");
     Ok(())

@@ -188,7 +188,7 @@ pub(super) const PATTERNS: [Pattern; 15] = [
         name: "lock-delay",
         title: "a lock, with a grace time after a holder that was lost",
         has_backend: true,
-        command: Some("ringfence run --url URL STAKES --lock-delay 1m device/7 -- ./move-arm"),
+        command: Some("ringfence run --url URL STAKES --ttl 10s --lock-delay 30s device/7 -- ./move-arm"),
         program: program!("lock_delay"),
         not_guaranteed: &[
             "Nothing refuses a holder that was paused for longer than its TTL and the delay: two act at once.",

@@ -3,6 +3,7 @@
 use std::fs;
 
 use insta::assert_snapshot;
+use ringfence_servers::ZooKeeperOptions;
 use serde_json::{Value, json};
 
 use crate::support::Store;
@@ -81,4 +82,34 @@ fn answers_come_from_a_file_too_and_a_flag_wins() {
         .ringfence(["advise", "--answers", "/nowhere/answers.json"])
         .with_code(74)
         .saying("/nowhere/answers.json");
+}
+
+/// Runs an advised command on this store, with `true` in place of what it would run.
+fn runs(store: &Store, advice: &Value, url: &str) {
+    let command =
+        advice["command"].as_str().unwrap().replace(advice["backend"]["url"].as_str().unwrap(), url);
+    let (ours, _) = command.split_once(" -- ").unwrap();
+    store.ringfence(ours.split(' ').skip(1).chain(["--", "true"])).with_code(0);
+}
+
+/// What can refuse nothing gets a delay, but for one machine, where none would hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_advised_is_not_refused_where_it_is_advised() {
+    let store = Store::new();
+    for (contenders, pattern) in [
+        ("few-briefly", "lock"),
+        ("some-at-once", "permits"),
+        ("each-window", "once"),
+        ("one-always", "leader"),
+    ] {
+        let advice = advise(&store, ["no", "no", "charge", "no", "one-machine", contenders]);
+        assert_eq!(advice["pattern"], pattern);
+        runs(&store, &advice, &store.url());
+    }
+    // Configured as it comes, which gives the shortest of the longest leases.
+    let ensemble = ZooKeeperOptions::new().set("tickTime", "2000").set("maxSessionTimeout", "40000").start();
+    let Some(ensemble) = ensemble.await else { return };
+    let advice = advise(&store, ["no", "no", "charge", "no", "zookeeper", "few-briefly"]);
+    assert_eq!(advice["pattern"], "lock-delay");
+    runs(&store, &advice, &ensemble.url());
 }
