@@ -142,7 +142,7 @@ impl Locks {
     }
 
     /// An operator's force-release of one holder, named by the nonce of the token that [`inspect`](Self::inspect) shows. Its
-    /// token is stale from then on, and it learns that it lost the lock.
+    /// token is stale from then on, and it learns that it lost the lock: at once if it is of these locks.
     ///
     /// # Cancel safety
     /// The holder may have been evicted or not.
@@ -151,7 +151,12 @@ impl Locks {
         name: N,
         nonce: Nonce,
     ) -> Result<Eviction> {
-        self.hall.backend.evict(&name.try_into()?, nonce).await
+        let eviction = self.hall.backend.evict(&name.try_into()?, nonce).await?;
+        if eviction == Eviction::Evicted {
+            // The backend tells the holders of others, and ours only once it has got round to listening for them.
+            self.hall.lost(nonce);
+        }
+        Ok(eviction)
     }
 
     /// Looks for what would break the promises of this backend here: a setting of its server, its clock, the place of a

@@ -60,6 +60,8 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(client.put(&url).header(TOKEN_HEADER, header).send().await?.status(), 403);
     assert_eq!(client.put(&url).send().await?.status(), 428);
     assert_eq!(ledger.lock().await.len(), 1, "charged once");
+    // What is not given back is somebody else's only when its TTL is over.
+    other_lock.release().await?;
     next.release().await?;
     Ok(())
 }

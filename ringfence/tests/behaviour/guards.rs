@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringfence::{Agreement, Backend, Clock, Effect, ErrorKind, Locks, Mode, SystemClock};
+use ringfence::{Agreement, Backend, Clock, Effect, ErrorKind, Eviction, Locks, Mode, SystemClock};
 
 use crate::stage::{
     Call, Fate, Gate, JumpingClock, Stage, eventually, free, in_line, is_ready, memory, millis, soon, staged,
@@ -119,6 +119,20 @@ async fn an_evicted_holder_learns_it_at_once() {
     let error = guard.release().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Lost);
     assert!(error.to_string().contains("\"a\""), "{error}");
+}
+
+/// As where the server's news comes by a connection that is only being made.
+#[tokio::test]
+async fn a_holder_that_is_evicted_by_its_own_locks_need_not_be_told_by_the_backend() {
+    let (locks, stage) = staged();
+    stage.tell_nothing();
+    let guard = locks.lock("a").acquire().await.unwrap();
+    assert_eq!(locks.evict("b", guard.token().nonce()).await.unwrap(), Eviction::NotHeld);
+    assert!(guard.is_held(), "it holds another name");
+    assert_eq!(locks.evict("a", guard.token().nonce()).await.unwrap(), Eviction::Evicted);
+    assert!(!guard.is_held());
+    soon(guard.lost()).await;
+    soon(locks.lock("a").acquire()).await.unwrap().release().await.unwrap();
 }
 
 #[tokio::test]

@@ -136,7 +136,8 @@ async fn a_renewal_that_says_lost_is_believed() {
     let (locks, stage) = staged();
     stage.tell_nothing();
     let guard = locks.lock("a").ttl(millis(3000)).acquire().await.unwrap();
-    locks.evict("a", guard.token().nonce()).await.unwrap();
+    let elsewhere = Locks::new(Arc::clone(&stage) as _);
+    elsewhere.evict("a", guard.token().nonce()).await.unwrap();
     assert!(guard.is_held(), "nobody has told yet");
     let start = SystemClock::new().now();
     soon(guard.lost()).await;
