@@ -102,17 +102,8 @@ pub(crate) struct LockArgs {
     /// How long the lease lives without renewal, with a unit, as in 30s [default: 30s, or the URL's ttl]
     #[arg(long, value_name = "DURATION", value_parser = parse_ttl, allow_hyphen_values = true)]
     pub(crate) ttl: Option<Ttl>,
-    /// After an unclean loss, how long nobody gets the lock once its TTL is over, with a unit, as in 30s: for a resource that
-    /// cannot check a token
-    #[arg(
-        long,
-        value_name = "DURATION",
-        value_parser = parse_duration,
-        allow_hyphen_values = true,
-        default_value = "0s",
-        hide_default_value = true
-    )]
-    pub(crate) lock_delay: Duration,
+    #[command(flatten)]
+    pub(crate) delay: DelayArgs,
     /// What a double run would cost: efficiency, or correctness, which a backend without durable tokens refuses
     #[arg(long, value_name = "STAKES", default_value = "efficiency")]
     stakes: StakesArg,
@@ -167,6 +158,22 @@ impl LeaseArgs {
     pub(crate) fn stakes(&self) -> Stakes {
         self.stakes.into()
     }
+}
+
+/// For how long nobody holds after one that was lost.
+#[derive(Debug, Args)]
+pub(crate) struct DelayArgs {
+    /// After an unclean loss, how long nobody gets the lock once its TTL is over, with a unit, as in 30s: for a resource that
+    /// cannot check a token
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        allow_hyphen_values = true,
+        default_value = "0s",
+        hide_default_value = true
+    )]
+    pub(crate) lock_delay: Duration,
 }
 
 /// For how long to wait for somebody else.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::child::Ended;
-use crate::cli::{Global, LeaseArgs, OnLost};
+use crate::cli::{DelayArgs, Global, LeaseArgs, OnLost};
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::job::{ENDING, End, Orders, SIGNALS};
@@ -45,8 +45,10 @@ pub(crate) struct ElectArgs {
     #[arg(long)]
     once: bool,
     /// Print who leads, and each change
-    #[arg(long, conflicts_with_all = ["value", "once", "ttl", "stakes", "label", "command"])]
+    #[arg(long, conflicts_with_all = ["value", "once", "lock_delay", "ttl", "stakes", "label", "command"])]
     observe: bool,
+    #[command(flatten)]
+    delay: DelayArgs,
     #[command(flatten)]
     lease: LeaseArgs,
     /// Which election; its lock is leader/NAME
@@ -68,7 +70,8 @@ pub(crate) async fn run(mut args: ElectArgs, global: &Global) -> Result<u8, Fail
     let signals = Signals::take(&SIGNALS)?;
     let command = std::mem::take(&mut args.command);
     let orders = Orders::take(command, OnLost::Term, global, &signals).await?;
-    let mut election = orders.locks.leader(&args.name).stakes(args.lease.stakes());
+    let mut election =
+        orders.locks.leader(&args.name).stakes(args.lease.stakes()).lock_delay(args.delay.lock_delay);
     if let Some(ttl) = args.lease.ttl {
         election = election.ttl(ttl.as_duration());
     }
@@ -91,7 +94,7 @@ async fn campaign_and_lead(
 ) -> Result<Ended, Failure> {
     loop {
         match signals.unless_interrupted(election.campaign(&args.value)).await? {
-            Ok(leadership) => match lead(orders, leadership, global, signals).await? {
+            Ok(leadership) => match lead(orders, leadership, args, global, signals).await? {
                 End::ByItself(ended) => return Ok(ended),
                 End::Lost(Some(signal)) => return Err(Failure::Interrupted(signal)),
                 End::Told | End::Lost(None) if args.once => {
@@ -115,6 +118,7 @@ async fn campaign_and_lead(
 async fn lead(
     orders: &Orders,
     leadership: Leadership,
+    args: &ElectArgs,
     global: &Global,
     signals: &Signals,
 ) -> Result<End, Failure> {
@@ -122,6 +126,11 @@ async fn lead(
         Ok(job) => job.supervise(pending()).await,
         Err(failure) => Err(failure),
     };
+    if matches!(end, Ok(End::Told | End::Lost(_))) && !args.delay.lock_delay.is_zero() {
+        // What the command has sent may still be on its way: the delay is for that.
+        let _ = leadership.leave_to_lapse().await;
+        return end;
+    }
     let (name, remaining) = (leadership.guard().name().clone(), leadership.guard().remaining());
     match lock::while_it_lasts(&name, remaining, leadership.resign()).await {
         Ok(()) => end,

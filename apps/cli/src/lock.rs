@@ -45,7 +45,7 @@ pub(crate) async fn acquire(
     signals: &Signals,
     messages: Messages,
 ) -> Result<Guard, Failure> {
-    let mut request = locks.lock(name).stakes(args.stakes()).lock_delay(args.lock_delay);
+    let mut request = locks.lock(name).stakes(args.stakes()).lock_delay(args.delay.lock_delay);
     request = match (args.permits, args.shared) {
         (Some(limit), _) => request.permits(limit),
         (None, true) => request.shared(),

@@ -66,7 +66,7 @@ async fn run_locked(
         Ok(job) => match job.supervise(pending()).await {
             Ok(End::ByItself(ended)) => Ok(ended),
             Ok(End::Told | End::Lost(_)) => {
-                if !args.lock.lock_delay.is_zero() {
+                if !args.lock.delay.lock_delay.is_zero() {
                     // What the command has sent may still be on its way: the delay is for that.
                     let _ = guard.leave_to_lapse().await;
                     return Err(lost(name));

@@ -52,6 +52,7 @@ macro_rules! patterns {
             lock_delay::lock_delay_keeps_others_out
             lock_delay::lock_delay_is_not_shortened_by_who_has_lost
             lock_delay::lock_delay_is_none_after_a_clean_release
+            lock_delay::lock_delay_keeps_candidates_out
             once::once_is_run_by_one_of_many_at_the_same_instant
             once::once_runs_again_in_the_next_window
             once::once_a_failed_run_is_retried_only_where_that_is_asked_for

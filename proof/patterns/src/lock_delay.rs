@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringfence::{BootInstant, Error, ErrorKind, Guard, Locks};
 use ringfence_testkit::{Harness, Verdict};
 
-use crate::stage::{fresh, locks};
+use crate::stage::{fresh, locks, within};
 
 const DELAY: Duration = Duration::from_millis(1500);
 
@@ -65,6 +65,27 @@ pub async fn lock_delay_is_not_shortened_by_who_has_lost(harness: &dyn Harness) 
     let waited = harness.clock().now().saturating_since(lost);
     assert!(waited + SLACK >= DELAY, "the lock was free {waited:?} after the loss, and not {DELAY:?}");
     next.release().await.expect("a release");
+    Ok(())
+}
+
+/// The same of a leader that hangs: nobody leads before the delay is over, and then the next candidate does.
+pub async fn lock_delay_keeps_candidates_out(harness: &dyn Harness) -> Verdict {
+    let (ann, bob) = (locks(harness).await, locks(harness).await);
+    let name = fresh("lock_delay_keeps_candidates_out");
+    let ttl = ann.guarantees().ttl_min.as_duration().max(Duration::from_millis(400));
+    let election = ann.leader(name.as_str()).ttl(ttl).lock_delay(DELAY).max_hold(Duration::ZERO);
+    let leadership = match (ann.guarantees().holder_death.is_at_once(), election.campaign("ann").await) {
+        (true, Err(error)) if error.kind() == ErrorKind::Unsupported => return Ok(()),
+        (false, Ok(leadership)) => leadership,
+        (at_once, outcome) => panic!("leases of the dead end at once: {at_once}, but {outcome:?}"),
+    };
+    let lost = harness.clock().now().saturating_add(leadership.guard().remaining());
+    let next = bob.leader(name.as_str());
+    let next = within("the next term", next.campaign("bob")).await.expect("the delay has an end");
+    let waited = harness.clock().now().saturating_since(lost);
+    assert!(waited + SLACK >= DELAY, "the next term began {waited:?} after the loss, and not {DELAY:?}");
+    assert!(next.term().sequence() > leadership.term().sequence(), "{next:?} after {leadership:?}");
+    next.resign().await.expect("a release");
     Ok(())
 }
 

@@ -63,6 +63,13 @@ impl Election {
         self
     }
 
+    /// Lets nobody lead for this long after a term that did not end by [resignation](Leadership::resign), once its TTL is over; see
+    /// [`LockRequest::lock_delay`]. Until then the lost leader is who [`current`](Self::current) sees.
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.terms.lock_delay = delay;
+        self
+    }
+
     /// Lets a leader lead for at most this long and a TTL, as if it hung; see [`LockRequest::max_hold`].
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.terms.max_hold = Some(max_hold);
@@ -203,6 +210,15 @@ impl Leadership {
     /// Dropping the future does not stop it.
     pub async fn resign(self) -> Result<()> {
         self.guard.release().await
+    }
+
+    /// Ends the term for this process, and for the others not before its TTL and the [lock delay](Election::lock_delay) are over: for a
+    /// leader whose work may still be on its way. Errors as [`Guard::leave_to_lapse`] does.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it resolves resigns.
+    pub async fn leave_to_lapse(self) -> Result<()> {
+        self.guard.leave_to_lapse().await
     }
 
     /// Opens the record to this term, so that no earlier leader can write any more, then writes.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ringfence_servers::RedisServer;
 use serde_json::Value;
 
 use crate::support::{Running, Store, eventually, now, read_all, since, until_gone};
@@ -150,4 +151,18 @@ fn what_elect_cannot_do_is_wrong_usage() {
         .with_code(64);
     store.ringfence(["elect", "a\nb", "--", "true"]).with_code(64);
     store.ringfence(["elect", "a", "--", "no such command"]).with_code(127);
+}
+
+#[tokio::test]
+async fn nobody_leads_before_the_lock_delay_of_a_lost_term_is_over() {
+    let Some(server) = RedisServer::start().await else { return };
+    let (store, url) = (Store::new(), server.url());
+    let flags = ["--url", &url, "--ttl", "1s", "--lock-delay", "2s"];
+    let first = candidate(&store, &flags, LEAD);
+    let (term, _) = term_of(&first);
+    let killed = now();
+    first.signal(Signal::SIGKILL);
+    let (next_term, _) = term_of(&candidate(&store, &flags, LEAD));
+    assert!(next_term > term, "{next_term} after {term}");
+    assert!(since(killed) >= Duration::from_secs(2), "led after {:?}", since(killed));
 }
