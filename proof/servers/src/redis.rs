@@ -14,6 +14,9 @@ use crate::require::require;
 use crate::tls::Certificates;
 use crate::wall_clock::WallClock;
 
+/// How long a server may take to start: one that crashed flushes every file first, on a disk that others write to as well.
+const START: Duration = Duration::from_mins(1);
+
 /// What [`RedisServer::start`] starts, where it is not the plainest server there is.
 #[derive(Clone, Debug, Default)]
 pub struct RedisOptions {
@@ -279,7 +282,7 @@ impl Instance {
     async fn launch(command: &Command, ready: &str) -> Process {
         let mut process = Process::start(again(command)).expect("a server starts");
         let mut printed = Vec::new();
-        let is_ready = tokio::time::timeout(PATIENCE, async {
+        let is_ready = tokio::time::timeout(START, async {
             while let Some(line) = process.line().await {
                 let is_ready = line.contains(ready);
                 printed.push(line);
@@ -294,7 +297,7 @@ impl Instance {
         match is_ready {
             Ok(true) => process,
             Ok(false) => panic!("the server ended before it was ready; {}", said()),
-            Err(elapsed) => panic!("{elapsed}: waited {PATIENCE:?} until the server was ready; {}", said()),
+            Err(elapsed) => panic!("{elapsed}: waited {START:?} until the server was ready; {}", said()),
         }
     }
 }

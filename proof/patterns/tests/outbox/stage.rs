@@ -15,6 +15,9 @@ use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
+/// How long messages may take: each costs commits, and may have pauses between its tries, on a disk that others write to as well.
+const DELIVERY: Duration = Duration::from_mins(1);
+
 /// One test for each database: `on_both!(a_message_is_sent)` for an `async fn a_message_is_sent(stage: Stage)`.
 #[macro_export]
 macro_rules! on_both {
@@ -227,8 +230,8 @@ impl Memory {
     /// Waits until what it was given is so.
     pub(crate) async fn until(&self, what: &str, mut is_so: impl FnMut(&[(Delivery, bool)]) -> bool) {
         let mut given = self.given.subscribe();
-        let came = tokio::time::timeout(PATIENCE, given.wait_for(|given| is_so(given))).await;
-        assert!(came.is_ok(), "not within {PATIENCE:?}: {what}; given: {:?}", self.given());
+        let came = tokio::time::timeout(DELIVERY, given.wait_for(|given| is_so(given))).await;
+        assert!(came.is_ok(), "not within {DELIVERY:?}: {what}; given: {:?}", self.given());
     }
 
     /// Waits until it has taken so many.
