@@ -71,8 +71,8 @@ pub(crate) struct Client {
 }
 
 impl EtcdBackend {
-    /// Connects to the cluster of a URL: three round trips, and those of the connection. Two of them write: a lease is granted
-    /// and revoked, to learn the shortest TTL that the cluster knows.
+    /// Connects to the cluster of a URL: three round trips, and those of the connection. The first asks the member how it is, and two
+    /// write: a lease is granted and revoked, to learn the shortest TTL that the cluster knows.
     ///
     /// Must be called in a tokio runtime. Errors with [`InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl),
     /// [`Unavailable`](ringfence_core::ErrorKind::Unavailable) where no member can be reached or there is no majority,
@@ -80,7 +80,6 @@ impl EtcdBackend {
     /// [`Unsupported`](ringfence_core::ErrorKind::Unsupported) for a version that is too old.
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
         let client = Arc::new(Client::new(Options::parse(url)?, clock));
-        checks::refuse_what_is_too_old(&client).await?;
         let mut guarantees = guarantees();
         let (shortest, seconds) = client.leases.grant(guarantees.ttl_min.as_duration()).await?;
         guarantees.ttl_min = ttl(seconds.saturating_mul(1000));

@@ -10,7 +10,8 @@ use crate::proto::{
     AlarmRequest, AlarmResponse, MemberListRequest, MemberListResponse, StatusRequest, StatusResponse,
 };
 
-const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+/// How a member is.
+pub(crate) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
 const MEMBERS: &str = "/etcdserverpb.Cluster/MemberList";
 
@@ -72,9 +73,7 @@ const DEFECTS: &[Defect] = &[
 ];
 
 /// Errors for a member whose version does not know what we need.
-pub(crate) async fn refuse_what_is_too_old(client: &Client) -> Result<()> {
-    let status: StatusResponse =
-        client.servers.call(STATUS, StatusRequest {}).await.map_err(Error::without_effect)?;
+pub(crate) fn refuse_what_is_too_old(status: &StatusResponse, shown: &str) -> Result<()> {
     if Version::parse(&status.version).is_some_and(|version| version >= VERSION_MIN) {
         return Ok(());
     }
@@ -83,7 +82,12 @@ pub(crate) async fn refuse_what_is_too_old(client: &Client) -> Result<()> {
         ErrorKind::Unsupported,
         format!("it is etcd {:?}, and we need {major}.{minor} or later", status.version),
     )
-    .about(client.servers.shown()))
+    .about(shown))
+}
+
+/// Whether locks can be taken by a member, as far as it knows.
+pub(crate) fn serves(status: &StatusResponse) -> bool {
+    status.leader != 0 && !status.is_learner
 }
 
 /// Looks at the cluster: two round trips, and one to each member of the URL, with its connection.

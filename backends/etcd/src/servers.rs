@@ -15,10 +15,11 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use crate::checks;
 use crate::error;
-use crate::proto::{AuthenticateRequest, AuthenticateResponse};
+use crate::proto::{AuthenticateRequest, AuthenticateResponse, StatusRequest, StatusResponse};
 
-/// How long a member may take to accept a connection, before the next one is tried.
+/// How long a member may take to accept a connection, and then to say how it is, before the next one is tried.
 pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a member may take to answer.
@@ -186,8 +187,8 @@ impl Servers {
         if let Some(link) = &self.current().link {
             return Ok(Arc::clone(link));
         }
-        let mut trouble = None;
-        for _ in &self.members {
+        let (mut trouble, mut spare) = (None, None);
+        for remaining in (0..self.members.len()).rev() {
             let member = {
                 let mut current = self.current();
                 let member = &self.members[current.next % self.members.len()];
@@ -195,13 +196,12 @@ impl Servers {
                 current.next = (current.next + 1) % self.members.len();
                 member
             };
-            match self.connect(member).await {
-                Ok(link) => {
-                    let link = Arc::new(link);
-                    let mut current = self.current();
-                    current.link = Some(Arc::clone(&link));
-                    // A member that answers is come back to, when the others do not.
-                    return Ok(link);
+            // There is no other one to hurry to.
+            let patience = if remaining == 0 { ANSWER_PATIENCE } else { CONNECT_PATIENCE };
+            match self.try_to_connect(member, patience).await {
+                Ok((link, true)) => return Ok(self.use_from_now_on(link)),
+                Ok((link, false)) => {
+                    spare.get_or_insert((member, link));
                 }
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     tracing::debug!(%error, "a member cannot be reached");
@@ -210,16 +210,45 @@ impl Servers {
                 Err(error) => return Err(error),
             }
         }
+        if let Some((member, link)) = spare {
+            // None serves now, as in an election. What it is asked may still be done when that is over.
+            return Ok(self.use_from_now_on(self.logged_in(member, link).await?));
+        }
         Err(trouble.unwrap_or_else(|| Error::new(ErrorKind::Bug, "a URL without members was accepted")))
     }
 
+    fn use_from_now_on(&self, link: Link) -> Arc<Link> {
+        let link = Arc::new(link);
+        self.current().link = Some(Arc::clone(&link));
+        link
+    }
+
+    /// A connection to a member, and whether it serves: then we are known to it. That a connection opens says little: whatever stands
+    /// before a member that is dead or stopped, a proxy or its kernel, accepts one for it.
+    async fn try_to_connect(&self, member: &Member, patience: Duration) -> Result<(Link, bool)> {
+        let link = open(member).await?;
+        let asked = link.ask(checks::STATUS, StatusRequest {});
+        let answer = tokio::time::timeout(patience, asked).await;
+        let status: StatusResponse = match answer.map_err(|_| error::no_answer(&member.address))? {
+            Ok(status) => status,
+            // It lets nobody ask who has not logged in, and so it answers.
+            Err(status) if !error::is_of_member(&status) => {
+                return Ok((self.logged_in(member, link).await?, true));
+            }
+            Err(status) => return Err(error::of_call(&status, &member.address).without_effect()),
+        };
+        checks::refuse_what_is_too_old(&status, &self.shown)?;
+        if !checks::serves(&status) {
+            return Ok((link, false));
+        }
+        Ok((self.logged_in(member, link).await?, true))
+    }
+
     async fn connect(&self, member: &Member) -> Result<Link> {
-        let connected = tokio::time::timeout(CONNECT_PATIENCE, member.endpoint.connect()).await;
-        let channel = connected
-            .map_err(|_| error::no_answer(&member.address))?
-            .map_err(|error| error::of_connecting(&error, &member.address))?;
-        let mut link =
-            Link { channel, address: member.address.clone(), token: None, left: watch::Sender::new(false) };
+        self.logged_in(member, open(member).await?).await
+    }
+
+    async fn logged_in(&self, member: &Member, mut link: Link) -> Result<Link> {
         if let Some(Login { name, password }) = &self.login {
             let question = AuthenticateRequest { name: name.clone(), password: password.clone() };
             let asked = link.ask("/etcdserverpb.Auth/Authenticate", question);
@@ -257,6 +286,14 @@ impl Servers {
     fn current(&self) -> MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn open(member: &Member) -> Result<Link> {
+    let connected = tokio::time::timeout(CONNECT_PATIENCE, member.endpoint.connect()).await;
+    let channel = connected
+        .map_err(|_| error::no_answer(&member.address))?
+        .map_err(|error| error::of_connecting(&error, &member.address))?;
+    Ok(Link { channel, address: member.address.clone(), token: None, left: watch::Sender::new(false) })
 }
 
 impl Link {

@@ -556,6 +556,40 @@ async fn a_dead_member_in_the_url_costs_nothing_after_the_first_try() {
     assert!(took < Duration::from_secs(5), "twenty pairs ask the living, and take {took:?}");
 }
 
+/// A command of the shell is a newcomer each time, and begins with the first member that its URL names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_passes_over_a_member_that_takes_connections_and_serves_nobody() {
+    let Some(cluster) = EtcdOptions::new().members(3).separable().start().await else { return };
+    let (leader, far) = (cluster.leader().await, Proxy::start(1).await);
+    let bad = usize::from(leader == 0);
+    let others = (0..3).filter(|member| *member != bad).map(|member| cluster.port(member));
+    let others: Vec<String> = others.map(|port| format!("127.0.0.1:{port}")).collect();
+    let beginning_with = |port: u16| format!("etcd://127.0.0.1:{port},{}", others.join(","));
+    let member = beginning_with(cluster.port(bad));
+
+    let served = async |url: &str| {
+        let ann = connect(url).await?;
+        let lease = hold(&ann, NAME, LONG).await;
+        release(&ann, &lease).await
+    };
+    // A proxy whose member is dead: it hangs up.
+    assert_eq!(served(&beginning_with(far.port())).await.unwrap(), Release::Released);
+    // And one that is silent, as the kernel of a member that is stopped.
+    cluster.stop(bad);
+    assert_eq!(served(&member).await.unwrap(), Release::Released);
+    cluster.resume(bad);
+    cluster.is_healthy(bad).await;
+    // A member without the others answers, and grants nothing. It finds out when it has not heard of its leader for a while.
+    cluster.cut_off(bad);
+    let passed_over = async {
+        while let Err(error) = served(&member).await {
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        }
+    };
+    tokio::time::timeout(HEALS, passed_over).await.expect("the majority serves a newcomer");
+    cluster.mend();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_moves_up_when_the_one_before_it_leaves_and_does_not_overtake() {
     let Some(cluster) = EtcdCluster::start(1).await else { return };
