@@ -47,7 +47,8 @@ struct Kept {
 
 impl Keeper {
     pub(crate) fn new() -> Self {
-        let registry = Registry { leases: HashMap::default(), due: BTreeSet::new(), planned: BootInstant::MAX };
+        let registry =
+            Registry { leases: HashMap::default(), due: BTreeSet::new(), planned: BootInstant::MAX };
         Self { registry: Mutex::new(registry), wake: Arc::new(Notify::new()) }
     }
 
@@ -97,7 +98,8 @@ impl Keeper {
     pub(crate) fn drain(&self) -> Vec<Arc<Lease>> {
         let mut registry = self.registry.lock();
         let Registry { leases, due, .. } = &mut *registry;
-        let drained: HashMap<_, _, RandomState> = leases.extract_if(|_, kept| !kept.lease.is_left()).collect();
+        let drained: HashMap<_, _, RandomState> =
+            leases.extract_if(|_, kept| !kept.lease.is_left()).collect();
         due.retain(|(_, nonce)| !drained.contains_key(nonce));
         drained.into_values().map(|kept| kept.lease).collect()
     }

@@ -221,7 +221,7 @@ impl Task {
             }
             Order::Watch(nonce, path) => self.watch_lease(nonce, path),
             Order::Release(nonce, path, reply) => {
-                self.shared.let_go(nonce);
+                self.shared.let_go(nonce, false);
                 self.remove_lapsed(nonce, &path, Some(reply));
             }
         }
@@ -411,7 +411,7 @@ impl Task {
                 Order::Call(Call { reply, .. }) => drop(reply.send(Err(Failure::NotSent(why.clone())))),
                 Order::Release(nonce, _, reply) => {
                     // The next connection removes its node.
-                    self.shared.let_go(nonce);
+                    self.shared.let_go(nonce, false);
                     let _ = reply.send(Err(Failure::NotSent(why.clone())));
                 }
                 Order::Watch(..) => {}
@@ -422,8 +422,9 @@ impl Task {
     /// On a new connection nothing is watched yet, and nobody knows whether what lapsed was removed.
     fn watch_what_is_held(&mut self) {
         let held = |(nonce, held): (&Nonce, &Held)| (*nonce, held.path.clone(), held.has_lapsed);
-        let held: Vec<_> = self.shared.state().held.iter().map(held).collect();
-        for (nonce, path, has_lapsed) in held {
+        let all: Vec<_> =
+            self.shared.state().held.iter().filter(|(_, held)| !held.is_leaving).map(held).collect();
+        for (nonce, path, has_lapsed) in all {
             if has_lapsed {
                 self.remove_lapsed(nonce, &path, None);
             } else {

@@ -4,6 +4,7 @@ mod attempts;
 mod partitions;
 mod sessions;
 
+use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -17,6 +18,9 @@ use ringfence_core::{
 use ringfence_servers::{Ensemble, Proxy, Taker, WallClock, ZooKeeperOptions, taker};
 use ringfence_testkit::PATIENCE;
 use ringfence_zookeeper::ZooKeeperBackend;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 const NAME: &str = "orders/42";
 const FOLDER: &str = "/ringfence/locks/orders%2F42";
@@ -242,6 +246,51 @@ async fn what_is_given_back_while_nobody_answers_is_free_afterwards() {
     proxy.mend();
     // Its session lives on, so nothing else removes the node.
     sees(&bob, "a lock that was given back", LockState::is_free).await;
+}
+
+#[tokio::test]
+async fn what_is_given_back_while_its_session_is_between_connections_was_held() {
+    let Some(servers) = Ensemble::start().await else { return };
+    // The way to the server: it says who has come, and lets nobody further while it is shut.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let port = listener.local_addr().expect("a listener has an address").port();
+    let (server, is_open) = (servers.ports()[0], watch::Sender::new(true));
+    let (come, mut has_come) = mpsc::unbounded_channel();
+    let mut gate = is_open.subscribe();
+    let mut way = JoinSet::new();
+    way.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let (mut client, _) = accepted.expect("a connection");
+                    let _ = come.send(());
+                    let mut gate = gate.clone();
+                    connections.spawn(async move {
+                        let _ = gate.wait_for(|is_open| *is_open).await;
+                        let mut far = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await.expect("a server");
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut far).await;
+                    });
+                }
+                changed = gate.changed() => match changed {
+                    Ok(()) if *gate.borrow_and_update() => {}
+                    Ok(()) => connections = JoinSet::new(),
+                    Err(_) => return,
+                },
+            }
+        }
+    });
+    let ann = connect(&format!("zookeeper://127.0.0.1:{port}")).await;
+    for _ in 0..5 {
+        let lease = hold(&ann).await;
+        while has_come.try_recv().is_ok() {}
+        is_open.send_replace(false);
+        within("a session that looks for a server", has_come.recv()).await;
+        let (released, ()) = tokio::join!(release(&ann, &lease), async {
+            is_open.send_replace(true);
+        });
+        assert_eq!(released, Release::Released, "nobody else has removed it");
+    }
 }
 
 #[tokio::test]
