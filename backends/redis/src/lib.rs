@@ -54,8 +54,9 @@
 //! - **Lost memory** (a restart without data, a failover, `FLUSHALL`) ends leases at once, and the count of grant numbers with
 //!   them. Numbers go on from the server's clock, so they rise as long as it does not go back.
 //! - **A failover** is followed: every connection asks the Sentinels and checks that the server is a primary. Leases that
-//!   were not replicated are lost; `?replicas=N` makes that less likely, not impossible. A primary that is cut off from its
-//!   Sentinels, and not from us, cannot be told from a whole one: it grants on beside the next one, and only the fence helps.
+//!   were not replicated are lost; `?replicas=N` makes that less likely, not impossible. The Sentinels tell us when they have chosen
+//!   another one. Who is cut off from them together with the old primary hears nothing: it grants on beside the next one, and only the
+//!   fence helps.
 //! - **A cluster's slot that moves** takes its locks along. Until it has arrived, exclusive leases are renewed wherever they are;
 //!   everything else that needs several keys of a lock waits, for 3 s at most, and then fails without effect. A waiter listens
 //!   to the new master a round trip after it hears of the move; if its turn comes before that, it stands in line again.

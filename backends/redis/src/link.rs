@@ -8,6 +8,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value};
 use ringfence_core::{Error, Result};
+use tokio::task::JoinSet;
 
 use crate::compare_and_delete::CompareAndDelete;
 use crate::error;
@@ -63,6 +64,8 @@ pub(crate) struct Link {
 
 struct Open {
     connection: Option<MultiplexedConnection>,
+    /// What ends it when another server has taken the place of this one.
+    watch: JoinSet<()>,
     /// The command of the server at its other end, and whether it has refused it.
     compare_and_delete: Option<CompareAndDelete>,
     refuses: bool,
@@ -77,6 +80,7 @@ impl Default for Open {
     fn default() -> Self {
         Self {
             connection: None,
+            watch: JoinSet::new(),
             compare_and_delete: None,
             refuses: false,
             epoch: next_epoch(),
@@ -97,6 +101,7 @@ impl Open {
         if self.epoch == epoch {
             self.epoch = next_epoch();
             self.connection = None;
+            self.watch = JoinSet::new();
             self.compare_and_delete = None;
         }
     }
@@ -233,8 +238,18 @@ impl Link {
         };
         let mut open = self.lock();
         match opened {
-            Ok(Opened { connection, compare_and_delete, .. }) => {
+            Ok(opened) => {
+                let replaced = self.route.replaced(&opened);
+                let Opened { connection, compare_and_delete, .. } = opened;
                 if open.epoch == epoch {
+                    if let Some(replaced) = replaced {
+                        let hear = self.ear(epoch);
+                        open.watch.spawn(async move {
+                            replaced.await;
+                            // To all who use it this is as if the server had hung up.
+                            let _ = hear(PushInfo { kind: PushKind::Disconnection, data: Vec::new() });
+                        });
+                    }
                     open.connection = Some(connection.clone());
                     open.compare_and_delete = compare_and_delete;
                     open.refuses = false;

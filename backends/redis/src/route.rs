@@ -9,7 +9,7 @@ use ringfence_core::{Error, ErrorKind, Result};
 use crate::compare_and_delete::CompareAndDelete;
 use crate::error;
 use crate::scripts::text;
-use crate::sentinel::Sentinels;
+use crate::sentinel::{Primary, Sentinels};
 
 /// How long a connection may take to open, and Sentinels to lead to a primary.
 pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
@@ -39,6 +39,13 @@ impl Route {
             Self::BySentinels(sentinels) => sentinels.open(config).await.map_err(|error| error.about(shown)),
         }
     }
+
+    /// What resolves when whoever knows the server names another one in its place. `None` where nobody does.
+    pub(crate) fn replaced(&self, opened: &Opened) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let (Self::BySentinels(sentinels), Some(primary)) = (self, &opened.primary) else { return None };
+        let (sentinels, primary) = (sentinels.clone(), primary.clone());
+        Some(async move { sentinels.replaced(&primary).await })
+    }
 }
 
 /// A connection, and what the server says it is.
@@ -46,6 +53,8 @@ pub(crate) struct Opened {
     pub(crate) connection: MultiplexedConnection,
     role: String,
     pub(crate) compare_and_delete: Option<CompareAndDelete>,
+    /// What Sentinels named, where they did.
+    pub(crate) primary: Option<Primary>,
 }
 
 /// Opens a connection to a server, in about this time.
@@ -62,7 +71,7 @@ pub(crate) async fn open(
     // A Sentinel has a mode and no role.
     let role = entry(&greeting, "role").or_else(|| entry(&greeting, "mode"));
     let role = role.and_then(text).unwrap_or_default().to_owned();
-    Ok(Opened { connection, role, compare_and_delete: CompareAndDelete::of(&greeting) })
+    Ok(Opened { connection, role, compare_and_delete: CompareAndDelete::of(&greeting), primary: None })
 }
 
 impl Opened {

@@ -3,11 +3,16 @@
 //! They are asked for every connection, all at once, and the one with the newest configuration is believed: a Sentinel that
 //! is cut off from the others may still name the primary from before the failover. What they name has to call itself a
 //! primary as well, because in the middle of a failover it may be one no more, or not yet.
+//!
+//! As long as a connection stands, they are listened to as well: a server that was replaced may not know, and calls itself a
+//! primary until a Sentinel reaches it.
 
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, ConnectionInfo, Value};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, ConnectionInfo, PushInfo, PushKind, Value};
 use ringfence_core::{Backoff, Error, ErrorKind, Result, Retry, nearest};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::error;
@@ -22,6 +27,12 @@ const TRY_PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_millis(200);
 
+/// The longest pause before a Sentinel that cannot be listened to is tried again.
+const LISTEN_PAUSE_MOST: Duration = Duration::from_secs(5);
+
+/// Where a Sentinel says that it names another primary.
+const SWITCHES: &str = "+switch-master";
+
 /// The Sentinels of a URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Sentinels {
@@ -33,8 +44,8 @@ pub(crate) struct Sentinels {
 }
 
 /// What one Sentinel says.
-#[derive(Debug)]
-struct Primary {
+#[derive(Clone, Debug)]
+pub(crate) struct Primary {
     host: String,
     port: u16,
     /// Counts the failovers that were agreed on.
@@ -60,12 +71,23 @@ impl Sentinels {
     }
 
     async fn try_to_open(&self, config: &AsyncConnectionConfig) -> Result<Opened> {
-        let Primary { host, port, .. } = self.primary().await?;
-        let named = format!("{host}:{port}, which its Sentinels name as the primary");
-        let server = self.access.at(host, port)?;
+        let primary = self.primary().await?;
+        let named = format!("{}:{}, which its Sentinels name as the primary", primary.host, primary.port);
+        let server = self.access.at(primary.host.clone(), primary.port)?;
         let opened = open(&server, config, TRY_PATIENCE).await;
         let opened = opened.map_err(|error| error::of_connecting(error, &named))?;
-        opened.into_primary().map_err(|error| error.about(named))
+        let mut opened = opened.into_primary().map_err(|error| error.about(named))?;
+        opened.primary = Some(primary);
+        Ok(opened)
+    }
+
+    /// Resolves when one of the Sentinels names a newer primary than this one. Not before, whatever becomes of them.
+    pub(crate) async fn replaced(&self, primary: &Primary) {
+        let mut listening = JoinSet::new();
+        for sentinel in &self.addresses {
+            listening.spawn(listen(sentinel.clone(), self.service.clone(), primary.clone()));
+        }
+        listening.join_next().await;
     }
 
     /// The primary, by the newest of what a majority of the Sentinels says, or of what can be had in time.
@@ -100,19 +122,77 @@ impl Sentinels {
     }
 }
 
+impl Primary {
+    /// Whether this one took the place of another. A Sentinel that was cut off from the others names an older one.
+    fn replaces(&self, other: &Self) -> bool {
+        self.epoch > other.epoch && (&self.host, self.port) != (&other.host, other.port)
+    }
+}
+
+/// Resolves when one Sentinel names a newer primary.
+async fn listen(sentinel: ConnectionInfo, service: String, primary: Primary) {
+    let mut pauses = Backoff::new(PAUSE_FIRST, LISTEN_PAUSE_MOST);
+    loop {
+        match listen_while_it_stands(&sentinel, &service, &primary, &mut pauses).await {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(%error, "a Sentinel cannot be listened to"),
+        }
+        tokio::time::sleep(pauses.pause()).await;
+    }
+}
+
+/// The same, on one connection, whose end is an error.
+async fn listen_while_it_stands(
+    sentinel: &ConnectionInfo,
+    service: &str,
+    primary: &Primary,
+    pauses: &mut Backoff,
+) -> Result<()> {
+    let (sender, mut pushed) = mpsc::unbounded_channel::<PushInfo>();
+    let mut connection = reach(sentinel, configuration().set_push_sender(sender)).await?;
+    connection.subscribe(SWITCHES).await.map_err(error::of_sentinel)?;
+    *pauses = Backoff::new(PAUSE_FIRST, LISTEN_PAUSE_MOST);
+    loop {
+        // It is asked at first, because it may have said so before we listened; and then, because only its answer has the epoch.
+        if named(&mut connection, service).await?.replaces(primary) {
+            return Ok(());
+        }
+        loop {
+            match pushed.recv().await.map(|push| push.kind) {
+                Some(PushKind::Message) => break,
+                None | Some(PushKind::Disconnection) => {
+                    return Err(Error::new(ErrorKind::Unavailable, "it has hung up"));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// How Sentinels are spoken to.
+fn configuration() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_response_timeout(Some(TRY_PATIENCE))
+}
+
+/// Opens a connection to one Sentinel.
+async fn reach(sentinel: &ConnectionInfo, config: AsyncConnectionConfig) -> Result<MultiplexedConnection> {
+    let opened = open(sentinel, &config, TRY_PATIENCE).await;
+    opened.map_err(error::of_sentinel)?.into_sentinel()
+}
+
 /// Asks one Sentinel.
 async fn ask(sentinel: ConnectionInfo, service: String) -> Result<Primary> {
-    let asked = async {
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(TRY_PATIENCE));
-        let opened = open(&sentinel, &config, TRY_PATIENCE).await;
-        let mut connection = opened.map_err(error::of_sentinel)?.into_sentinel()?;
-        // In the middle of a failover the address is that of the next primary, and the list has the last one still.
-        let mut both = redis::pipe();
-        both.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&service).cmd("SENTINEL").arg("MASTERS");
-        let (address, services) = both.query_async(&mut connection).await.map_err(error::of_sentinel)?;
-        find(&address, &services, &service)
-    };
+    let asked = async { named(&mut reach(&sentinel, configuration()).await?, &service).await };
     asked.await.map_err(|error: Error| error.about(format!("the Sentinel {}", sentinel.addr())))
+}
+
+/// The primary that a Sentinel names.
+async fn named(connection: &mut MultiplexedConnection, service: &str) -> Result<Primary> {
+    // In the middle of a failover the address is that of the next primary, and the list has the last one still.
+    let mut both = redis::pipe();
+    both.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(service).cmd("SENTINEL").arg("MASTERS");
+    let (address, services) = both.query_async(connection).await.map_err(error::of_sentinel)?;
+    find(&address, &services, service)
 }
 
 /// The primary of a service, by its address and by all services that a Sentinel knows.

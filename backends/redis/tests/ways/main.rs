@@ -65,6 +65,16 @@ async fn until_one_waits(client: &RedisBackend) {
     tokio::time::timeout(PATIENCE, waits).await.expect("somebody waits");
 }
 
+/// The URL of Sentinels behind a network that can be cut.
+async fn over_proxies(sentinels: &Sentinels) -> (String, Vec<Proxy>) {
+    let mut proxies = Vec::new();
+    for port in sentinels.sentinel_ports() {
+        proxies.push(Proxy::start(port).await);
+    }
+    let hosts: Vec<_> = proxies.iter().map(|proxy| format!("127.0.0.1:{}", proxy.port())).collect();
+    (format!("redis+sentinel://{}/{}", hosts.join(","), Sentinels::SERVICE), proxies)
+}
+
 /// Waits until the replicas have all that the primary has, and it knows that they follow.
 async fn replicated(sentinels: &Sentinels) {
     let primary = sentinels.primary().await;

@@ -5,10 +5,10 @@ use ringfence_core::{
     Release, Renewal, Retry, Ttl, Wait,
 };
 use ringfence_redis::RedisBackend;
-use ringfence_servers::{RedisServer, Sentinels};
+use ringfence_servers::{Proxy, RedisServer, Sentinels};
 use ringfence_testkit::PATIENCE;
 
-use crate::{connect, granted, name, release, renew, replicated, request, until_one_waits};
+use crate::{connect, granted, name, over_proxies, release, renew, replicated, request, until_one_waits};
 
 const KEY: &str = "ringfence:{orders/42}";
 
@@ -115,8 +115,11 @@ async fn a_grant_that_too_few_replicas_have_fails_in_time_and_leaves_nothing() {
 #[tokio::test]
 async fn a_primary_that_is_cut_off_grants_and_renews_nothing() {
     let Some(sentinels) = started().await else { return };
-    let ann = connect(&format!("{}?replicas=1", sentinels.url())).await.unwrap();
+    let (url, way) = over_proxies(&sentinels).await;
+    let ann = connect(&format!("{url}?replicas=1")).await.unwrap();
     let held = confirmed(&ann, Wait::No).await;
+    // She is on its side of the cut: nobody tells her of the next one.
+    way.iter().for_each(Proxy::cut);
     sentinels.cut_off_primary().await;
     for _ in 0..2 {
         let error = renew(&ann, &held).await.expect_err("its replicas are gone");

@@ -8,10 +8,11 @@ use ringfence_core::{
     Retry, SystemClock, Wait,
 };
 use ringfence_redis::RedisBackend;
-use ringfence_servers::Sentinels;
+use ringfence_servers::{Proxy, Sentinels};
 
 use crate::{
-    FAILOVER_PATIENCE, connect, granted, name, refusal, release, renew, replicated, request, until_one_waits,
+    FAILOVER_PATIENCE, connect, granted, name, over_proxies, refusal, release, renew, replicated, request,
+    until_one_waits,
 };
 
 /// A lease, once the failover is over: an attempt may fail meanwhile, without effect, and may be made again.
@@ -148,9 +149,37 @@ async fn a_primary_that_is_demoted_is_left() {
 }
 
 #[tokio::test]
+async fn a_primary_that_was_replaced_is_left_though_it_calls_itself_one() {
+    let Some(sentinels) = Sentinels::start().await else { return };
+    let (ann, ben) = (connect(&sentinels.url()).await.unwrap(), connect(&sentinels.url()).await.unwrap());
+    let held = granted(ann.acquire(request(Wait::No))).await;
+    let waiting = ben.acquire(request(Wait::Until(BootInstant::MAX)));
+    let cut_off = async {
+        until_one_waits(&ann).await;
+        replicated(&sentinels).await;
+        let old = sentinels.cut_off_primary().await;
+        sentinels.wait_for_failover(old).await;
+        // Nobody reaches it who could demote it. On the next one the lock is given back, and Ben has his turn there.
+        let cid = connect(&sentinels.url()).await.unwrap();
+        assert_eq!(release(&cid, &held).await, Release::Released);
+        let learns = async {
+            while !matches!(renew(&ann, &held).await, Ok(Renewal::Lost)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(FAILOVER_PATIENCE, learns).await.expect("the Sentinels tell of the next one");
+        cid
+    };
+    let (next, cid) = tokio::join!(granted(waiting), cut_off);
+    assert!(next.token.sequence() > held.token.sequence());
+    assert_eq!(release(&cid, &next).await, Release::Released, "it was granted by the next one");
+}
+
+#[tokio::test]
 async fn two_hold_while_a_primary_is_cut_off_and_records_there_and_elsewhere_refuse_every_stale_write() {
     let Some(sentinels) = Sentinels::start().await else { return };
-    let (ann, key) = (connect(&sentinels.url()).await.unwrap(), RecordKey::of(name()));
+    let (url, way) = over_proxies(&sentinels).await;
+    let (ann, key) = (connect(&url).await.unwrap(), RecordKey::of(name()));
     // The local store of one machine, where both of them write as well.
     let folder = tempfile::tempdir().expect("a folder");
     let store =
@@ -163,7 +192,8 @@ async fn two_hold_while_a_primary_is_cut_off_and_records_there_and_elsewhere_ref
     ann.records().write(&key, first.token, Bytes::from_static(b"first")).await.expect("a write");
     replicated(&sentinels).await;
     let old = sentinels.cut_off_primary().await;
-    // Ann goes on: the connection stands, the server calls itself a primary, and grants.
+    way.iter().for_each(Proxy::cut);
+    // Ann is on its side of the cut, and goes on: the connection stands, the server calls itself a primary, and grants.
     assert_eq!(release(&ann, &first).await, Release::Released);
     let mut last = first.token.sequence();
     let mut stale = granted(ann.acquire(request(Wait::No))).await;
@@ -196,6 +226,7 @@ async fn two_hold_while_a_primary_is_cut_off_and_records_there_and_elsewhere_ref
     assert_eq!(accepted, 0, "stale writes accepted");
     // Once the old one is reached again it is demoted, and Ann is led to the next one as well.
     sentinels.mend(old).await;
+    way.iter().for_each(Proxy::mend);
     let learns = tokio::time::timeout(FAILOVER_PATIENCE, async {
         while !matches!(renew(&ann, &stale).await, Ok(Renewal::Lost)) {
             tokio::time::sleep(Duration::from_millis(100)).await;
