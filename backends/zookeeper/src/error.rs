@@ -26,6 +26,18 @@ pub(crate) fn of_connecting(why: io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, advice).because(why)
 }
 
+/// Whether a server took the connection and hung up, as all that are left do while they elect a leader.
+pub(crate) fn has_hung_up(error: &Error) -> bool {
+    use std::error::Error as _;
+    let why = error.source().and_then(|why| why.downcast_ref::<io::Error>());
+    why.is_some_and(|why| {
+        matches!(
+            why.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        )
+    })
+}
+
 /// Of an answer that no version of ZooKeeper gives.
 pub(crate) fn odd() -> Error {
     Error::new(

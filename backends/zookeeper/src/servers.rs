@@ -46,7 +46,8 @@ impl Servers {
         &self.addresses
     }
 
-    /// Goes round the servers, from the one that answered last, until one welcomes us. `after` skips so many of them.
+    /// Goes round the servers, from the one that answered last, until one welcomes us. `after` skips so many of them. Where none
+    /// does, the error is that of one that hung up, if there is such.
     pub(crate) async fn connect(
         &self,
         greeting: &Greeting,
@@ -67,7 +68,9 @@ impl Servers {
                 Ok(Err(error)) => error,
                 Err(_) => error::of_connecting(io::ErrorKind::TimedOut.into()),
             };
-            failed = Some(error.about(format_args!("{host}:{port}")));
+            if !failed.as_ref().is_some_and(error::has_hung_up) {
+                failed = Some(error.about(format_args!("{host}:{port}")));
+            }
         }
         Err(failed.expect("there are servers").about(&self.shown))
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringfence_core::{
-    BootInstant, BoxFuture, Clock, Coalescer, Error, ErrorKind, LossListener, Nonce, Result, Ttl,
+    Backoff, BootInstant, BoxFuture, Clock, Coalescer, Error, ErrorKind, LossListener, Nonce, Result, Ttl,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +27,10 @@ const WATCHED_AFTER: Duration = Duration::from_millis(100);
 
 /// A server that has not begun a session by then is asked for another one.
 const SOON: Duration = Duration::from_secs(1);
+
+/// For how long servers that hang up are asked again: so they do while they elect a leader.
+const ELECTION: Duration = Duration::from_secs(5);
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
 
 /// Why a call has no answer.
 #[derive(Clone, Debug)]
@@ -211,11 +215,17 @@ impl Session {
         let asked = i32::try_from(timeout.as_millis()).expect("a day has fewer milliseconds");
         let greeting = Greeting::new_session(asked);
         // The making of a session may be left lying too, and nothing can be sent before its answer: see `task::NUDGE_AFTER`.
-        let (connection, welcome) = match servers.connect(&greeting, 0, SOON).await {
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                servers.connect(&greeting, 0, SILENCE_MAX).await?
+        let mut patience = SOON;
+        let (ends, mut pauses) = (clock.now().saturating_add(ELECTION), Backoff::new(PAUSES.0, PAUSES.1));
+        let (connection, welcome) = loop {
+            match servers.connect(&greeting, 0, patience).await {
+                Err(error) if error.kind() == ErrorKind::Unavailable && patience < SILENCE_MAX => {
+                    patience = SILENCE_MAX;
+                }
+                Err(error) if error::has_hung_up(&error) && clock.now() < ends => {}
+                welcomed => break welcomed?,
             }
-            welcomed => welcomed?,
+            tokio::time::sleep(pauses.pause()).await;
         };
         let granted = u64::try_from(welcome.timeout_ms).unwrap_or(0);
         let timeout = Ttl::new(Duration::from_millis(granted)).map_err(|error| {

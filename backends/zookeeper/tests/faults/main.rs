@@ -513,6 +513,26 @@ async fn an_ensemble_loses_its_leader_and_nobody_loses_a_lease() {
     }
 }
 
+/// Those that are left take connections meanwhile, and hang up.
+#[tokio::test]
+async fn a_newcomer_waits_until_the_next_leader_is_elected() {
+    let Some(mut servers) = ZooKeeperOptions::new().servers(3).start().await else { return };
+    let ann = connect(&servers.url()).await;
+    let held = hold(&ann).await;
+    let leader = servers.leader().await.expect("servers that serve have a leader");
+    servers.kill(leader);
+    // They notice a moment after that, and a follower may take a newcomer in until then.
+    let bob = loop {
+        let newcomer = connect(&servers.url()).await;
+        if servers.leader().await.is_some() {
+            break newcomer;
+        }
+    };
+    let asked = bob.acquire(request(Mode::Exclusive, LONG, Wait::No)).await;
+    assert!(matches!(asked, Ok(Attempt::Busy(_))), "it sees what is held: {asked:?}");
+    assert_eq!(release(&ann, &held).await, Release::Released);
+}
+
 #[tokio::test]
 async fn a_follower_that_falls_silent_is_left_and_leases_live_on() {
     const TTL: Duration = Duration::from_secs(9);
