@@ -67,6 +67,8 @@ pub(crate) struct Servers {
 #[derive(Debug, Default)]
 struct Current {
     link: Option<Arc<Link>>,
+    /// Whether there ever was one.
+    has_connected: bool,
     /// Which member to try next.
     next: usize,
 }
@@ -187,6 +189,11 @@ impl Servers {
         if let Some(link) = &self.current().link {
             return Ok(Arc::clone(link));
         }
+        let has_connected = self.current().has_connected;
+        if let ([member], true) = (&*self.members, has_connected) {
+            // How it is matters where another one could serve in its place.
+            return Ok(self.use_from_now_on(self.connect(member).await?));
+        }
         let (mut trouble, mut spare) = (None, None);
         for remaining in (0..self.members.len()).rev() {
             let member = {
@@ -219,7 +226,9 @@ impl Servers {
 
     fn use_from_now_on(&self, link: Link) -> Arc<Link> {
         let link = Arc::new(link);
-        self.current().link = Some(Arc::clone(&link));
+        let mut current = self.current();
+        current.link = Some(Arc::clone(&link));
+        current.has_connected = true;
         link
     }
 
