@@ -210,7 +210,8 @@ async fn turns_are_taken_through(fault: Fault) {
         .await;
     }
     let holds = crowd.disperses(&outage.stage.server.url()).await;
-    assert!(holds >= 16, "they held {holds} times");
+    // Of 16 grants, of which each of the four may have missed one in each outage, because the answer came too late or never.
+    assert!(holds >= 8, "they held {holds} times");
     outage.stage.sees_it_free().await;
 }
 

@@ -144,7 +144,8 @@ async fn a_holder_that_is_cut_off_keeps_its_lease_until_its_ttl_and_has_lost_it_
     let lost_at = SystemClock::new().now();
     let next = waiting.await;
     let late = now().saturating_since(lost_at);
-    assert!(late < ttl, "free again {late:?} after the loss");
+    // A renewal may have arrived whose answer was cut off, and a waiter looks now and then.
+    assert!(late < ttl + Duration::from_secs(1), "free again {late:?} after the loss");
     assert!(next.token.sequence() > guard.token().sequence());
     proxy.mend();
     let error = within("an answer", guard.release()).await.expect_err("it is lost");
