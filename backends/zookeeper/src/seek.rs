@@ -37,10 +37,9 @@ use crate::wire::{self, ANY_VERSION, Code, Data, Kind, Odd, Request};
 /// How often a waiter looks after its place and the one before it, whatever happens: the net under a message that was lost.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// For how long, and how often at least, the node of one that does not wait is made anew, whose parent vanished meanwhile or whose
-/// session was over. One that waits goes on until its time is over: a network that is slow enough can do that to it often.
-const STARTS_FOR: Duration = Duration::from_secs(10);
-const STARTS_MIN: usize = 4;
+/// How often the node of one that does not wait is made anew, whose parent vanished meanwhile or whose session was over. One that
+/// waits goes on until its time is over: a network that is slow enough can do that to it often.
+const STARTS_MAX: usize = 4;
 
 /// How many of those in the way are looked up for one who is told that it is busy.
 const SHOWN_MAX: usize = 8;
@@ -246,17 +245,15 @@ impl<'a> Seeker<'a> {
     }
 
     async fn stand_in_line(&mut self) -> Result<Standing> {
-        let patience = self.client.now().saturating_add(STARTS_FOR);
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         for tries in 1.. {
             let why = match self.try_to_stand_in_line().await? {
                 Start::Stands(standing) => return Ok(standing),
                 Start::Again(why) => why,
             };
-            let now = self.client.now();
             let is_over = match self.request.wait {
-                Wait::Until(deadline) => self.is_abandoned || now >= deadline,
-                Wait::No => tries >= STARTS_MIN && now >= patience,
+                Wait::Until(deadline) => self.is_abandoned || self.client.now() >= deadline,
+                Wait::No => tries >= STARTS_MAX,
             };
             if is_over {
                 return Err(why.about(self.client.shown()));
