@@ -23,7 +23,7 @@ fn bench(arguments: &[&str]) -> Vec<Row> {
     let place = tempfile::tempdir().unwrap();
     let figures = place.path().join("figures.json");
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence-bench"));
-    command.args(["--rounds", "1", "--millis", "100", "--json"]).arg(&figures).args(arguments);
+    command.args(["--rounds", "1", "--millis", "300", "--json"]).arg(&figures).args(arguments);
     command.arg("--directory").arg(place.path());
     let status = command.status().unwrap();
     assert!(status.success(), "{command:?}: {status}");

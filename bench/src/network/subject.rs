@@ -199,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    const LENGTH: Duration = Duration::from_millis(200);
+    const LENGTH: Duration = Duration::from_millis(500);
 
     /// The servers that the scripts need.
     struct Servers {
