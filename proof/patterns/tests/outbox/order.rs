@@ -14,6 +14,7 @@ use crate::stage::{Database, Memory, Stage, away, message, refused};
 on_both!(
     four_relays_keep_the_order_of_each_key_whatever_fails,
     a_key_that_waits_holds_up_no_other,
+    nobody_slips_past_one_whose_wait_is_over,
     ten_thousand_messages,
 );
 
@@ -80,6 +81,28 @@ async fn a_key_that_waits_holds_up_no_other(stage: Stage) {
     );
     let left = Duration::from_millis(waiting.retry_in_ms.unwrap());
     assert!((hour / 5..=hour).contains(&left), "{left:?}");
+}
+
+/// The wait of one of so many keys is over while a relay looks at the next messages of all of them.
+async fn nobody_slips_past_one_whose_wait_is_over(stage: Stage) {
+    let keys: Vec<&'static str> = (0..1000).map(|at| &*format!("key-{at}").leak()).collect();
+    let sink = Memory::answering(|message| match (&*message.payload, message.attempt) {
+        (b"0", 1) => Err(refused()),
+        _ => Ok(()),
+    });
+    for at in 0..2 {
+        let messages: Vec<_> = keys.iter().map(|&key| message(key, at)).collect();
+        stage.put(&messages).await;
+    }
+    let pause = Duration::from_millis(300);
+    let relays: Vec<_> = (0..2).map(|_| stage.relay(|relay| relay.pauses(pause, pause), &sink)).collect();
+    sink.until_taken(2 * keys.len()).await;
+    for relay in relays {
+        relay.stop().await;
+    }
+    for (key, payloads) in sink.payloads() {
+        assert_eq!(payloads, ["0", "1"], "{key:?}");
+    }
 }
 
 async fn ten_thousand_messages(stage: Stage) {

@@ -247,7 +247,8 @@ const POSTGRES: &[(&str, &str)] = &[
     ("@not_idle@", "SET LOCAL idle_in_transaction_session_timeout = '5s'"),
     ("@skip_locked@", "FOR UPDATE SKIP LOCKED"),
     ("@lane_time@", "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"),
-    ("@now@", "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"),
+    // The same for all rows of a statement: if the time came between two of a key, the second would be sent before the first.
+    ("@now@", "(extract(epoch FROM statement_timestamp()) * 1000)::bigint"),
     ("@numbers_of_$1@", "(SELECT value::bigint FROM jsonb_array_elements_text($1::text::jsonb))"),
     ("@id@", "id::text"),
     ("@new_id@", "$1::text::uuid"),
