@@ -6,7 +6,7 @@ use ringfence_core::{Backoff, BootInstant, Error, Ttl};
 
 use crate::error;
 
-/// The pauses of one that waits between the tries that fail.
+/// The pauses between tries that fail.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// The patience of one that waits: a connection that ends is not a server that is gone, and costs it no more than its place.
@@ -41,6 +41,7 @@ impl Patience {
     }
 }
 
-fn pauses() -> Backoff {
+/// The pauses of whoever tries until it succeeds.
+pub(crate) fn pauses() -> Backoff {
     Backoff::new(PAUSES.0, PAUSES.1)
 }

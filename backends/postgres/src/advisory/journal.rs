@@ -5,10 +5,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use ringfence_core::{Backoff, BootInstant, HolderInfo, LockName, Nonce, Result};
+use ringfence_core::{BootInstant, HolderInfo, LockName, Nonce, Result};
 use tokio::sync::Notify;
 
-use super::{Client, PAUSES};
+use super::Client;
+use crate::patience;
 use crate::rows;
 
 /// For how long somebody holds or waits until that is written. Those who look wait for it.
@@ -184,14 +185,14 @@ impl Client {
 
 /// Writes what is to be written, while there is somebody to do so for.
 pub(super) async fn keep(client: Weak<Client>) {
-    let mut pauses = Backoff::new(PAUSES.0, PAUSES.1);
+    let mut pauses = patience::pauses();
     loop {
         let (wanted, nap) = {
             let Some(client) = client.upgrade() else { return };
             let nap = match client.page() {
                 Ok(page) => match client.write(&page).await {
                     Ok(()) => {
-                        pauses = Backoff::new(PAUSES.0, PAUSES.1);
+                        pauses = patience::pauses();
                         continue;
                     }
                     Err(error) => {

@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backoff, BootInstant, Clock, Eviction, Guarantees, HolderDeath, Lease,
-    LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page, Permits, Queue,
-    RecordGuard, Records, Release, Renewal, Result, Scope, Tokens,
+    AcquireRequest, Attempt, BootInstant, Clock, Eviction, Guarantees, HolderDeath, Lease, LeaseClock,
+    LeaseKey, ListQuery, LockName, LockState, LossListener, Nonce, Page, Permits, Queue, RecordGuard,
+    Records, Release, Renewal, Result, Scope, Tokens,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -33,9 +33,7 @@ use self::session::{Event, Session, Sessions};
 use self::statements::Statements;
 use crate::link::Link;
 use crate::options::Options;
-
-/// The pauses of one that tries again what did not get through.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+use crate::patience;
 
 /// The least pause between two looks at what has lapsed, which look at everything that is held.
 const SWEEP_PAUSE: Duration = Duration::from_millis(5);
@@ -394,7 +392,7 @@ impl Client {
     async fn bury(&self, session: &Session) {
         session.hang_up();
         let ends = self.now().saturating_add(session.ttl.as_duration());
-        let mut pauses = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut pauses = patience::pauses();
         while self.now() < ends {
             match self.affairs.query(&self.statements.lives, &[&session.sign]).await {
                 Ok(rows) => match rows.first().map(|row| row.try_get::<_, i32>(0)) {

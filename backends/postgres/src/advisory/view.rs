@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ringfence_core::{
-    Backoff, Error, ErrorKind, Eviction, FencingToken, HolderInfo, HolderState, ListQuery, LockName,
-    LockState, Mode, Nonce, Page, Result, WaiterState,
+    Error, ErrorKind, Eviction, FencingToken, HolderInfo, HolderState, ListQuery, LockName, LockState, Mode,
+    Nonce, Page, Result, WaiterState,
 };
 
+use super::Client;
 use super::journal::WRITTEN_AFTER;
-use super::{Client, PAUSES};
+use crate::patience;
 use crate::{error, rows};
 
 /// How long one that looks waits for words about those who have none yet. Theirs may be a process that is stopped.
@@ -71,7 +72,7 @@ pub(super) async fn look(client: &Client, key: Option<i64>) -> Result<Vec<Seen>>
 /// The same, when there are words about all of ours, or nobody can wait for them any longer.
 async fn look_well(client: &Client, key: Option<i64>) -> Result<Vec<Seen>> {
     let ends = client.now().saturating_add(WORDS_PATIENCE);
-    let mut pauses = Backoff::new(PAUSES.0, PAUSES.1);
+    let mut pauses = patience::pauses();
     // Those who come meanwhile have their words later still.
     let mut without: Option<Vec<(i64, i32)>> = None;
     loop {
@@ -196,7 +197,7 @@ pub(super) async fn evict(client: &Client, name: &LockName, nonce: Nonce) -> Res
     };
     client.affairs.query(&client.statements.evict, &[&sign, &rows::write_nonce(nonce)]).await?;
     let mut ends = client.now().saturating_add(EVICTION_PATIENCE);
-    let (mut pauses, mut was_terminated) = (Backoff::new(PAUSES.0, PAUSES.1), false);
+    let (mut pauses, mut was_terminated) = (patience::pauses(), false);
     loop {
         if !look(client, Some(key)).await?.iter().any(|seen| holds(&seen)) {
             return Ok(Eviction::Evicted);
