@@ -60,11 +60,10 @@ pub(crate) fn of_connecting(error: &tonic::transport::Error, member: &str) -> Er
 
 /// The error of saying who we are.
 pub(crate) fn of_login(status: &Status, member: &str) -> Error {
-    let advice = match status.code() {
-        _ if !is_its_word(status) => return explain(status).about(member),
-        Code::InvalidArgument => "it refuses our user or password: check the URL",
-        _ => return explain(status).about(member),
-    };
+    if status.code() != Code::InvalidArgument || !is_its_word(status) {
+        return explain(status).about(member);
+    }
+    let advice = "it refuses our user or password: check the URL";
     Error::new(ErrorKind::Refused, advice).about(member).because(status.message())
 }
 
