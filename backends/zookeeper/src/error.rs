@@ -14,7 +14,7 @@ pub(crate) fn of_connecting(why: io::Error) -> Error {
         return Error::new(kind, advice).because(why);
     }
     let advice = match why.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+        _ if is_hang_up(&why) => {
             "it hangs up on us: it may have no quorum, have lost its data, have as many connections of this host as it takes \
              (maxClientCnxns), take less at once than it was sent (jute.maxbuffer), or speak TLS on this port where we do not, or not where we do (tls=on)"
         }
@@ -29,13 +29,12 @@ pub(crate) fn of_connecting(why: io::Error) -> Error {
 /// Whether a server took the connection and hung up, as all that are left do while they elect a leader.
 pub(crate) fn has_hung_up(error: &Error) -> bool {
     use std::error::Error as _;
-    let why = error.source().and_then(|why| why.downcast_ref::<io::Error>());
-    why.is_some_and(|why| {
-        matches!(
-            why.kind(),
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-        )
-    })
+    error.source().and_then(|why| why.downcast_ref()).is_some_and(is_hang_up)
+}
+
+fn is_hang_up(why: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(why.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
 }
 
 /// Of an answer that no version of ZooKeeper gives.

@@ -246,7 +246,9 @@ impl<'a> Seeker<'a> {
 
     async fn stand_in_line(&mut self) -> Result<Standing> {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
-        for tries in 1.. {
+        let mut tries = 0;
+        loop {
+            tries += 1;
             let why = match self.try_to_stand_in_line().await? {
                 Start::Stands(standing) => return Ok(standing),
                 Start::Again(why) => why,
@@ -267,7 +269,6 @@ impl<'a> Seeker<'a> {
                 }
             }
         }
-        unreachable!("it ends by its time")
     }
 
     /// Makes the node, and sees who stands before it: in one round trip where the lock is in use.

@@ -221,6 +221,7 @@ impl Session {
             match servers.connect(&greeting, 0, patience).await {
                 Err(error) if error.kind() == ErrorKind::Unavailable && patience < SILENCE_MAX => {
                     patience = SILENCE_MAX;
+                    continue;
                 }
                 Err(error) if error::has_hung_up(&error) && clock.now() < ends => {}
                 welcomed => break welcomed?,
