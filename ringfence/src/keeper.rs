@@ -144,9 +144,7 @@ impl Keeper {
             while let Some(&(due, nonce)) = order.first() {
                 let kept = leases.get_mut(&nonce).expect("what is due is kept");
                 let lease = &kept.lease;
-                // What is due in the next half of the time between two renewals goes along, so that all leases of one TTL come to be
-                // renewed together, whenever they were taken: where they share what is renewed, that is one message.
-                if due > now.saturating_add(lease.ttl().as_duration() / 6) {
+                if due > now.saturating_add(goes_along_within(lease)) {
                     break;
                 }
                 order.pop_first();
@@ -339,6 +337,13 @@ fn earliest_due(lease: &Lease, renewed_from: BootInstant) -> BootInstant {
     renewed_from.saturating_add(lease.ttl().as_duration() / 3)
 }
 
+/// Two thirds of the time between two renewals: what is due in that time goes along, so that all leases of one TTL come to be renewed
+/// together, whenever they were taken. Where they share what is renewed, that is one message. Of two groups one is due within half of
+/// that time after the other, and all of it a little later, because they are spread.
+fn goes_along_within(lease: &Lease) -> Duration {
+    lease.ttl().as_duration() * 2 / 9
+}
+
 /// A twentieth of the TTL after a failure, twice that after the next, up to a fifth, but no more than half of what is left;
 /// at the deadline at the latest.
 fn retry_due(lease: &Lease, now: BootInstant, failures: u32) -> BootInstant {
@@ -358,4 +363,58 @@ fn patience(lease: &Lease, now: BootInstant) -> Duration {
 fn spread(nonce: Nonce, times: u32, range: Duration) -> Duration {
     let sixteenths = (nonce.get().rotate_right(times.wrapping_mul(4)) & 0xf) as u32;
     range / 16 * sixteenths
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use ringfence_core::{FencingToken, HolderInfo, Mode, Ttl};
+
+    use super::*;
+    use crate::hall::RoomKey;
+
+    /// A lease that was taken at this instant.
+    fn lease(taken: BootInstant) -> Arc<Lease> {
+        let (nonce, ttl) = (Nonce::random(), Ttl::DEFAULT);
+        let key = LeaseKey::new("a".parse().unwrap(), nonce, ttl);
+        let holder = Arc::new(HolderInfo::new("job", "host", 1).unwrap());
+        let room =
+            RoomKey { name: key.name.clone(), mode: Mode::Exclusive, ttl, kept: ttl, holder, alone: None };
+        let token = FencingToken::of_grant(7, nonce).unwrap();
+        Arc::new(Lease::new(&ringfence_core::Lease::new(key, token, taken), Arc::new(room), taken))
+    }
+
+    proptest! {
+        /// Within two TTLs, and before that none waits for longer than its own renewal would.
+        #[test]
+        fn leases_come_to_be_renewed_together(mut taken in prop::collection::vec(0..30_000_u64, 2..50)) {
+            taken.sort_unstable();
+            let (keeper, start, ttl) = (Keeper::new(), BootInstant::from_nanos(0), Ttl::DEFAULT.as_duration());
+            let at = |millis| start.saturating_add(Duration::from_millis(millis));
+            let mut to_take = taken.iter().map(|millis| at(*millis)).peekable();
+            let all_taken = at(taken[taken.len() - 1]);
+            let mut renewed_at = HashMap::new();
+            loop {
+                let planned = keeper.registry.lock().planned;
+                if let Some(now) = to_take.next_if(|taken| *taken < planned) {
+                    let lease = lease(now);
+                    renewed_at.insert(lease.key.nonce, now);
+                    keeper.keep(&lease, now);
+                    continue;
+                }
+                let Work { renew, lapsed, .. } = keeper.take_due(planned);
+                prop_assert!(lapsed.is_empty());
+                for lease in &renew {
+                    let renewed = renewed_at.insert(lease.key.nonce, planned).unwrap();
+                    prop_assert!(planned.saturating_since(renewed) < ttl / 2);
+                    prop_assert!(lease.state.extend(planned, planned.saturating_add(ttl)));
+                }
+                keeper.plan(&renew, Some(planned), planned);
+                if renew.len() == taken.len() {
+                    break;
+                }
+                prop_assert!(planned < all_taken.saturating_add(ttl * 2), "of {} only {} together", taken.len(), renew.len());
+            }
+        }
+    }
 }
