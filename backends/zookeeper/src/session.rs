@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringfence_core::{
-    Backoff, BootInstant, BoxFuture, Clock, Coalescer, Error, ErrorKind, LossListener, Nonce, Result, Ttl,
-};
+use ringfence_core::{Backoff, BootInstant, Clock, Error, ErrorKind, LossListener, Nonce, Result, Ttl};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -64,8 +62,6 @@ impl Failure {
 pub(crate) struct Session {
     orders: Orders,
     changes: Changes,
-    /// Questions whether the session lives, of those who renew.
-    proofs: Coalescer<(), Result<BootInstant, Failure>>,
     shared: Arc<Shared>,
     runtime: Handle,
     /// What the servers granted.
@@ -103,6 +99,8 @@ pub(crate) enum Order {
     Watch(Nonce, String),
     /// Give a lease back: remove its node, whoever waits for the answer.
     Release(Nonce, String, Reply),
+    /// Have a majority agree that the session lives, for all who ask that at a time.
+    Prove(Reply),
 }
 
 #[derive(Debug)]
@@ -243,28 +241,17 @@ impl Session {
         tokio::spawn(task.run(connection));
         let (orders, runtime) = (Orders(orders), Handle::current());
         let changes = batch::new(orders.clone(), runtime.clone());
-        let prove = {
-            let (orders, clock) = (orders.clone(), Arc::clone(clock));
-            move |asked: Vec<()>| -> BoxFuture<'static, _> {
-                let (sent, pending) = (clock.now(), orders.call(Request::agree()));
-                Box::pin(async move { vec![pending.agreement().await.map(|()| sent); asked.len()] })
-            }
-        };
-        let adopt = {
-            let runtime = runtime.clone();
-            move |proof| drop(runtime.spawn(proof))
-        };
-        let proofs = Coalescer::new(1, usize::MAX, prove, adopt);
-        Ok(Self { orders, changes, proofs, shared, runtime, timeout, id })
+        Ok(Self { orders, changes, shared, runtime, timeout, id })
     }
 
-    /// When the session lived, by the word of a majority, which was asked for at no earlier instant than this. Those who ask while
-    /// another question is under way share the next one.
+    /// When the session lived, by the word of a majority, which was asked for at no earlier instant than this. Those who ask at a time
+    /// share the question.
     ///
     /// # Cancel safety
     /// Nothing is lost when the future is dropped.
     pub(crate) async fn lived(&self) -> Result<BootInstant, Failure> {
-        self.proofs.request(()).await.unwrap_or_else(|| Err(Failure::Lost(error::session_over())))
+        let asked = self.shared.clock.now();
+        self.orders.order(Order::Prove).agreement().await.map(|()| asked)
     }
 
     /// Sends a request after all those before it.

@@ -45,12 +45,17 @@ enum Sent {
     Watch(i32, Nonce, String),
     /// The node of a lease that has lapsed is removed, or of one that was given back, whose holder waits for the answer.
     Lapse(i32, Nonce, Option<Reply>),
+    /// The question whether the session lives.
+    Proof(i32, Vec<Reply>),
 }
 
 impl Sent {
     fn number(&self) -> i32 {
         match self {
-            Self::Call(number, _) | Self::Watch(number, ..) | Self::Lapse(number, ..) => *number,
+            Self::Call(number, _)
+            | Self::Watch(number, ..)
+            | Self::Lapse(number, ..)
+            | Self::Proof(number, _) => *number,
         }
     }
 }
@@ -84,6 +89,8 @@ pub(crate) struct Task {
     next_lapse: BootInstant,
     number: i32,
     out: BytesMut,
+    /// Those who want to know whether the session lives, and for whom that is not asked yet.
+    doubting: Vec<Reply>,
     unanswered: VecDeque<Sent>,
     watches: HashMap<String, Watchers>,
 }
@@ -108,6 +115,7 @@ impl Task {
             next_lapse: now.saturating_add(timeout),
             number: 0,
             out: BytesMut::new(),
+            doubting: Vec::new(),
             unanswered: VecDeque::new(),
             watches: HashMap::new(),
         }
@@ -197,6 +205,7 @@ impl Task {
                     while let Ok(order) = self.orders.try_recv() {
                         self.send(order);
                     }
+                    self.prove();
                 }
                 () = tokio::time::sleep(nap) => {}
             }
@@ -224,6 +233,17 @@ impl Task {
                 self.shared.let_go(nonce, false);
                 self.remove_lapsed(nonce, &path, Some(reply));
             }
+            Order::Prove(reply) => self.doubting.push(reply),
+        }
+    }
+
+    /// Asks once whether the session lives, for all who want to know.
+    fn prove(&mut self) {
+        self.doubting.retain(|reply| !reply.is_closed());
+        if !self.doubting.is_empty() {
+            let number = self.next_number();
+            Request::agree().write(number, &mut self.out);
+            self.unanswered.push_back(Sent::Proof(number, std::mem::take(&mut self.doubting)));
         }
     }
 
@@ -270,6 +290,11 @@ impl Task {
                 }
                 // Who went away meanwhile needs no answer.
                 let _ = reply.send(answer.outcome.map_err(Failure::Refused));
+            }
+            Sent::Proof(_, doubting) => {
+                for reply in doubting {
+                    let _ = reply.send(answer.outcome.clone().map_err(Failure::Refused));
+                }
             }
             Sent::Watch(_, nonce, path) => match answer.outcome {
                 Ok(_) => self.watches.entry(path).or_default().holder = Some(nonce),
@@ -362,7 +387,12 @@ impl Task {
         self.out.clear();
         self.watches.clear();
         for sent in self.unanswered.drain(..) {
-            if let Sent::Call(_, Call { reply, .. }) | Sent::Lapse(_, _, Some(reply)) = sent {
+            let waiting = match sent {
+                Sent::Call(_, Call { reply, .. }) | Sent::Lapse(_, _, Some(reply)) => vec![reply],
+                Sent::Proof(_, doubting) => doubting,
+                Sent::Watch(..) | Sent::Lapse(_, _, None) => Vec::new(),
+            };
+            for reply in waiting {
                 let _ = reply.send(Err(Failure::Lost(why.clone())));
             }
         }
@@ -408,7 +438,9 @@ impl Task {
     fn fail_what_waits(&mut self, why: &Error) {
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                Order::Call(Call { reply, .. }) => drop(reply.send(Err(Failure::NotSent(why.clone())))),
+                Order::Call(Call { reply, .. }) | Order::Prove(reply) => {
+                    let _ = reply.send(Err(Failure::NotSent(why.clone())));
+                }
                 Order::Release(nonce, _, reply) => {
                     // The next connection removes its node.
                     self.shared.let_go(nonce, false);
@@ -446,7 +478,8 @@ impl Task {
         }
         self.orders.close();
         while let Ok(order) = self.orders.try_recv() {
-            if let Order::Call(Call { reply, .. }) | Order::Release(_, _, reply) = order {
+            if let Order::Call(Call { reply, .. }) | Order::Release(_, _, reply) | Order::Prove(reply) = order
+            {
                 let _ = reply.send(Err(Failure::Over(why.clone())));
             }
         }
@@ -518,14 +551,13 @@ mod tests {
         assert_eq!(taken, b"seven b");
     }
 
-    #[tokio::test]
-    async fn a_server_that_leaves_a_request_lying_is_asked_again() {
+    /// A session that is served, the way to its task, and its server.
+    async fn served() -> (mpsc::UnboundedSender<Order>, TcpStream) {
         const MINUTE: Duration = Duration::from_mins(1);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let stream = TcpStream::connect(address).await.expect("somebody listens");
-        let (mut server, _) = listener.accept().await.expect("somebody connects");
-
+        let (server, _) = listener.accept().await.expect("somebody connects");
         let clock = Arc::new(SystemClock::new());
         let shared = Arc::new(Shared::new(clock, Listener::default()));
         let address = (address.ip().to_string(), address.port());
@@ -534,7 +566,39 @@ mod tests {
         let timeout = Ttl::new(MINUTE).expect("a lawful TTL");
         let task = Task::new(shared, servers, receiver, Greeting::new_session(60_000), timeout);
         tokio::spawn(task.run(Connection { stream: Box::new(stream), received: BytesMut::new(), place: 0 }));
+        (orders, server)
+    }
 
+    /// However many batches of leases are renewed, one transaction says that their session lives.
+    #[tokio::test]
+    async fn who_asks_at_a_time_whether_a_session_lives_shares_the_question() {
+        let (orders, mut server) = served().await;
+        let ask = || {
+            let (reply, answered) = oneshot::channel();
+            orders.send(Order::Prove(reply)).expect("the task serves");
+            answered
+        };
+        let (first, gone, last) = (ask(), ask(), ask());
+        drop(gone);
+        let number = number_of_next(&mut server).await;
+        let later = ask();
+        assert_eq!(
+            number_of_next(&mut server).await,
+            number + 1,
+            "it may not be answered by the earlier one"
+        );
+        server.write_all(&answer_to(number)).await.expect("a client");
+        for answered in [first, last] {
+            assert!(answered.await.expect("the task serves").is_ok());
+        }
+        drop(server);
+        let failed = later.await.expect("the task serves");
+        assert!(matches!(failed, Err(Failure::Lost(_))), "{failed:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_leaves_a_request_lying_is_asked_again() {
+        let (orders, mut server) = served().await;
         let (reply, answered) = oneshot::channel();
         let call = Call { request: Request::sync("/"), reply, watch: None };
         orders.send(Order::Call(call)).expect("the task serves");

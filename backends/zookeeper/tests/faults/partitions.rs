@@ -74,8 +74,13 @@ async fn a_follower_that_is_cut_off_with_clients_on_it_costs_nobody_a_lease_or_a
     let is_lost = tokio::time::timeout(ttl + TTL, held.lost()).await.is_ok();
     assert!(!is_lost, "another server renews it");
     assert!(!waiting.is_finished(), "the first one holds");
-    held.release().await.expect("it is held");
-    let next = tokio::time::timeout(AT_ONCE, waiting).await.expect("the turn of the next in line");
+    // On a busy machine the other two may part for a moment as well. Then it is given back afterwards.
+    let patience = match held.release().await {
+        Ok(()) => AT_ONCE,
+        Err(error) if error.kind() == ErrorKind::Unavailable => ELECTS,
+        Err(error) => panic!("it is held: {error}"),
+    };
+    let next = tokio::time::timeout(patience, waiting).await.expect("the turn of the next in line");
     let next = next.expect("no panic").expect("a grant");
     assert!(next.token().sequence() > first.sequence(), "{first} {}", next.token());
     servers.mend();
