@@ -55,6 +55,9 @@ struct Map {
     nodes: HashMap<String, Arc<Node>>,
     /// Counts the answers it was made from.
     looks: u64,
+    /// Counts the times that nobody answered, with what came of the last one.
+    failures: u64,
+    failure: Option<Error>,
 }
 
 /// One server of the cluster.
@@ -92,7 +95,8 @@ impl Cluster {
         channels: Channels,
         runtime: Handle,
     ) -> Self {
-        let map = Map { masters: vec![None; usize::from(SLOTS)], nodes: HashMap::new(), looks: 0 };
+        let masters = vec![None; usize::from(SLOTS)];
+        let map = Map { masters, nodes: HashMap::new(), looks: 0, failures: 0, failure: None };
         Self {
             seeds,
             access,
@@ -339,10 +343,27 @@ impl Cluster {
 
     /// Asks the cluster who has which slots, unless somebody has since it was asked so many times.
     async fn look(&self, looks: u64) -> Result<()> {
+        let failures = self.map().failures;
         let _one_at_a_time = self.looking.lock().await;
-        if self.map().looks != looks {
-            return Ok(());
+        match &*self.map() {
+            map if map.looks != looks => return Ok(()),
+            // Whoever waited for one that failed has its answer: one after the other, for each of them, would take long.
+            Map { failures: now, failure: Some(failure), .. } if *now != failures => {
+                return Err(failure.clone());
+            }
+            _ => {}
         }
+        let looked = self.look_around().await;
+        if let Err(failure) = &looked {
+            let mut map = self.map();
+            map.failures += 1;
+            map.failure = Some(failure.clone());
+        }
+        looked
+    }
+
+    /// Asks those first who are not in doubt.
+    async fn look_around(&self) -> Result<()> {
         let nodes: Vec<Arc<Node>> = self.map().nodes.values().cloned().collect();
         let (doubted, trusted): (Vec<_>, Vec<_>) =
             nodes.into_iter().partition(|node| node.is_doubted.load(Ordering::Acquire));

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,6 +8,7 @@ use ringfence_core::{
 };
 use ringfence_servers::{RedisCluster, RedisServer};
 use ringfence_testkit::PATIENCE;
+use tokio::task::JoinSet;
 
 use crate::{connect, granted, name, refusal, release, renew, request, until_one_waits};
 
@@ -398,6 +400,33 @@ async fn a_master_that_does_not_answer_holds_up_nobody_elses_locks() {
         () = done => {}
     }
     cluster.nodes()[stopped].resume();
+}
+
+/// To ask who has which slots takes seconds where nobody answers: one after the other, for each who wants to know, it would be minutes.
+#[tokio::test]
+async fn those_who_ask_while_no_node_answers_are_told_together() {
+    const ASKERS: usize = 16;
+    let Some(cluster) = RedisCluster::start().await else { return };
+    let ann = Arc::new(connect(&cluster.url()).await.unwrap());
+    cluster.nodes().iter().for_each(RedisServer::stop);
+    let ask = async || {
+        let mut asked = JoinSet::new();
+        for number in 0..ASKERS {
+            let ann = Arc::clone(&ann);
+            asked.spawn(async move { ann.inspect(&format!("locks/{number}").parse().unwrap()).await });
+        }
+        // A connection is given up after three seconds, and so is a try to open one; then the others are asked, and those in doubt.
+        let answers = tokio::time::timeout(Duration::from_secs(20), asked.join_all()).await;
+        for answer in answers.expect("told together") {
+            let error = answer.expect_err("nobody answers");
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        }
+    };
+    // By the connections that stood, and then without one.
+    ask().await;
+    ask().await;
+    cluster.nodes().iter().for_each(RedisServer::resume);
+    ann.inspect(&name()).await.expect("they answer again");
 }
 
 #[tokio::test]
