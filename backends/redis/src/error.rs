@@ -73,7 +73,9 @@ pub(crate) fn is_answer(error: &RedisError) -> bool {
 /// Whether a server that we thought a primary says that it is one no more.
 pub(crate) fn is_of_replica(error: &RedisError) -> bool {
     // An older server wraps what a command of a script said into an error of the script.
-    error.kind() == Theirs::Server(ServerErrorKind::ReadOnly) || error.to_string().contains("READONLY")
+    // Without `replica-serve-stale-data` it says so until it follows its primary.
+    matches!(error.kind(), Theirs::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
+        || error.to_string().contains("READONLY")
 }
 
 fn is_of_login(error: &RedisError) -> bool {

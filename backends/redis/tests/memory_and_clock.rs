@@ -221,3 +221,17 @@ async fn a_mark_that_stands_is_asked_for_without_a_write() {
     let opened = ben.records().open(&key, second.token).await.expect("its lease lives");
     assert_eq!(opened.record.expect("what was written").value, "kept");
 }
+
+/// A server that was demoted may not have heard that the lease is over, and would let its holder pass for ever.
+#[tokio::test]
+async fn a_mark_that_stands_on_a_replica_lets_nobody_pass() {
+    let Some(server) = RedisServer::start().await else { return };
+    let ann = client(&server).await;
+    let (key, held) = (RecordKey::of(name()), hold(&ann).await);
+    ann.records().open(&key, held.token).await.expect("its lease lives");
+    // Of a primary that is not there: it hears nothing any more.
+    server.command(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let error = ann.records().open(&key, held.token).await.expect_err("it is no primary");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("it is a replica"), "{error}");
+}

@@ -15,13 +15,15 @@ local verb, nonce, number, handover = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonum
 local call = redis.call
 
 -- What a gate asks for each request: may a token pass whose mark stands and whose lease lives? Nothing is kept behind that mark,
--- and there is nothing to change, so that nothing is written either.
+-- and there is nothing to change, so that nothing is written either. Only a primary may say so: one that was demoted may not have
+-- heard that the lease is over, and does not take the word that takes nothing away.
 if verb == 'open' then
   local held = call('GETRANGE', lock, '0', '33')
   if held == nonce .. ':' .. ARGV[3] .. ':' or held == nonce .. '+' .. ARGV[3] .. ':' then
     local kept = redis.pcall('HMGET', record, 'nonce', 'number', 'handover', 'version', 'by', 'ballot')
     if kept[1] == nonce and kept[2] == ARGV[3] and kept[3] == ARGV[4] and not (kept[4] or kept[5] or kept[6])
       and call('HSTRLEN', record, 'value') == 0 then
+      call('HDEL', record, '')
       return {'ok', false, false, false, false, false}
     end
   end

@@ -229,6 +229,15 @@ async fn a_replica() {
     let error = ask(&client, &name("orders/42"), Mode::Exclusive).await.expect_err("it takes no changes");
     expect(&error, ErrorKind::Unavailable, Retry::Later, Effect::None);
     assert!(error.to_string().contains("it is a replica"), "{error}");
+    // One that is told to say nothing before it follows.
+    replica.command(&["REPLICAOF", "NO", "ONE"]).await;
+    let client = connect(&replica.url()).await.expect("a primary");
+    replica.command(&["CONFIG", "SET", "replica-serve-stale-data", "no"]).await;
+    replica.command(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let error = client.renew(slice::from_ref(&lease.key)).await.expect_err("it takes no changes");
+    expect(&error, ErrorKind::Unavailable, Retry::Later, Effect::None);
+    assert!(error.to_string().contains("it is a replica"), "{error}");
+    replica.command(&["REPLICAOF", "NO", "ONE"]).await;
 }
 
 #[tokio::test]
