@@ -437,9 +437,10 @@ impl Place<'_> {
                     seen = None;
                     continue;
                 }
-                // The place stands for a while without us, so a server that is away for a moment costs nobody a place.
+                // The place stands for a while without us, so a server that is away for a moment, or can write nothing, costs
+                // nobody a place.
                 Err(error)
-                    if error.kind() == ErrorKind::Unavailable
+                    if error.retry() == Retry::Later
                         && seen.is_some_and(|(seen_at, _)| {
                             sent.saturating_since(seen_at) < self.request.ttl.as_duration()
                         }) =>

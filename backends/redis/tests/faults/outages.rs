@@ -1,12 +1,15 @@
 //! Connections that die, a server that stalls or restarts: while somebody holds, waits, acquires and releases.
 
+use std::fs;
 use std::time::Duration;
 
 use ringfence::{Guard, Locks, Result};
-use ringfence_core::{Clock, Effect, ErrorKind, Retry, SystemClock};
+use ringfence_core::{Clock, Effect, ErrorKind, Release, Retry, SystemClock, Wait};
 use ringfence_servers::{Proxy, RedisOptions};
 
-use crate::stage::{AT_ONCE, LONG, NAME, Stage, locks, now, within};
+use crate::stage::{
+    AT_ONCE, FOR_EVER, LONG, NAME, Stage, exclusive, granted, locks, now, release, renew, within,
+};
 
 /// Longer than an answer is waited for.
 const STALL: Duration = Duration::from_millis(3500);
@@ -307,4 +310,48 @@ async fn a_server_that_is_not_there_is_said_at_once() {
     assert_eq!(error.effect(), Effect::None, "{error:?}");
     let took = now().saturating_since(asked);
     assert!(took < AT_ONCE, "it took {took:?} to say: {error}");
+}
+
+/// A disk that is full for a moment would cost everybody in line its place, and give the lock to whoever comes back first.
+#[tokio::test]
+async fn a_waiter_keeps_its_place_while_the_server_cannot_write() {
+    let Some(stage) = Stage::with(RedisOptions::new().set("save", &["3600", "1"])).await else { return };
+    let (ann, ben) = (stage.client().await, stage.client().await);
+    let held = granted(&ann, exclusive(Wait::No)).await;
+    let waiting = tokio::spawn(async move { (granted(&ben, exclusive(FOR_EVER)).await, ben) });
+    stage.sees_waiters(1).await;
+    // No snapshot can take the place of a folder.
+    let snapshot = stage.server.socket().with_file_name("data").join("dump.rdb");
+    fs::create_dir(&snapshot).expect("a folder");
+    save(&stage, "err").await;
+    let refusal = renew(&ann, &held).await.expect_err("it takes no changes");
+    assert_eq!((refusal.kind(), refusal.retry()), (ErrorKind::Full, Retry::Later), "{refusal}");
+    // The waiter has looked after its place in vain, and again.
+    let refused = async || stage.server.info("errorstat_MISCONF").await.expect("it has refused something");
+    for _ in 0..2 {
+        let before = refused().await;
+        let again = async {
+            while refused().await == before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within("a look", again).await;
+    }
+    fs::remove_dir(&snapshot).expect("it is empty");
+    save(&stage, "ok").await;
+    stage.sees_waiters(1).await;
+    assert_eq!(release(&ann, &held).await.expect("an answer"), Release::Released);
+    let (next, ben) = within("a turn", waiting).await.expect("no panic");
+    assert_eq!(release(&ben, &next).await.expect("an answer"), Release::Released);
+}
+
+/// Has the server write a snapshot, with this outcome.
+async fn save(stage: &Stage, outcome: &str) {
+    stage.server.command(&["BGSAVE"]).await;
+    let saved = async {
+        while stage.server.info("rdb_last_bgsave_status").await.as_deref() != Some(outcome) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("a snapshot", saved).await;
 }
