@@ -24,6 +24,10 @@ pub const REDLOCK_PARAMS: &[&str] = &["keys", "db", "quorum", "tls", "ca", "cert
 /// With fewer nodes none may fail.
 const NODES_MIN: usize = 3;
 
+/// Why a user alone is refused: the driver would not say who we are, and the server would take us for another one.
+const NEEDS_PASSWORD: &str =
+    "whoever logs in names a password, and for a user who has none (nopass) any will do";
+
 /// Parameters that only one scheme knows.
 const SENTINEL_PARAMS: [&str; 2] = ["sentinel_user", "sentinel_password"];
 
@@ -152,6 +156,9 @@ fn sentinels(url: &BackendUrl, path: &str) -> Result<Sentinels> {
     }
     let access = Access::parse(url, db)?;
     let (user, password) = (url.param("sentinel_user"), url.param("sentinel_password"));
+    if user.is_some() && password.is_none() {
+        return Err(invalid(format!("sentinel_user= needs sentinel_password=: {NEEDS_PASSWORD}")));
+    }
     let theirs = Access { settings: login(user, password), tls: access.tls.clone() };
     let addresses = url.hosts().iter().map(|host| {
         let (host, port) = split_port(host, SENTINEL_PORT)?;
@@ -219,6 +226,12 @@ impl Access {
         };
         let db: u16 = if db.is_empty() { Ok(0) } else { db.parse() }
             .map_err(|_| invalid(format!("{db:?} is no database: it is a number, as in redis://host/0")))?;
+        if url.user().is_some() && url.password().is_none() {
+            // It is not shown, because it may be a password whose colon was forgotten.
+            return Err(invalid(format!(
+                "a user stands before the @ and no password: write user:password@, or :password@ without a user; {NEEDS_PASSWORD}"
+            )));
+        }
         let settings = login(url.user(), url.password()).set_db(db.into());
         Ok(Self { settings, tls: tls::of(url)? })
     }
@@ -416,6 +429,9 @@ mod tests {
             ("rediss://one?ca=/dev/null", "ca=/dev/null has no certificate"),
             ("rediss://one?cert=/dev/null", "cert= needs key="),
             ("rediss://one?key=/dev/null", "key= needs cert="),
+            ("redis://secret@one", ":password@"),
+            ("redis+unix://ann@/run/redis.sock", "(nopass) any will do"),
+            ("redis+sentinel://one/service?sentinel_user=ann", "needs sentinel_password="),
             ("redis://one?replicas=0", "from 1 to 255"),
             ("redis://one?replicas=all", "from 1 to 255"),
             ("redis://one?sentinel_user=ann", "no sentinel_user=, which is about Sentinels"),
