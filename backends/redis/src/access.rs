@@ -177,6 +177,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::sentinel;
 
     fn package() -> &'static Path {
         Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -236,6 +237,7 @@ mod tests {
             for_a_cluster,
             for_newer_servers,
             TO_EXAMINE.map(|name| format!("+{name}")).join(" "),
+            sentinel::RULE.to_owned(),
         ] {
             assert!(words.join(" ").contains(&rule), "docs/redis.md should say: {rule}");
         }

@@ -11,6 +11,7 @@ use crate::access;
 use crate::backend::Client;
 use crate::error;
 use crate::link::{Call, Link};
+use crate::route::Route;
 use crate::scripts::number;
 
 /// What follows where the clock is set back, because tokens are made of it.
@@ -69,6 +70,9 @@ impl Checks {
             )),
         }
         findings.push(access::examine(node).await?);
+        if let Route::BySentinels(sentinels) = node.link.route() {
+            findings.extend(sentinels.examine().await);
+        }
         let before = self.clocks().get(node.link.server()).copied();
         if let Some(before) = before {
             let watched = node.client.now().saturating_since(before.at());

@@ -128,6 +128,10 @@ impl Link {
         &self.shown
     }
 
+    pub(crate) fn route(&self) -> &Route {
+        &self.route
+    }
+
     /// Opens the connection if there is none. Errors without effect.
     pub(crate) async fn connect(&self) -> Result<()> {
         self.connection().await.map(drop)

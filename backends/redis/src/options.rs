@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU8;
+use std::sync::Arc;
 
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
@@ -164,7 +165,12 @@ fn sentinels(url: &BackendUrl, path: &str) -> Result<Sentinels> {
         let (host, port) = split_port(host, SENTINEL_PORT)?;
         theirs.at(host, port)
     });
-    Ok(Sentinels { addresses: addresses.collect::<Result<_>>()?, service: service.to_owned(), access })
+    Ok(Sentinels {
+        addresses: addresses.collect::<Result<_>>()?,
+        service: service.to_owned(),
+        access,
+        is_warned_of: Arc::default(),
+    })
 }
 
 fn cluster(url: &BackendUrl, path: &str) -> Result<Target> {

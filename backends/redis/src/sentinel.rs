@@ -7,11 +7,13 @@
 //! As long as a connection stands, they are listened to as well: a server that was replaced may not know, and calls itself a
 //! primary until a Sentinel reaches it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ConnectionInfo, PushInfo, PushKind, Value};
-use ringfence_core::{Backoff, Error, ErrorKind, Result, Retry, nearest};
+use ringfence_core::{Backoff, Error, ErrorKind, Finding, Result, Retry, nearest};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -33,6 +35,14 @@ const LISTEN_PAUSE_MOST: Duration = Duration::from_secs(5);
 /// Where a Sentinel says that it names another primary.
 const SWITCHES: &str = "+switch-master";
 
+/// What somebody may do who can do all that we need at a Sentinel and nothing else, for `ACL SETUSER`.
+pub(crate) const RULE: &str =
+    "resetchannels &+switch-master +sentinel|get-master-addr-by-name +sentinel|masters +subscribe";
+
+/// What follows where one does not let us listen.
+const UNTOLD: &str = "a Sentinel does not tell us of a failover: a primary that was replaced, and that the Sentinels do not \
+                      reach, would be used until they do";
+
 /// The Sentinels of a URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Sentinels {
@@ -41,6 +51,8 @@ pub(crate) struct Sentinels {
     pub(crate) service: String,
     /// How the primary is spoken to, wherever it is.
     pub(crate) access: Access,
+    /// Whether it was said already that one of them does not tell us.
+    pub(crate) is_warned_of: Arc<AtomicBool>,
 }
 
 /// What one Sentinel says.
@@ -85,9 +97,22 @@ impl Sentinels {
     pub(crate) async fn replaced(&self, primary: &Primary) {
         let mut listening = JoinSet::new();
         for sentinel in &self.addresses {
-            listening.spawn(listen(sentinel.clone(), self.service.clone(), primary.clone()));
+            let is_warned_of = Arc::clone(&self.is_warned_of);
+            listening.spawn(listen(sentinel.clone(), self.service.clone(), primary.clone(), is_warned_of));
         }
         listening.join_next().await;
+    }
+
+    /// Whether each Sentinel would tell us of another primary.
+    pub(crate) async fn examine(&self) -> Vec<Finding> {
+        let mut examined = JoinSet::new();
+        for (place, sentinel) in self.addresses.iter().enumerate() {
+            let (sentinel, service) = (sentinel.clone(), self.service.clone());
+            examined.spawn(async move { (place, examine(&sentinel, &service).await) });
+        }
+        let mut findings = examined.join_all().await;
+        findings.sort_by_key(|(place, _)| *place);
+        findings.into_iter().map(|(_, finding)| finding).collect()
     }
 
     /// The primary, by the newest of what a majority of the Sentinels says, or of what can be had in time.
@@ -130,11 +155,17 @@ impl Primary {
 }
 
 /// Resolves when one Sentinel names a newer primary.
-async fn listen(sentinel: ConnectionInfo, service: String, primary: Primary) {
+async fn listen(sentinel: ConnectionInfo, service: String, primary: Primary, is_warned_of: Arc<AtomicBool>) {
     let mut pauses = Backoff::new(PAUSE_FIRST, LISTEN_PAUSE_MOST);
     loop {
         match listen_while_it_stands(&sentinel, &service, &primary, &mut pauses).await {
             Ok(()) => return,
+            // One that is away comes back. Who may not listen has to be allowed to, on all of them most likely.
+            Err(error)
+                if error.kind() == ErrorKind::Refused && !is_warned_of.swap(true, Ordering::Relaxed) =>
+            {
+                tracing::warn!(%error, advice = advice(), "{UNTOLD}");
+            }
             Err(error) => tracing::debug!(%error, "a Sentinel cannot be listened to"),
         }
         tokio::time::sleep(pauses.pause()).await;
@@ -149,8 +180,7 @@ async fn listen_while_it_stands(
     pauses: &mut Backoff,
 ) -> Result<()> {
     let (sender, mut pushed) = mpsc::unbounded_channel::<PushInfo>();
-    let mut connection = reach(sentinel, configuration().set_push_sender(sender)).await?;
-    connection.subscribe(SWITCHES).await.map_err(error::of_sentinel)?;
+    let mut connection = hear(sentinel, configuration().set_push_sender(sender)).await?;
     *pauses = Backoff::new(PAUSE_FIRST, LISTEN_PAUSE_MOST);
     loop {
         // It is asked at first, because it may have said so before we listened; and then, because only its answer has the epoch.
@@ -167,6 +197,42 @@ async fn listen_while_it_stands(
             }
         }
     }
+}
+
+/// Opens a connection to one Sentinel that says when it names another primary.
+async fn hear(sentinel: &ConnectionInfo, config: AsyncConnectionConfig) -> Result<MultiplexedConnection> {
+    let mut connection = reach(sentinel, config).await?;
+    connection.subscribe(SWITCHES).await.map_err(error::of_sentinel)?;
+    Ok(connection)
+}
+
+fn advice() -> String {
+    format!(
+        "a user of the Sentinels who can do what is needed and nothing else: ACL SETUSER NAME reset on >PASSWORD {RULE}"
+    )
+}
+
+/// Whether one Sentinel would tell us of another primary. Nothing is changed.
+async fn examine(sentinel: &ConnectionInfo, service: &str) -> Finding {
+    const ABOUT: &str = "sentinel";
+    let asked = async {
+        let mut connection = hear(sentinel, configuration()).await?;
+        named(&mut connection, service).await
+    };
+    let finding = match asked.await {
+        Ok(Primary { host, port, .. }) => {
+            Finding::fine(ABOUT, format!("it names {host}:{port}, and would tell us of another one"))
+        }
+        Err(error) if error.kind() == ErrorKind::Refused => {
+            Finding::warning(ABOUT, format!("{UNTOLD} ({error})"), advice())
+        }
+        Err(error) => Finding::warning(
+            ABOUT,
+            error.to_string(),
+            "bring it back: a majority of all Sentinels has to agree to a failover, and each that is missing tells us of none",
+        ),
+    };
+    finding.at(sentinel.addr())
 }
 
 /// How Sentinels are spoken to.

@@ -10,8 +10,10 @@ use ringfence_core::{
     Ttl, Wait,
 };
 use ringfence_redis::RedisBackend;
-use ringfence_servers::{RedisOptions, RedisServer, WallClock, valkey};
+use ringfence_servers::{RedisOptions, RedisServer, Sentinels, WallClock, valkey};
 use ringfence_testkit::PATIENCE;
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::filter::LevelFilter;
 
 async fn connect(url: &str) -> Result<RedisBackend> {
     RedisBackend::connect(&BackendUrl::parse(url)?, Arc::new(SystemClock::new())).await
@@ -401,20 +403,30 @@ impl io::Write for Log {
     }
 }
 
+impl Log {
+    /// What is logged by this thread, as long as the guard is there.
+    fn begin(level: LevelFilter) -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn read(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
 /// Connects, and waits for so many lines of the log.
 async fn logged_after_connecting(url: &str, lines: usize) -> String {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::INFO)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (log, _guard) = Log::begin(LevelFilter::INFO);
     let _backend = connect(url).await.unwrap();
-    let read = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    eventually(async || read().lines().count() >= lines).await;
-    read()
+    eventually(async || log.read().lines().count() >= lines).await;
+    log.read()
 }
 
 #[tokio::test]
@@ -431,4 +443,58 @@ async fn what_is_wrong_is_logged_after_connecting() {
         assert!(log.lines().any(is_said), "{part:?}: {log}");
     }
     assert!(!log.contains("secret"), "{log}");
+}
+
+/// A right that is missing there is missed only in a failover, when it is too late.
+#[tokio::test]
+async fn sentinels_that_would_not_tell_of_a_failover_are_named_and_warned_of_once() {
+    let Some(sentinels) = Sentinels::start().await else { return };
+    let url = format!("{}?sentinel_user=ann&sentinel_password=secret", sentinels.url());
+    let allow = async |rule: &str| {
+        let words: Vec<_> =
+            ["acl", "setuser", "ann", "reset", "on", ">secret"].into_iter().chain(rule.split(' ')).collect();
+        sentinels.tell_sentinels(&words).await;
+    };
+    allow("&* +@all -subscribe").await;
+    let (log, _guard) = Log::begin(LevelFilter::DEBUG);
+    let ann = connect(&url).await.unwrap();
+    let is_about = |line: &&str| line.contains("a Sentinel");
+    eventually(async || log.read().lines().filter(is_about).count() > 3).await;
+    let read = log.read();
+    let warnings: Vec<_> =
+        read.lines().filter(|line| line.contains("WARN") && line.contains("a Sentinel")).collect();
+    let [warning] = warnings[..] else { panic!("once for all of them: {read}") };
+    assert!(warning.contains("+subscribe") && warning.contains("&+switch-master"), "{warning}");
+    let of_sentinels = |findings: Vec<Finding>| -> Vec<Finding> {
+        findings.into_iter().filter(|finding| finding.about == "sentinel").collect()
+    };
+    let findings = of_sentinels(ann.examine().await.unwrap());
+    let advice = findings[0].advice.clone().unwrap();
+    assert_eq!(findings.len(), sentinels.sentinel_ports().len());
+    for (finding, port) in findings.iter().zip(sentinels.sentinel_ports()) {
+        assert_eq!(finding.severity, Severity::Warning, "{finding:?}");
+        let says = format!("127.0.0.1:{port}: a Sentinel does not tell us of a failover");
+        assert!(finding.what.starts_with(&says), "{finding:?}");
+    }
+
+    // The rule that is printed is enough, and no word of it too much.
+    let rule = advice.split_once("reset on >PASSWORD ").unwrap().1;
+    allow(rule).await;
+    let findings = of_sentinels(connect(&url).await.unwrap().examine().await.unwrap());
+    for finding in &findings {
+        assert_eq!(finding.severity, Severity::Fine, "{finding:?}");
+        assert!(finding.what.contains("would tell us of another one"), "{finding:?}");
+    }
+    for word in rule.split(' ').skip(1) {
+        let rest: Vec<_> = rule.split(' ').filter(|other| *other != word).collect();
+        allow(&rest.join(" ")).await;
+        match connect(&url).await {
+            Ok(ann) => assert_eq!(
+                of_sentinels(ann.examine().await.unwrap())[0].severity,
+                Severity::Warning,
+                "{word}"
+            ),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Refused, "{word}: {error}"),
+        }
+    }
 }

@@ -118,6 +118,15 @@ impl Sentinels {
         self.sentinels.iter().map(|sentinel| sentinel.cli.port).collect()
     }
 
+    /// Has each Sentinel do something, as its default user.
+    ///
+    /// Panics when one answers with an error or not in time.
+    pub async fn tell_sentinels(&self, words: &[&str]) {
+        for Sentinel { cli, .. } in &self.sentinels {
+            cli.ask(words).await.unwrap_or_else(|error| panic!("{words:?}: {error}"));
+        }
+    }
+
     /// The URL, as in `redis+sentinel://127.0.0.1:11042,127.0.0.1:11043,127.0.0.1:11044/ringfence`. No password is part of
     /// it.
     pub fn url(&self) -> String {
