@@ -415,9 +415,11 @@ local function change()
       for _, over in ipairs(call('ZRANGEBYSCORE', base .. 'x', '-inf', now_ms())) do
         call('ZREM', base .. 'x', over)
       end
-      call('ZADD', base .. 'x', string.format('%.0f', now_ms() + ttl), nonce)
-      if call('PTTL', base .. 'x') < ttl then
-        call('PEXPIRE', base .. 'x', ttl)
+      -- Nothing is on its way for longer than the mark of the last number is kept, which tells others to look here.
+      local lasts = math.min(ttl, KEEP_MS)
+      call('ZADD', base .. 'x', string.format('%.0f', now_ms() + lasts), nonce)
+      if call('PTTL', base .. 'x') < lasts then
+        call('PEXPIRE', base .. 'x', lasts)
       end
     end
     settle()

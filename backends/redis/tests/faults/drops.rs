@@ -207,3 +207,25 @@ async fn each_withdrawal_is_remembered_for_its_own_ttl() {
     assert_eq!(stage.server.command(&["ZCARD", &withdrawn]).await, "2", "the short one is forgotten");
     release(&ben, &held).await.expect("an answer");
 }
+
+/// A lock is to leave nothing for longer than an hour, however long a lease of it might have been.
+#[tokio::test]
+async fn no_withdrawal_is_remembered_for_longer_than_the_lock() {
+    let Some(stage) = Stage::new().await else { return };
+    let (ann, ben) = (stage.client().await, stage.client().await);
+    let held = granted(&ben, exclusive(Wait::No)).await;
+    let withdrawn = format!("ringfence:{{{NAME}}}:x");
+    let asked = ann.acquire(request(Mode::Exclusive, Duration::from_hours(23), FOR_EVER));
+    assert!(tokio::time::timeout(Duration::from_millis(50), asked).await.is_err(), "it waits");
+    within("the withdrawal", async {
+        while stage.server.command(&["ZCARD", &withdrawn]).await != "1" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    release(&ben, &held).await.expect("an answer");
+    for key in stage.server.command(&["KEYS", "*"]).await.lines() {
+        let left: i64 = stage.server.command(&["PTTL", key]).await.parse().expect("a TTL");
+        assert!((0..=3_600_000).contains(&left), "{key} is kept for {left} ms");
+    }
+}
