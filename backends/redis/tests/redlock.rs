@@ -18,6 +18,7 @@ const NODES: usize = 5;
 /// The key of [`name`].
 const KEY: &str = "ringfence:{orders/42}";
 const COUNTER: &str = "ringfence:{orders/42}:t";
+const WITHDRAWN: &str = "ringfence:{orders/42}:x";
 
 fn name() -> LockName {
     "orders/42".parse().expect("a name")
@@ -599,6 +600,22 @@ async fn waiters_that_split_the_votes_all_get_their_turn() {
     sequences.dedup();
     assert_eq!(sequences.len(), WAITERS, "everyone has a number of its own");
     nodes.until_taken(0).await;
+}
+
+/// Whoever waits asks again and again: what each of these attempts left would add up, for as long as a TTL is.
+#[tokio::test]
+async fn attempts_that_are_refused_leave_nothing_to_remember() {
+    let Some(nodes) = Nodes::start().await else { return };
+    let (ann, ben) = (Client::of(&nodes).await, Client::of(&nodes).await);
+    let held = ann.hold().await;
+    nodes.until_marked(&held).await;
+    for _ in 0..20 {
+        assert!(is_busy(&ben.ask(Mode::Exclusive, Wait::No).await));
+    }
+    for node in &nodes.0 {
+        assert_eq!(node.command(&["EXISTS", WITHDRAWN]).await, "0");
+    }
+    assert_eq!(ann.release(&held).await, Release::Released);
 }
 
 /// Two that share the lock may be given one number by different nodes; the one that marks it later finds that out.

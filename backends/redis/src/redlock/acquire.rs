@@ -1,5 +1,6 @@
 //! How a lease comes about: it is taken on a quorum, then marked with its number on a quorum, and only then granted.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use ringfence_core::{
     AcquireRequest, Agreement, Attempt, Backoff, BootInstant, Contention, Effect, Error, ErrorKind,
     FencingToken, HolderInfo, Lease, LeaseKey, Mode, Nonce, Result, Ttl, Wait,
 };
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::Redlock;
@@ -105,6 +107,18 @@ impl Redlock {
     }
 }
 
+impl Held {
+    /// What an answer to the first round says.
+    fn by(answer: &Result<Answer>) -> Self {
+        match answer {
+            Ok(Answer::Granted(_)) => Self::Taken,
+            Ok(Answer::Busy(_) | Answer::Waits(..) | Answer::Gone) => Self::Nothing,
+            Ok(Answer::Unconfirmed(error)) | Err(error) if error.effect() == Effect::None => Self::Nothing,
+            Ok(Answer::Unconfirmed(_)) | Err(_) => Self::Unknown,
+        }
+    }
+}
+
 /// What one attempt has on the nodes. What is left of it when it is dropped is undone in the background.
 ///
 /// An attempt takes under a nonce of its own, which the mark replaces by that of the request. So what is late of an attempt
@@ -118,6 +132,8 @@ struct Take<'a> {
     ttl: Ttl,
     /// For each node, what there is to undo.
     held: Vec<Held>,
+    /// For each node, what it answers to the first round, however late.
+    told: Vec<oneshot::Receiver<Held>>,
 }
 
 /// What is known of an attempt on a node.
@@ -135,7 +151,8 @@ impl<'a> Take<'a> {
     fn begin(redlock: &'a Arc<Redlock>, request: &AcquireRequest) -> Result<Self> {
         let keys = Arc::new(redlock.keys.of(&request.name));
         let held = vec![Held::Nothing; redlock.nodes.count()];
-        Ok(Self { redlock, keys, nonce: Nonce::random(), marked: None, ttl: node_ttl(request.ttl)?, held })
+        let (nonce, ttl) = (Nonce::random(), node_ttl(request.ttl)?);
+        Ok(Self { redlock, keys, nonce, marked: None, ttl, held, told: Vec::new() })
     }
 
     async fn try_it(&mut self, request: &AcquireRequest, attempt: u32) -> Result<Tried> {
@@ -191,37 +208,36 @@ impl<'a> Take<'a> {
         ask.nonce = self.nonce;
         let ask = Arc::new(ask);
         self.held.fill(Held::Asked);
+        let told = RefCell::new(Vec::new());
         let mut round = nodes.ask(nodes.every(), patience(request.ttl), |node| {
             let (ask, keys) = (Arc::clone(&ask), Arc::clone(&self.keys));
-            async move { node.client.enter(&ask, &keys, "acquire").await }
+            let (tell, is_told) = oneshot::channel();
+            told.borrow_mut().push(is_told);
+            async move {
+                let answer = node.client.enter(&ask, &keys, "acquire").await;
+                // Nobody listens, unless it comes when the attempt is over.
+                let _ = tell.send(Held::by(&answer));
+                answer
+            }
         });
+        self.told = told.into_inner();
         let mut taken = Taken::default();
         while taken.numbers.len() < needed
             && nodes.count() - taken.busy - taken.failures.len() >= needed
             && let Some((node, answer)) = round.next().await
         {
+            self.held[node] = Held::by(&answer);
             match answer {
-                Ok(Answer::Granted(number)) => {
-                    self.held[node] = Held::Taken;
-                    taken.numbers.push(number);
-                }
+                Ok(Answer::Granted(number)) => taken.numbers.push(number),
                 Ok(Answer::Busy(others) | Answer::Waits(_, others)) => {
-                    self.held[node] = Held::Nothing;
                     taken.busy += 1;
                     let news = others.holders.into_iter().filter(|holder| !taken.holders.contains(holder));
                     let news: Vec<HolderInfo> = news.collect();
                     taken.holders.extend(news);
                 }
                 // Only a place in line can be gone, and nobody stands in one.
-                Ok(Answer::Gone) => {
-                    self.held[node] = Held::Nothing;
-                    taken.busy += 1;
-                }
-                Ok(Answer::Unconfirmed(error)) | Err(error) => {
-                    let is_known = error.effect() == Effect::None;
-                    self.held[node] = if is_known { Held::Nothing } else { Held::Unknown };
-                    taken.failures.push(error);
-                }
+                Ok(Answer::Gone) => taken.busy += 1,
+                Ok(Answer::Unconfirmed(error)) | Err(error) => taken.failures.push(error),
             }
         }
         taken
@@ -294,9 +310,9 @@ impl<'a> Take<'a> {
     /// Undoes it on all nodes, in tasks of their own that go on until they are answered, or until its end. Returns those of the
     /// nodes that may answer soon.
     fn undo(&mut self) -> Vec<JoinHandle<()>> {
-        let Self { redlock, keys, nonce, marked, ttl, held } = self;
+        let Self { redlock, keys, nonce, marked, ttl, held, told } = self;
         let mut undone = Vec::new();
-        for (number, held) in held.iter_mut().enumerate() {
+        for (number, (held, told)) in held.iter_mut().zip(told.drain(..)).enumerate() {
             let known = std::mem::replace(held, Held::Nothing);
             if known == Held::Nothing {
                 continue;
@@ -304,9 +320,18 @@ impl<'a> Take<'a> {
             let (node, keys) = (Arc::clone(redlock.nodes.get(number)), Arc::clone(keys));
             let (nonce, marked, ttl) = (*nonce, *marked, *ttl);
             let undoing = redlock.nodes.runtime.spawn(async move {
-                if known == Held::Taken && marked.is_none() {
-                    // It is there, so nothing of it can come late, and no mark is to be left behind against that.
-                    if node.client.give_back(&keys, nonce).await.is_ok() {
+                if marked.is_none() {
+                    let known = match known {
+                        Held::Asked => told_in_time(told, patience(ttl)).await,
+                        known => known,
+                    };
+                    // What is there, or is not, cannot come late, and no mark is to be left behind against that.
+                    let is_over = match known {
+                        Held::Nothing => true,
+                        Held::Taken => node.client.give_back(&keys, nonce).await.is_ok(),
+                        Held::Asked | Held::Unknown => false,
+                    };
+                    if is_over {
                         return;
                     }
                 }
@@ -320,6 +345,11 @@ impl<'a> Take<'a> {
         }
         undone
     }
+}
+
+/// What a node answers to the first round, if it does so in time.
+async fn told_in_time(told: oneshot::Receiver<Held>, patience: Duration) -> Held {
+    tokio::time::timeout(patience, told).await.ok().and_then(Result::ok).unwrap_or(Held::Unknown)
 }
 
 impl Drop for Take<'_> {
