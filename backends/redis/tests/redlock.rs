@@ -1,6 +1,7 @@
 //! Redlock on five real servers, each behind a network of its own for each client: what becomes of leases, tokens and records
 //! when nodes die, are silent, forget, or have another idea of the time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use ringfence_core::{
 use ringfence_redis::RedlockBackend;
 use ringfence_servers::{Event, Process, Proxy, RedisOptions, RedisServer, Taker, WallClock, node};
 use ringfence_testkit::{PATIENCE, ShiftedClock};
+use tokio::task::JoinSet;
 
 const NODES: usize = 5;
 
@@ -640,6 +642,33 @@ async fn a_number_that_somebody_else_may_have_is_not_granted() {
         let lease = granted(attempt);
         assert!(lease.token.grant().to_string() > other, "{mode}: {other}, {lease:?}");
         assert_eq!(ann.release(&lease).await, Release::Released);
+        nodes.until_taken(0).await;
+    }
+}
+
+/// Whoever is overtaken marks a higher number. If all of them marked the same one, a single one would be done each time, and the
+/// last ones never.
+#[tokio::test]
+async fn many_who_share_a_lock_and_come_together_all_get_it() {
+    const EACH: usize = 20;
+    let Some(nodes) = Nodes::start().await else { return };
+    let clients =
+        [Client::of(&nodes).await, Client::of(&nodes).await, Client::of(&nodes).await].map(Arc::new);
+    for mode in [Mode::Shared, permit(1000)] {
+        let mut asked = JoinSet::new();
+        for client in clients.iter().flat_map(|client| std::iter::repeat_n(client, EACH)) {
+            let client = Arc::clone(client);
+            asked.spawn(async move { (client.ask(mode, Wait::No).await, client) });
+        }
+        let mut leases = Vec::new();
+        for (attempt, client) in asked.join_all().await {
+            leases.push((granted(attempt), client));
+        }
+        let sequences: BTreeSet<u64> = leases.iter().map(|(lease, _)| lease.token.sequence()).collect();
+        assert_eq!(sequences.len(), leases.len(), "{mode}: everyone has a number of its own");
+        for (lease, client) in &leases {
+            assert_eq!(client.release(lease).await, Release::Released);
+        }
         nodes.until_taken(0).await;
     }
 }

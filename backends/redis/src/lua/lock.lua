@@ -463,8 +463,8 @@ local function change()
     last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
     -- Whether nobody else can have been given this number, or a higher one, by a mark on this server.
     local is_new = last < marked or (last == marked and number == marked)
-    local known = tonumber(last)
-    last = last < marked and marked or last
+    -- Those who are told the same number would mark the same one next, and only one of them could have it.
+    last = is_new and marked or string.format('%.0f', tonumber(last) + 1)
     if is_group() then
       local taken = string.match(call('HGET', base .. 'h', nonce), '^%d+:(.*)$')
       local ends, limit = call('ZSCORE', base .. 's', nonce), call('ZSCORE', base .. 'l', nonce)
@@ -480,7 +480,7 @@ local function change()
       call('SETRANGE', lock, '0', lasting)
       call('SETRANGE', lock, '17', marked)
     end
-    return done(is_new and 1 or known)
+    return done(is_new and 1 or tonumber(last))
   end
 
   if verb == 'downgrade' then

@@ -20,8 +20,7 @@ use crate::keys::LockKeys;
 const PAUSE_FIRST: Duration = Duration::from_millis(8);
 const PAUSE_MOST: Duration = Duration::from_millis(250);
 
-/// How often a number is tried that turns out to be too low, and by how many microseconds the next one is ahead.
-const MARKS_MAX: usize = 8;
+/// By how many microseconds the next number is ahead of one that turned out to be too low.
 const MARK_AHEAD: u64 = 1000;
 
 /// What came of one attempt.
@@ -251,15 +250,17 @@ impl<'a> Take<'a> {
     /// that another one was faster; then the number is too low, and a higher one is marked.
     async fn mark(&mut self, lasting: Nonce, highest: u64, needed: usize) -> Result<u64> {
         self.marked = Some(lasting);
-        let mut number = highest;
-        for _ in 0..MARKS_MAX {
-            match self.mark_once(lasting, number, needed).await? {
-                None => return Ok(number),
-                Some(known) => number = known.max(number) + MARK_AHEAD,
+        let (redlock, patience, mut number) = (self.redlock, patience(self.ttl), highest);
+        let until = redlock.clock.now().saturating_add(patience);
+        // Many who share a lock and come together overtake each other, and each time some of them are done.
+        while let Some(known) = self.mark_once(lasting, number, needed).await? {
+            if redlock.clock.now() >= until {
+                let why = format!("for {patience:?} others were given a higher number each time; try again");
+                return Err(Error::new(ErrorKind::Unavailable, why));
             }
+            number = known.max(number) + MARK_AHEAD;
         }
-        let why = format!("others were given a higher number {MARKS_MAX} times in a row; try again");
-        Err(Error::new(ErrorKind::Unavailable, why))
+        Ok(number)
     }
 
     /// `Some`: the number is too low, because a node knows this one.
