@@ -217,7 +217,14 @@ end
 local function leave_group(member)
   call('HDEL', base .. 'h', member)
   call('ZREM', base .. 'l', member)
-  if call('ZREM', base .. 's', member) == 1 and call('ZCARD', base .. 's') == 0 then
+  local is_last
+  if call('ZREM', base .. 's', member) == 1 then
+    is_last = call('ZCARD', base .. 's') == 0
+  else
+    -- A server that evicts may have evicted until when they hold: then it is over with the last of whom it says who it is.
+    is_last = call('EXISTS', base .. 's', base .. 'h') == 0
+  end
+  if is_last then
     call('DEL', lock)
     current = ''
   end

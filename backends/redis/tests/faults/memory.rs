@@ -166,3 +166,22 @@ async fn a_part_is_evicted(part: &str, mode: Mode) {
     assert_eq!(release(&ben, &next).await.expect("an answer"), Release::Released, "{case}");
     stage.sees_it_free().await;
 }
+
+/// What says until when they hold is evicted before they give back: without this the next one waits for the longest TTL of any
+/// holder that there was, and holders may come and go for a day.
+#[tokio::test]
+async fn a_shared_lock_is_free_after_its_last_holder_though_a_part_was_evicted() {
+    let Some(stage) = Stage::new().await else { return };
+    let (ann, ben) = (stage.client().await, stage.client().await);
+    for mode in [Mode::Shared, Mode::permit(2).expect("a mode")] {
+        let one = granted(&ann, request(mode, LONG, Wait::No)).await;
+        let two = granted(&ben, request(mode, LONG, Wait::No)).await;
+        stage.server.command(&["DEL", &format!("ringfence:{{{NAME}}}:s")]).await;
+        assert_eq!(release(&ann, &one).await.expect("an answer"), Release::Released, "{mode}");
+        let tried = within("an answer", ann.acquire(exclusive(Wait::No))).await;
+        assert!(matches!(tried, Ok(Attempt::Busy(_))), "{mode}: one holds still: {tried:?}");
+        assert_eq!(release(&ben, &two).await.expect("an answer"), Release::Released, "{mode}");
+        let next = granted(&ann, exclusive(Wait::No)).await;
+        assert_eq!(release(&ann, &next).await.expect("an answer"), Release::Released, "{mode}");
+    }
+}
