@@ -161,16 +161,19 @@ fn sentinels(url: &BackendUrl, path: &str) -> Result<Sentinels> {
         return Err(invalid(format!("sentinel_user= needs sentinel_password=: {NEEDS_PASSWORD}")));
     }
     let theirs = Access { settings: login(user, password), tls: access.tls.clone() };
-    let addresses = url.hosts().iter().map(|host| {
-        let (host, port) = split_port(host, SENTINEL_PORT)?;
-        theirs.at(host, port)
-    });
-    Ok(Sentinels {
-        addresses: addresses.collect::<Result<_>>()?,
-        service: service.to_owned(),
-        access,
-        is_warned_of: Arc::default(),
-    })
+    let (mut addresses, mut named) = (Vec::new(), Vec::new());
+    for written in url.hosts() {
+        let (host, port) = split_port(written, SENTINEL_PORT)?;
+        let shown = canonical(&host, port);
+        if named.contains(&shown) {
+            return Err(invalid(format!(
+                "{written:?} stands among the Sentinels twice: its word would count twice; name each of them once"
+            )));
+        }
+        named.push(shown);
+        addresses.push(theirs.at(host, port)?);
+    }
+    Ok(Sentinels { addresses, service: service.to_owned(), access, is_warned_of: Arc::default() })
 }
 
 fn cluster(url: &BackendUrl, path: &str) -> Result<Target> {
@@ -438,6 +441,7 @@ mod tests {
             ("redis://secret@one", ":password@"),
             ("redis+unix://ann@/run/redis.sock", "(nopass) any will do"),
             ("redis+sentinel://one/service?sentinel_user=ann", "needs sentinel_password="),
+            ("redis+sentinel://one,two,ONE:26379/service", "\"ONE:26379\" stands among the Sentinels twice"),
             ("redis://one?replicas=0", "from 1 to 255"),
             ("redis://one?replicas=all", "from 1 to 255"),
             ("redis://one?sentinel_user=ann", "no sentinel_user=, which is about Sentinels"),
