@@ -259,7 +259,10 @@ impl Client {
     pub(crate) async fn withdraw(&self, keys: &LockKeys, nonce: Nonce, ttl: Ttl) -> bool {
         let ends = self.now().saturating_add(ttl.as_duration());
         let mut pauses = Backoff::new(WITHDRAW_PAUSE, LOOK_EVERY);
-        while let Err(error) = self.change(Change::new(keys.clone(), "withdraw", nonce).lasting(ttl)).await {
+        loop {
+            let change = Change::new(keys.clone(), "withdraw", nonce).lasting(ttl);
+            let withdrawn = self.change(change).await.and_then(|reply| self.is_yes(&reply));
+            let Err(error) = withdrawn else { break };
             if error.retry() == Retry::Never {
                 tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends at its TTL");
                 return false;

@@ -394,7 +394,7 @@ impl Cluster {
                 slots.arg("SLOTS");
                 let reply = node.calls.query(&slots).await?;
                 let ranges = parse_slots(&reply, &node.address);
-                ranges.ok_or_else(|| error::odd_reply(&reply, node.calls.server()))
+                ranges.ok_or_else(|| error::odd_reply(&reply, node.calls.server()).without_effect())
             };
             asked.spawn_on(ask, &self.runtime);
         }

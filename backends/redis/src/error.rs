@@ -54,7 +54,7 @@ pub(crate) fn damaged(server: &str) -> Error {
     Error::new(ErrorKind::Corrupt, DAMAGED).about(server)
 }
 
-/// A reply that no version of the scripts gives.
+/// A reply that no version of the scripts gives. Whoever gave it may have done what was asked.
 pub(crate) fn odd_reply(reply: &redis::Value, server: &str) -> Error {
     let mut shown = format!("{reply:?}");
     shown.truncate(shown.floor_char_boundary(200));
@@ -62,6 +62,7 @@ pub(crate) fn odd_reply(reply: &redis::Value, server: &str) -> Error {
         ErrorKind::Corrupt,
         format!("an answer of the wrong shape: {shown}; is this a Redis server, version 6.2 or later?"),
     )
+    .with_unknown_effect()
     .about(server)
 }
 
