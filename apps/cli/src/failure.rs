@@ -1,7 +1,7 @@
 use std::io;
 
 use nix::sys::signal::Signal;
-use ringfence::Error;
+use ringfence::{Error, ErrorKind};
 
 use crate::exit_codes;
 
@@ -42,6 +42,9 @@ impl Failure {
     /// The message, where there is one.
     pub(crate) fn message(&self) -> Option<String> {
         match self {
+            Self::Ringfence(error) if error.kind() == ErrorKind::InvalidTtl => {
+                Some(format!("{error}: name another one with --ttl, or with ?ttl= in the URL"))
+            }
             Self::Ringfence(error) => Some(error.to_string()),
             Self::Own { message, .. } => Some(message.clone()),
             Self::Interrupted(_) | Self::OutputClosed => None,
@@ -61,5 +64,25 @@ impl From<io::Error> for Failure {
             io::ErrorKind::BrokenPipe => Self::OutputClosed,
             _ => Self::new(exit_codes::IO, error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ringfence::Locks;
+
+    use super::*;
+
+    /// Who has said nothing of a TTL has one all the same, which some backends do not know.
+    #[tokio::test]
+    async fn whoever_has_a_ttl_that_the_backend_does_not_know_is_told_where_to_say_another_one() {
+        let locks = Locks::connect("memory:").await.unwrap();
+        let error = locks.lock("a").ttl(Duration::ZERO).try_acquire().await.unwrap_err();
+        let failure = Failure::from(error);
+        assert_eq!(failure.code(), exit_codes::USAGE);
+        let message = failure.message().unwrap();
+        assert!(message.ends_with(": name another one with --ttl, or with ?ttl= in the URL"), "{message}");
     }
 }
