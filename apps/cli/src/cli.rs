@@ -182,7 +182,8 @@ pub(crate) struct PatienceArgs {
     /// Do not wait: exit with 75 if somebody else has it
     #[arg(short = 'n', long = "nonblock", visible_alias = "nb", conflicts_with = "wait")]
     pub(crate) nonblock: bool,
-    /// Wait at most so long, then exit with 124: seconds, or a duration such as 30s or 1m 30s [default: no limit]
+    /// Wait at most so long, then exit with 124: seconds, or a duration such as 30s or 1m 30s [default: no limit]. For a
+    /// connection as long, 3s at least, then exit with 69
     #[arg(
         short = 'w',
         long,
@@ -197,7 +198,15 @@ pub(crate) struct PatienceArgs {
     conflict_exit_code: Option<u8>,
 }
 
+/// Who waits for less than this is connected within this: a server that is dead costs as much before the next one is asked.
+const CONNECT_WITHIN_MIN: Duration = Duration::from_secs(3);
+
 impl PatienceArgs {
+    /// For how long there may be no connection. Where nothing is said of a wait, each backend has a patience of its own.
+    pub(crate) fn to_connect(&self) -> Option<Duration> {
+        self.wait.map(|wait| wait.max(CONNECT_WITHIN_MIN))
+    }
+
     /// The failure of a wait that was in vain.
     pub(crate) fn in_vain(&self, message: String) -> Failure {
         let code = if self.nonblock { exit_codes::BUSY } else { exit_codes::WAITED_TOO_LONG };

@@ -69,7 +69,7 @@ pub(crate) async fn run(mut args: ElectArgs, global: &Global) -> Result<u8, Fail
     let name = LockName::new(format!("leader/{}", args.name))?;
     let signals = Signals::take(&SIGNALS)?;
     let command = std::mem::take(&mut args.command);
-    let orders = Orders::take(command, OnLost::Term, global, &signals).await?;
+    let orders = Orders::take(command, OnLost::Term, global, &signals, None).await?;
     let mut election =
         orders.locks.leader(&args.name).stakes(args.lease.stakes()).lock_delay(args.delay.lock_delay);
     if let Some(ttl) = args.lease.ttl {

@@ -43,7 +43,8 @@ enum Event<'a> {
 pub(crate) async fn run(args: HoldArgs, global: &Global) -> Result<u8, Failure> {
     let name = LockName::new(&args.lock.name)?;
     let signals = Signals::take(&SIGNALS)?;
-    let locks = signals.unless_interrupted(lock::connect(global.url()?)).await??;
+    let connecting = lock::connect(global.url()?, args.lock.patience.to_connect());
+    let locks = signals.unless_interrupted(connecting).await??;
     let outcome = hold(&locks, &name, &args, global, &signals).await;
     lock::close(&locks, &name, global.messages()).await;
     outcome

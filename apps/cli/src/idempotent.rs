@@ -74,7 +74,7 @@ pub(crate) async fn run(mut args: IdempotentArgs, global: &Global) -> Result<u8,
     let Some(key) = args.key.take() else { return prune(global).await };
     let signals = Signals::take(&SIGNALS)?;
     let command = std::mem::take(&mut args.command);
-    let orders = Orders::take(command, OnLost::Term, global, &signals).await?;
+    let orders = Orders::take(command, OnLost::Term, global, &signals, args.patience.to_connect()).await?;
     let name = LockName::new(format!("idempotency/{key}"))?;
     let outcome = run_once(&orders, &name, &key, &args, global, &signals).await;
     lock::close(&orders.locks, &name, global.messages()).await;

@@ -60,13 +60,14 @@ impl Orders {
         on_lost: OnLost,
         global: &Global,
         signals: &Signals,
+        patience: Option<Duration>,
     ) -> Result<Self, Failure> {
         // With a name that begins with a dash the first `--` stands before the name, and a second one may stand here.
         if command.len() > 1 && command[0] == "--" {
             command.remove(0);
         }
         let (url, json, terminal) = (global.url()?, global.json, Terminal::controlling()?);
-        let locks = signals.unless_interrupted(lock::connect(url.clone())).await??;
+        let locks = signals.unless_interrupted(lock::connect(url.clone(), patience)).await??;
         Ok(Self { locks, url, command, on_lost, terminal, json })
     }
 

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::panic;
 use std::time::Duration;
 
-use ringfence::{Error, ErrorKind, Guard, LockName, Locks, Result};
+use ringfence::{BackendUrl, Error, ErrorKind, Guard, LockName, Locks, Result};
 use tokio::runtime;
 use tokio::time::{sleep, timeout};
 
@@ -21,18 +21,27 @@ const ANNOUNCE_AFTER: Duration = Duration::from_secs(1);
 /// How long we wait for a backend that does not answer while we withdraw from it: then the TTL has to do.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Connects, and renews leases from then on, on a thread of its own.
+/// Connects, and renews leases from then on, on a thread of its own; for no longer than this, where that is said.
 ///
 /// A disk or a server that hangs then hangs only the renewals, and not the one who has to notice it in time. Take the
 /// signals before this.
-pub(crate) async fn connect(url: String) -> Result<Locks, Failure> {
+pub(crate) async fn connect(url: String, patience: Option<Duration>) -> Result<Locks, Failure> {
     let keeper =
         runtime::Builder::new_multi_thread().worker_threads(1).thread_name("keeper").enable_all().build()?;
     // It is needed for as long as the process lives.
     let keeper = Box::leak(Box::new(keeper));
-    match keeper.spawn(async move { Locks::connect(&url).await }).await {
-        Ok(locks) => Ok(locks?),
-        Err(panicked) => panic::resume_unwind(panicked.into_panic()),
+    let shown = BackendUrl::parse(&url)?;
+    let connecting = keeper.spawn(async move { Locks::connect(&url).await });
+    let patience = patience.unwrap_or(Duration::MAX);
+    match timeout(patience, connecting).await {
+        Ok(Ok(locks)) => Ok(locks?),
+        Ok(Err(panicked)) => panic::resume_unwind(panicked.into_panic()),
+        Err(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("no connection within {patience:?}: see whether its servers run and serve, or wait longer (-w)"),
+        )
+        .about(shown)
+        .into()),
     }
 }
 

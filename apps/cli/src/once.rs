@@ -99,7 +99,7 @@ pub(crate) async fn run(mut args: OnceArgs, global: &Global) -> Result<u8, Failu
     let lock = LockName::new(format!("once/{}", args.name))?;
     let signals = Signals::take(&SIGNALS)?;
     let command = std::mem::take(&mut args.command);
-    let orders = Orders::take(command, OnLost::Term, global, &signals).await?;
+    let orders = Orders::take(command, OnLost::Term, global, &signals, None).await?;
     let outcome = run_what_is_due(&orders, &job(&orders, &args), &args, global, &signals).await;
     lock::close(&orders.locks, &lock, global.messages()).await;
     orders.pass_on_interrupt(&outcome)?;

@@ -70,7 +70,7 @@ pub(crate) async fn run(mut args: PartitionsArgs, global: &Global) -> Result<u8,
     let name = LockName::new(format!("partitions/{}", args.name))?;
     let signals = Signals::take(&SIGNALS)?;
     let command = std::mem::take(&mut args.command);
-    let orders = Arc::new(Orders::take(command, OnLost::Term, global, &signals).await?);
+    let orders = Arc::new(Orders::take(command, OnLost::Term, global, &signals, None).await?);
     let mut partitions =
         orders.locks.partitions(&args.name, args.count).handover(args.handover).stakes(args.lease.stakes());
     if let Some(ttl) = args.lease.ttl {

@@ -46,7 +46,8 @@ pub(crate) async fn run(mut args: RunArgs, global: &Global) -> Result<u8, Failur
     let name = LockName::new(&args.lock.name)?;
     let signals = Signals::take(&SIGNALS)?;
     let command = std::mem::take(&mut args.command);
-    let orders = Orders::take(command, args.on_lost, global, &signals).await?;
+    let orders =
+        Orders::take(command, args.on_lost, global, &signals, args.lock.patience.to_connect()).await?;
     let outcome = run_locked(&orders, &name, &args, global, &signals).await;
     lock::close(&orders.locks, &name, global.messages()).await;
     orders.pass_on_interrupt(&outcome)?;

@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use ringfence::{Clock, SystemClock};
 
 use crate::support::{Done, HOLD, Running, Store, eventually};
 
@@ -60,6 +63,26 @@ fn a_store_that_cannot_be_used_is_69() {
     {
         let args = ["--url", &url].into_iter().chain(verb.iter().copied());
         store.ringfence(args).with_code(69).saying("not a directory");
+    }
+}
+
+/// Nobody knows then whether the lock is free, so that `-E` says nothing of it either.
+#[test]
+fn a_store_to_which_no_connection_comes_about_within_the_wait_is_69() {
+    let store = Store::new();
+    // Their kernel takes connections, and nobody is there to answer.
+    let silent = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    let hosts = silent.each_ref().map(|server| server.local_addr().unwrap().to_string()).join(",");
+    let url = format!("zookeeper://ann:secret@{hosts}");
+    for verb in [&["run", "-w", "1", "-E", "0", "a", "true"][..], &["hold", "--wait", "100ms", "a"]] {
+        let clock = SystemClock::new();
+        let begun = clock.now();
+        let args = ["--url", &url].into_iter().chain(verb.iter().copied());
+        let done = store.ringfence(args).with_code(69).saying("no connection within 3s");
+        assert!(!done.stderr.contains("secret"), "{done:?}");
+        // Each of them would be waited for twice, a second and five.
+        let took = clock.now().saturating_since(begun);
+        assert!(took < Duration::from_secs(9), "{verb:?} ended after {took:?}");
     }
 }
 
