@@ -48,7 +48,7 @@ impl Sessions {
         if let Some(session) = self.find(ttl) {
             return Ok(session);
         }
-        let session = Session::open(&self.servers, &self.clock, &self.listener, ttl).await?;
+        let session = self.begin(ttl).await?;
         if session.timeout != ttl {
             return Err(Error::new(
                 ErrorKind::InvalidTtl,
@@ -60,9 +60,17 @@ impl Sessions {
             )
             .about(self.servers.shown()));
         }
-        let session = Arc::new(session);
+        Ok(session)
+    }
+
+    /// A session with a timeout as near to this one as the servers grant by now, which may be one that there is.
+    async fn begin(&self, ttl: Ttl) -> Result<Arc<Session>> {
+        let session = Arc::new(Session::open(&self.servers, &self.clock, &self.listener, ttl).await?);
         let mut open = self.open();
         open.retain(|_, session| !session.is_over());
+        if let Some(present) = open.get(&session.timeout) {
+            return Ok(Arc::clone(present));
+        }
         if open.len() >= SESSIONS_MAX {
             let idle = open.iter().find(|(ttl, session)| {
                 **ttl != self.range.1 && session.is_idle() && Arc::strong_count(session) == 1
@@ -77,7 +85,7 @@ impl Sessions {
             };
             open.remove(&ttl);
         }
-        open.insert(ttl, Arc::clone(&session));
+        open.insert(session.timeout, Arc::clone(&session));
         Ok(session)
     }
 
@@ -86,9 +94,23 @@ impl Sessions {
         self.open().get(&ttl).filter(|session| !session.is_over()).cloned()
     }
 
-    /// The session for everything that is no lease.
+    /// The session for everything that is no lease: the longest one. What the servers granted when we connected they may not grant
+    /// any more.
     pub(crate) async fn any(&self) -> Result<Arc<Session>> {
-        self.of(self.range.1).await
+        if let Some(session) = self.longest() {
+            return Ok(session);
+        }
+        let _opening = self.opening.lock().await;
+        match self.longest() {
+            Some(session) => Ok(session),
+            None => self.begin(self.range.1).await,
+        }
+    }
+
+    fn longest(&self) -> Option<Arc<Session>> {
+        let open = self.open();
+        let living = open.values().filter(|session| !session.is_over());
+        living.max_by_key(|session| session.timeout).cloned()
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<Ttl, Arc<Session>>> {

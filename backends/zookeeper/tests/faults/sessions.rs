@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringfence::Locks;
 use ringfence_core::{
-    Attempt, Backend, BackendUrl, ErrorKind, LockState, Mode, Release, Renewal, SystemClock, Wait,
+    Attempt, Backend, BackendUrl, ErrorKind, LockState, Mode, RecordKey, Release, Renewal, SystemClock, Wait,
 };
 use ringfence_servers::{Ensemble, Proxy, ZooKeeperOptions};
 use ringfence_zookeeper::ZooKeeperBackend;
@@ -30,6 +30,40 @@ async fn a_session_that_the_next_server_grants_for_less_ends_with_its_leases() {
     // Long before the timeout that it had.
     let eye = connect(&servers.url()).await;
     sees(&eye, "a lock whose session was ended", LockState::is_free).await;
+}
+
+/// A client outlives a change of the servers' settings: what needs no lease of the longest TTL does not need that TTL either.
+#[tokio::test]
+async fn who_has_seen_longer_sessions_granted_looks_at_locks_and_keeps_records_all_the_same() {
+    let Some(mut servers) = Ensemble::start().await else { return };
+    let ann = connect(&servers.url()).await;
+    servers.set(0, "maxSessionTimeout", "30000");
+    servers.restart(0);
+    servers.serves().await;
+    let held = within("a grant", async {
+        loop {
+            match ann.acquire(request(Mode::Exclusive, TTL, Wait::No)).await {
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
+                attempt => break granted(attempt),
+            }
+        }
+    })
+    .await;
+    let record = RecordKey::of(held.key.name.clone());
+    within("a record that is open", async {
+        // The session that looks may have to be another one first.
+        while let Err(error) = ann.records().open(&record, held.token).await {
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        }
+    })
+    .await;
+    let state = ann.inspect(&held.key.name).await.expect("a state");
+    assert_eq!(state.holders.len(), 1, "{state:?}");
+    let error =
+        ann.acquire(request(Mode::Exclusive, LONG, Wait::No)).await.expect_err("it is too long by now");
+    assert_eq!(error.kind(), ErrorKind::InvalidTtl, "{error:?}");
+    // What that one asked for in vain has taken no session away.
+    assert_eq!(renew(&ann, &held.key).await, Renewal::Renewed);
 }
 
 #[tokio::test]
