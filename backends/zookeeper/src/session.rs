@@ -142,11 +142,21 @@ pub(crate) struct Held {
     pub(crate) deadline: BootInstant,
     /// Whether it has lapsed or was given back, and its node may be there until a server says that it is not.
     pub(crate) has_lapsed: bool,
-    /// Whether somebody who waits for the answer has its node removed. A second removal on a new connection would come before that one,
-    /// whose answer would then be that nothing was held.
-    pub(crate) is_leaving: bool,
+    pub(crate) removal: Removal,
     /// Whether its node is watched, or about to be.
-    is_watched: bool,
+    pub(crate) is_watched: bool,
+}
+
+/// How the node of a lease that has lapsed or was given back is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// By the task.
+    OfTheTask,
+    /// By somebody who waits for the answer. A second removal on a new connection would come before that one, whose answer would then be
+    /// that nothing was held.
+    OfItsHolder,
+    /// A server has refused it: the task asks again.
+    Refused,
 }
 
 /// Who is told of leases that are lost.
@@ -292,7 +302,7 @@ impl Session {
     /// Looks after a lease from now on: until its deadline, or that of its renewals. `false`: the session is over.
     pub(crate) fn hold(self: &Arc<Self>, nonce: Nonce, path: &str, deadline: BootInstant) -> bool {
         let path = path.to_owned();
-        let held = Held { path, deadline, has_lapsed: false, is_leaving: false, is_watched: false };
+        let held = Held { path, deadline, has_lapsed: false, removal: Removal::OfTheTask, is_watched: false };
         {
             let mut state = self.shared.state();
             if state.over.is_some() {
@@ -338,7 +348,7 @@ impl Session {
     /// If the future is dropped, it is given back all the same.
     pub(crate) async fn release_together(&self, nonce: Nonce) -> Option<Result<(), Failure>> {
         let path = self.path_of(nonce)?;
-        self.shared.let_go(nonce, true);
+        self.shared.let_go(nonce, Removal::OfItsHolder);
         let change = Change::leave(&path);
         let letting_go = LettingGo { orders: &self.orders, nonce, path: Some(path) };
         let left = self.change(change).await;
@@ -351,7 +361,7 @@ impl Session {
 
     /// Holds a lease no more, if it was held, and goes on to look after its node until it is [forgotten](Self::forget).
     pub(crate) fn let_go(&self, nonce: Nonce) {
-        self.shared.let_go(nonce, false);
+        self.shared.let_go(nonce, Removal::OfTheTask);
     }
 
     /// The node of a lease that was let go is gone.
@@ -403,10 +413,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn let_go(&self, nonce: Nonce, is_leaving: bool) {
+    pub(crate) fn let_go(&self, nonce: Nonce, removal: Removal) {
         if let Some(held) = self.state().held.get_mut(&nonce) {
             held.has_lapsed = true;
-            held.is_leaving = is_leaving;
+            held.removal = removal;
         }
     }
 }

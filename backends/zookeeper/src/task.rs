@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error;
 use crate::servers::{Connection, Servers, send_all, silence};
-use crate::session::{Call, Failure, Held, Order, Reply, Shared, Watch};
+use crate::session::{Call, Failure, Held, Order, Removal, Reply, Shared, Watch};
 use crate::wire::{self, Answer, Change, Code, Event, Greeting, Odd, Request, Welcome};
 
 /// A connection on which nothing was said for this part of a session's timeout is pinged, so that the servers hear of us at least
@@ -33,6 +33,9 @@ const NUDGE_AFTER: Duration = Duration::from_millis(20);
 /// After the servers were heard of last, a session is given up when this many halves of its timeout have passed. They end it after
 /// its timeout, and a tick of theirs.
 const GIVEN_UP_AFTER_HALVES: u32 = 3;
+
+/// The pause before a node is to be removed again that a server has refused to remove.
+const REMOVED_AGAIN: Duration = Duration::from_secs(5);
 
 /// The pauses between connections: those who have lost one server do not come to the next one all at once.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
@@ -230,7 +233,7 @@ impl Task {
             }
             Order::Watch(nonce, path) => self.watch_lease(nonce, path),
             Order::Release(nonce, path, reply) => {
-                self.shared.let_go(nonce, false);
+                self.shared.let_go(nonce, Removal::OfTheTask);
                 self.remove_lapsed(nonce, &path, Some(reply));
             }
             Order::Prove(reply) => self.doubting.push(reply),
@@ -298,15 +301,26 @@ impl Task {
             }
             Sent::Watch(_, nonce, path) => match answer.outcome {
                 Ok(_) => self.watches.entry(path).or_default().holder = Some(nonce),
-                Err(_) => self.lose(nonce),
+                Err(Code::NO_NODE) => self.lose(nonce),
+                // It may be there all the same, and what is not known to be gone is not left standing. The next renewal has it watched.
+                Err(code) => {
+                    tracing::warn!(error = %error::refused(code), "the node of a lease cannot be looked at");
+                    if let Some(held) = self.shared.state().held.get_mut(&nonce) {
+                        held.is_watched = false;
+                    }
+                }
             },
             Sent::Lapse(_, nonce, reply) => {
                 match answer.outcome {
                     Ok(_) | Err(Code::NO_NODE) => drop(self.shared.state().held.remove(&nonce)),
-                    Err(code) => tracing::warn!(
-                        error = %error::refused(code),
-                        "the node of a lease that is over could not be removed; the next connection tries it again"
-                    ),
+                    Err(code) => {
+                        tracing::warn!(error = %error::refused(code), "the node of a lease that is over cannot be removed yet");
+                        if let Some(held) = self.shared.state().held.get_mut(&nonce) {
+                            held.removal = Removal::Refused;
+                        }
+                        self.next_lapse =
+                            self.next_lapse.min(self.shared.clock.now().saturating_add(REMOVED_AGAIN));
+                    }
                 }
                 if let Some(reply) = reply {
                     let _ = reply.send(answer.outcome.map_err(Failure::Refused));
@@ -355,24 +369,28 @@ impl Task {
         }
     }
 
-    /// Removes the nodes of leases that were not renewed: a lease ends at its TTL even where its session lives on for others.
+    /// Removes the nodes of leases that were not renewed: a lease ends at its TTL even where its session lives on for others. And those
+    /// that a server has refused to remove.
     fn remove_what_lapsed(&mut self, now: BootInstant) {
         self.next_lapse = now.saturating_add(self.timeout);
         let mut lapsed = Vec::new();
         for (nonce, held) in &mut self.shared.state().held {
-            if held.has_lapsed {
-                continue;
-            }
-            if now < held.deadline {
+            let was_held = !held.has_lapsed;
+            if was_held && now < held.deadline {
                 self.next_lapse = self.next_lapse.min(held.deadline);
                 continue;
             }
-            held.has_lapsed = true;
-            lapsed.push((*nonce, held.path.clone()));
+            if was_held || held.removal == Removal::Refused {
+                held.has_lapsed = true;
+                held.removal = Removal::OfTheTask;
+                lapsed.push((*nonce, held.path.clone(), was_held));
+            }
         }
-        for (nonce, path) in lapsed {
+        for (nonce, path, was_held) in lapsed {
             self.remove_lapsed(nonce, &path, None);
-            self.shared.listener.lost(nonce);
+            if was_held {
+                self.shared.listener.lost(nonce);
+            }
         }
     }
 
@@ -443,7 +461,7 @@ impl Task {
                 }
                 Order::Release(nonce, _, reply) => {
                     // The next connection removes its node.
-                    self.shared.let_go(nonce, false);
+                    self.shared.let_go(nonce, Removal::OfTheTask);
                     let _ = reply.send(Err(Failure::NotSent(why.clone())));
                 }
                 Order::Watch(..) => {}
@@ -454,8 +472,14 @@ impl Task {
     /// On a new connection nothing is watched yet, and nobody knows whether what lapsed was removed.
     fn watch_what_is_held(&mut self) {
         let held = |(nonce, held): (&Nonce, &Held)| (*nonce, held.path.clone(), held.has_lapsed);
-        let all: Vec<_> =
-            self.shared.state().held.iter().filter(|(_, held)| !held.is_leaving).map(held).collect();
+        let all: Vec<_> = self
+            .shared
+            .state()
+            .held
+            .iter()
+            .filter(|(_, held)| held.removal != Removal::OfItsHolder)
+            .map(held)
+            .collect();
         for (nonce, path, has_lapsed) in all {
             if has_lapsed {
                 self.remove_lapsed(nonce, &path, None);

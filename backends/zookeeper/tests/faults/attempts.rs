@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_core::{Attempt, Backend, Effect, ErrorKind, LockState, Mode, Release, Wait};
+use ringfence_core::{Attempt, Backend, Effect, ErrorKind, LockState, Mode, Release, Renewal, Wait};
 use ringfence_servers::{Ensemble, Proxy, curator};
 
 use crate::{
-    FOLDER, LONG, SHORT, connect, connect_over, for_ever, granted, hold, now, release, request, sees,
-    sees_waiters, within,
+    FOLDER, LONG, SHORT, connect, connect_over, for_ever, granted, hold, now, release, renew, request,
+    sees, sees_waiters, within,
 };
 
 #[tokio::test]
@@ -109,10 +109,43 @@ async fn a_line_without_numbers_is_full_until_its_node_is_removed() {
     assert!(matches!(again, Ok(Attempt::Busy(_))), "{again:?}");
 }
 
+/// Rights to a node: all, all but to remove what is below it, and all but to read it.
+const ALL: i32 = 31;
+const ALL_BUT_TO_REMOVE: i32 = 23;
+const ALL_BUT_TO_READ: i32 = 30;
+
+#[tokio::test]
+async fn what_cannot_be_given_back_is_removed_as_soon_as_it_can_be() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let (ann, bob) = (connect(&servers.url()).await, connect(&servers.url()).await);
+    let held = hold(&ann).await;
+    servers.allow(FOLDER, ALL_BUT_TO_REMOVE).await;
+    let error = ann.release(std::slice::from_ref(&held.key)).await.expect_err("it may not be removed");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    servers.allow(FOLDER, ALL).await;
+    // Its session and its connection live on, so nothing else removes the node.
+    sees(&bob, "a lock that was given back", LockState::is_free).await;
+}
+
+#[tokio::test]
+async fn a_lease_whose_node_cannot_be_looked_at_is_held_until_it_is_given_back() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    let (ann, bob) = (connect_over(&proxy).await, connect(&servers.url()).await);
+    let held = hold(&ann).await;
+    let node = format!("{FOLDER}/{}", servers.children(FOLDER).await[0]);
+    servers.allow(&node, ALL_BUT_TO_READ).await;
+    // On the next connection it is watched anew, which is refused.
+    proxy.cut_connections();
+    for _ in 0..2 {
+        assert_eq!(renew(&ann, &held.key).await, Renewal::Renewed);
+    }
+    assert_eq!(release(&ann, &held).await, Release::Released);
+    sees(&bob, "a lock that was given back", LockState::is_free).await;
+}
+
 #[tokio::test]
 async fn a_withdrawal_that_is_refused_is_tried_again_until_it_is_not() {
-    const ALL: i32 = 31;
-    const ALL_BUT_TO_REMOVE: i32 = 23;
     let Some(servers) = Ensemble::start().await else { return };
     let (ann, bob) = (connect(&servers.url()).await, connect(&servers.url()).await);
     let held = hold(&bob).await;
