@@ -180,6 +180,14 @@ impl<'a> Seeker<'a> {
         standing.missed = 0;
         if step != Step::Asked {
             standing.meets_holder(&place);
+            // It holds, so that others have left; and who is the first that waits for a permit now hears of it from no one else.
+            if matches!(self.request.mode, Mode::Permit(_)) {
+                let known = standing.line.places.clone();
+                self.list(standing).await?;
+                if standing.line.places != known {
+                    return Ok(None);
+                }
+            }
         }
         if may_share && step == Step::Shares {
             downgraded.insert(place.name);
@@ -202,6 +210,8 @@ impl<'a> Seeker<'a> {
 
     /// Waits until somebody comes or leaves.
     async fn wait_behind_several(&mut self, standing: &mut Standing) -> Result<()> {
+        // Who is behind it waits for its word that it holds, and gets that also where the turn has come before this look.
+        standing.proven = None;
         let listed = Request::children(self.folder, true);
         let (asked, news) = standing.session.watch(listed, self.folder, true);
         let Some(line) = self.listed(asked, standing).await? else { return Ok(()) };

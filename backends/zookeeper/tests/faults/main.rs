@@ -2,6 +2,7 @@
 
 mod attempts;
 mod partitions;
+mod permits;
 mod sessions;
 
 use std::net::Ipv4Addr;
