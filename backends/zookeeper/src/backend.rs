@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, BoxFuture, Clock, Contention, Error,
-    Eviction, FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState,
-    LossListener, Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens, Ttl, Wait, WallTime,
+    AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, BoxFuture, Clock, Error, Eviction,
+    FencedStore, Finding, Guarantees, LeaseClock, LeaseKey, ListQuery, LockName, LockState, LossListener,
+    Nonce, Page, Queue, Records, Release, Renewal, Result, Scope, Tokens, Ttl, Wait, WallTime,
 };
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -19,7 +19,7 @@ use crate::line::Line;
 use crate::options::Options;
 use crate::place::{Said, Step};
 use crate::seek::Seeker;
-use crate::servers::Servers;
+use crate::servers::{Servers, silence};
 use crate::session::{Failure, Pending, Session};
 use crate::sessions::Sessions;
 use crate::view;
@@ -28,7 +28,8 @@ use crate::wire::{self, Code, Data, Kind, Odd, Request};
 /// The pauses of one that waits, and of a withdrawal, while there is no connection.
 pub(crate) const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// For how long after its deadline one that waits tries to leave the line in the foreground.
+/// For how long after its deadline one that waits tries to leave the line in the foreground, and one that does not after two servers
+/// have had the time to answer.
 const OVERDUE: Duration = Duration::from_secs(1);
 
 /// The range of sessions that a server grants unless it is told otherwise: 2 to 20 ticks of 2 s.
@@ -146,18 +147,19 @@ impl Client {
 
     async fn acquire(self: Arc<Self>, mut request: AcquireRequest) -> Result<Attempt> {
         let folder = self.keys.lock(&request.name)?;
-        let overdue = match request.wait {
-            Wait::No => BootInstant::MAX,
-            Wait::Until(deadline) => deadline.saturating_add(OVERDUE),
+        let waits_until = match request.wait {
+            // A server that falls silent is left, and the next one has as long to answer.
+            Wait::No => self.now().saturating_add(2 * silence(request.ttl.as_duration())),
+            Wait::Until(deadline) => deadline,
         };
+        let overdue = waits_until.saturating_add(OVERDUE);
         let mut seeker = Seeker::new(&self, &folder, &mut request);
         let outcome = tokio::select! {
             outcome = Box::pin(seeker.seek()) => Some(outcome),
             () = self.pass(overdue) => None,
         };
         match outcome {
-            // Nobody answers, and the wait is over: the line is left in the background.
-            None => Ok(Attempt::Busy(Contention::default())),
+            None => seeker.ends_unanswered(),
             Some(Ok(attempt)) => {
                 seeker.is_settled = true;
                 Ok(attempt)
@@ -169,7 +171,7 @@ impl Client {
                         withdrawn = self.withdraw(session, &folder, seeker.request.nonce) => {
                             seeker.is_settled = withdrawn.is_ok();
                         }
-                        () = self.pass(overdue) => return Ok(Attempt::Busy(Contention::default())),
+                        () = self.pass(overdue) => return seeker.ends_unanswered(),
                     }
                 }
                 Err(error.without_effect())

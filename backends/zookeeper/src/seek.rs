@@ -469,6 +469,21 @@ impl<'a> Seeker<'a> {
         }
     }
 
+    /// What it comes to where nobody answers and it is over. The line is left in the background.
+    pub(crate) fn ends_unanswered(&self) -> Result<Attempt> {
+        if self.request.wait != Wait::No {
+            return Ok(Attempt::Busy(Contention::default()));
+        }
+        let why = Error::new(
+            ErrorKind::Unavailable,
+            "no server answers in time: they are overloaded or cut off, or have no quorum; what may come of it all the same is undone",
+        )
+        .about(self.client.shown());
+        // What was made in a session that is over is gone.
+        let is_gone = self.session.as_ref().is_none_or(|session| session.is_over());
+        Err(if is_gone { why } else { why.with_unknown_effect() })
+    }
+
     /// Leaves the line.
     async fn give_up(&mut self, standing: &Standing, downgraded: &HashSet<String>) -> Result<Attempt> {
         let (client, session) = (self.client, &standing.session);

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_core::{Attempt, Backend, Effect, ErrorKind, LockState, Mode, Release, Renewal, Wait};
-use ringfence_servers::{Ensemble, Proxy, curator};
+use ringfence_core::{Attempt, Backend, Effect, ErrorKind, LockState, Mode, Release, Renewal, Retry, Wait};
+use ringfence_servers::{Ensemble, Proxy, ZooKeeperOptions, curator};
 
 use crate::{
-    FOLDER, LONG, SHORT, connect, connect_over, for_ever, granted, hold, now, release, renew, request,
-    sees, sees_waiters, within,
+    FOLDER, LONG, SHORT, connect, connect_over, for_ever, granted, hold, now, release, renew, request, sees,
+    sees_waiters, within,
 };
 
 #[tokio::test]
@@ -73,6 +73,32 @@ async fn an_attempt_whose_answer_is_lost_looks_for_itself_no_longer_than_its_ses
         "a session of {SHORT:?} was looked for for {took:?}"
     );
     sees(&eye, "a lock whose session is over", LockState::is_free).await;
+}
+
+/// One that does not wait has no end of its own to wait for: two servers have the time to answer, and no more.
+#[tokio::test]
+async fn one_that_does_not_wait_is_told_in_time_that_there_is_no_quorum() {
+    let Some(servers) = ZooKeeperOptions::new().servers(3).start().await else { return };
+    let ann = connect(&servers.url()).await;
+    let lease = granted(ann.acquire(request(Mode::Exclusive, SHORT, Wait::No)).await);
+    release(&ann, &lease).await;
+    let leader = servers.leader().await.expect("servers that serve have a leader");
+    let patience = 2 * (SHORT / 3) + Duration::from_secs(1);
+    // The leader hangs up when it has not heard of the others for a while. Then it is silent as well.
+    let followers = (0..3).filter(|server| *server != leader).collect();
+    for silent in [followers, vec![leader]] {
+        for server in silent {
+            servers.stop(server);
+        }
+        for _ in 0..3 {
+            let since = now();
+            let attempt = within("an answer", ann.acquire(request(Mode::Exclusive, SHORT, Wait::No))).await;
+            let took = now().saturating_since(since);
+            let error = attempt.expect_err("nobody can agree to it");
+            assert_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, Retry::Later), "{error:?}");
+            assert!(took < patience + Duration::from_secs(1), "it was told after {took:?}: {error}");
+        }
+    }
 }
 
 #[tokio::test]
