@@ -35,7 +35,7 @@ pub(crate) struct Place {
     pub(crate) created: i64,
     pub(crate) mode: Mode,
     pub(crate) holder: HolderInfo,
-    /// Its token. A key that has neither a nonce nor a lease has none.
+    /// Its token. `None`: its revision is no number of a grant.
     pub(crate) token: Option<FencingToken>,
     /// The TTL that it asked for, where it is one of ours.
     pub(crate) ttl: Option<Duration>,
@@ -45,8 +45,10 @@ pub(crate) struct Place {
 impl Place {
     /// From a key and its value. What is not ours is somebody else's exclusive lock, as etcd's own clients take them.
     pub(crate) fn read(found: &KeyValue) -> Self {
-        // Others have a lease of their own for each place, by which an operator can name them.
-        let theirs = || (Mode::Exclusive, None, Nonce::from_u64(found.lease.unsigned_abs()), stranger());
+        // Others have a lease of their own for each place, by which an operator can name them. What somebody has put there by hand has
+        // none, and stays until that one or an operator removes it.
+        let number = if found.lease == 0 { found.create_revision } else { found.lease };
+        let theirs = || (Mode::Exclusive, None, Nonce::from_u64(number.unsigned_abs()), stranger());
         let ours = |(mode, ttl, nonce, holder)| (mode, Some(ttl), Some(nonce), holder);
         let (mode, ttl, nonce, holder) = parse(&found.value).map_or_else(theirs, ours);
         let token = nonce.and_then(|nonce| token(found.create_revision, nonce));

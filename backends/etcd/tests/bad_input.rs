@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{LONG, client, connect, hold, name, of_each_version, release, renew, request};
 use ringfence::{Locks, Stakes};
 use ringfence_core::{
-    Attempt, Backend, ErrorKind, HolderInfo, METADATA_MAX, Mode, RecordKey, Release, Renewal, Severity, Wait,
+    Attempt, Backend, ErrorKind, Eviction, HolderInfo, METADATA_MAX, Mode, RecordKey, Release, Renewal, Severity, Wait,
 };
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
 use ringfence_testkit::PATIENCE;
@@ -246,6 +246,22 @@ async fn a_foreign_value_in_a_records_place_is_corrupt_and_stays() {
         cluster.etcdctl(&["get", "--print-value-only", "ringfence/record/orders!value"]).await,
         "garbage"
     );
+}
+
+#[tokio::test]
+async fn a_key_that_was_put_into_a_line_by_hand_is_seen_and_can_be_evicted() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = client(&cluster.url()).await;
+    // It lives by no lease, so that it stays until somebody removes it.
+    cluster.etcdctl(&["put", "ringfence/lock/orders!by-hand", "anything"]).await;
+    let attempt = ann.acquire(request("orders", Mode::Exclusive, LONG, Wait::No)).await.unwrap();
+    assert!(matches!(&attempt, Attempt::Busy(busy) if busy.holders.len() == 1), "{attempt:?}");
+    let state = ann.inspect(&name("orders")).await.unwrap();
+    let [holder] = &state.holders[..] else { panic!("who shows a lock shows who has it: {state:?}") };
+    assert!(holder.remaining > Duration::from_hours(24 * 365 * 10), "it has no end of its own: {holder:?}");
+    let evicted = ann.evict(&name("orders"), holder.token.nonce()).await.unwrap();
+    assert_eq!(evicted, Eviction::Evicted);
+    hold(&ann, "orders", LONG).await;
 }
 
 #[tokio::test]
