@@ -75,31 +75,38 @@ fn shutting_down() -> Error {
 }
 
 async fn look_at_all(servers: Arc<Servers>, keys: Vec<Vec<u8>>) -> Vec<Result<i64>> {
-    let get = |key: &Vec<u8>| RangeRequest { keys_only: true, ..ops::get(key) };
-    let created = |found: &RangeResponse| found.kvs.first().map_or(0, |found| found.create_revision);
-    let success = keys.iter().map(|key| ops::range(get(key))).collect();
+    let success = keys.iter().map(|key| ops::range(look_at(key))).collect();
     let seen: Result<TxnResponse> = servers.call(TXN, TxnRequest { success, ..TxnRequest::default() }).await;
     match seen.map_err(Error::without_effect) {
         Ok(answer) => {
             let odd = || error::odd_answer("not as many keys as were asked for", servers.shown());
             (0..keys.len()).map(|index| Ok(created(ops::found(&answer, index).ok_or_else(odd)?))).collect()
         }
-        // Before version 3.5.7 a member whose database is full refuses transactions that write nothing, and no other read.
-        Err(error) if error.kind() == ErrorKind::Full => {
-            let mut seen = Vec::new();
-            for key in &keys {
-                seen.push(
-                    servers
-                        .call(RANGE, get(key))
-                        .await
-                        .map(|found| created(&found))
-                        .map_err(Error::without_effect),
-                );
+        // It refuses the transaction, and no other read: before version 3.5.7 a member whose database is full, and one that was told to
+        // take fewer operations at once (--max-txn-ops).
+        Err(error) if matches!(error.kind(), ErrorKind::Full | ErrorKind::Corrupt) => {
+            let mut looking = JoinSet::new();
+            for (place, key) in keys.into_iter().enumerate() {
+                let servers = Arc::clone(&servers);
+                looking.spawn(async move {
+                    let seen: Result<RangeResponse> = servers.call(RANGE, look_at(&key)).await;
+                    (place, seen.map(|found| created(&found)).map_err(Error::without_effect))
+                });
             }
-            seen
+            let mut seen = looking.join_all().await;
+            seen.sort_by_key(|(place, _)| *place);
+            seen.into_iter().map(|(_, created)| created).collect()
         }
         Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
     }
+}
+
+fn look_at(key: &[u8]) -> RangeRequest {
+    RangeRequest { keys_only: true, ..ops::get(key) }
+}
+
+fn created(found: &RangeResponse) -> i64 {
+    found.kvs.first().map_or(0, |found| found.create_revision)
 }
 
 /// Sends changes, and returns the answer of each.

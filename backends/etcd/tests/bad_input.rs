@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{LONG, client, connect, hold, name, of_each_version, release, renew, request};
@@ -11,6 +12,7 @@ use ringfence_core::{
 };
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
 use ringfence_testkit::PATIENCE;
+use tokio::task::JoinSet;
 
 const SECRET: &str = "hunter2-secret";
 
@@ -262,6 +264,27 @@ async fn a_key_that_was_put_into_a_line_by_hand_is_seen_and_can_be_evicted() {
     let evicted = ann.evict(&name("orders"), holder.token.nonce()).await.unwrap();
     assert_eq!(evicted, Eviction::Evicted);
     hold(&ann, "orders", LONG).await;
+}
+
+#[tokio::test]
+async fn a_member_that_takes_few_operations_at_once_costs_nobody_a_lease() {
+    const COUNT: usize = 40;
+    for cluster in of_each_version(EtcdOptions::new().set("max-txn-ops", "16")).await {
+        let ann = Arc::new(client(&cluster.url()).await);
+        let mut taking = JoinSet::new();
+        for number in 0..COUNT {
+            let ann = Arc::clone(&ann);
+            taking.spawn(async move { hold(&ann, &format!("lock-{number}"), LONG).await.key });
+        }
+        let keys = taking.join_all().await;
+        let renewed = ann.renew(&keys).await.unwrap();
+        assert!(renewed.iter().all(|renewal| *renewal == Renewal::Renewed), "{renewed:?}");
+        cluster.etcdctl(&["del", "--prefix", "ringfence/lock/lock-7!"]).await;
+        let lost = ann.renew(&keys).await.unwrap().into_iter().filter(|renewal| *renewal == Renewal::Lost);
+        assert_eq!(lost.count(), 1, "each has the answer to its own look");
+        let released = ann.release(&keys).await.unwrap();
+        assert_eq!(released.iter().filter(|release| **release == Release::Released).count(), COUNT - 1);
+    }
 }
 
 #[tokio::test]
