@@ -205,16 +205,23 @@ impl Servers {
             };
             // There is no other one to hurry to.
             let patience = if remaining == 0 { ANSWER_PATIENCE } else { CONNECT_PATIENCE };
-            match self.try_to_connect(member, patience).await {
-                Ok((link, true)) => return Ok(self.use_from_now_on(link)),
+            let error = match self.try_to_connect(member, patience).await {
+                Ok((link, true)) => match self.logged_in(member, link).await {
+                    Ok(link) => return Ok(self.use_from_now_on(link)),
+                    // So would the others.
+                    Err(error) if error.kind() != ErrorKind::Unavailable => return Err(error),
+                    Err(error) => error,
+                },
                 Ok((link, false)) => {
                     spare.get_or_insert((member, link));
+                    continue;
                 }
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    tracing::debug!(%error, "a member cannot be reached");
-                    trouble = Some(error);
-                }
-                Err(error) => return Err(error),
+                Err(error) => error,
+            };
+            tracing::debug!(%error, "a member cannot be used");
+            // At first it is more to the point that one is not as it should be; later, that another one is away for a while.
+            if trouble.is_none() || (error.kind() == ErrorKind::Unavailable) == has_connected {
+                trouble = Some(error);
             }
         }
         if let Some((member, link)) = spare {
@@ -232,8 +239,8 @@ impl Servers {
         link
     }
 
-    /// A connection to a member, and whether it serves: then we are known to it. That a connection opens says little: whatever stands
-    /// before a member that is dead or stopped, a proxy or its kernel, accepts one for it.
+    /// A connection to a member, and whether it serves. That a connection opens says little: whatever stands before a member that is
+    /// dead or stopped, a proxy or its kernel, accepts one for it.
     async fn try_to_connect(&self, member: &Member, patience: Duration) -> Result<(Link, bool)> {
         let link = open(member).await?;
         let asked = link.ask(checks::STATUS, StatusRequest {});
@@ -241,16 +248,11 @@ impl Servers {
         let status: StatusResponse = match answer.map_err(|_| error::no_answer(&member.address))? {
             Ok(status) => status,
             // It lets nobody ask who has not logged in, and so it answers.
-            Err(status) if !error::is_of_member(&status) => {
-                return Ok((self.logged_in(member, link).await?, true));
-            }
+            Err(status) if !error::is_of_member(&status) => return Ok((link, true)),
             Err(status) => return Err(error::of_call(&status, &member.address).without_effect()),
         };
         checks::refuse_what_is_too_old(&status, &self.shown)?;
-        if !checks::serves(&status) {
-            return Ok((link, false));
-        }
-        Ok((self.logged_in(member, link).await?, true))
+        Ok((link, checks::serves(&status)))
     }
 
     async fn connect(&self, member: &Member) -> Result<Link> {

@@ -311,4 +311,10 @@ async fn tls_trusts_whom_it_is_told_to_and_shows_who_we_are() {
     let error = common::within("an error", connect(&other)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
     assert!(error.to_string().contains("another host"), "{error}");
+    // A member whose certificate is wrong is passed over like one that is dead.
+    let both =
+        other.replace(&format!(":{}", cluster.port(0)), &format!(":{0},127.0.0.1:{0}", cluster.port(0)));
+    let bob = client(&both).await;
+    let lease = hold(&bob, "orders", LONG).await;
+    assert_eq!(release(&bob, &lease).await.unwrap(), Release::Released);
 }
