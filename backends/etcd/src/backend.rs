@@ -140,11 +140,11 @@ impl Client {
         });
     }
 
-    /// Ends a lease that nobody has renewed. A key that cannot be deleted now is tried again; one that never can be ends with the
-    /// server's lease.
+    /// Ends a lease that nobody has renewed. A key that cannot be deleted now is tried again, as long as the server's lease may live on
+    /// for others: with that one it ends.
     async fn end(&self, nonce: Nonce, holding: &Holding) {
         match self.delete_held(holding).await {
-            Err(error) if error.retry() == Retry::Later => {
+            Err(error) if error.retry() == Retry::Later || self.now() < holding.lease.ends() => {
                 tracing::debug!(%error, "a lease that nobody renews cannot be ended yet");
                 self.held.lingers(nonce, self.now().saturating_add(END_AGAIN));
             }

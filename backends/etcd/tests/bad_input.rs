@@ -8,7 +8,8 @@ use std::time::Duration;
 use common::{LONG, client, connect, hold, name, of_each_version, release, renew, request};
 use ringfence::{Locks, Stakes};
 use ringfence_core::{
-    Attempt, Backend, ErrorKind, Eviction, HolderInfo, METADATA_MAX, Mode, RecordKey, Release, Renewal, Severity, Wait,
+    Attempt, Backend, Clock, ErrorKind, Eviction, HolderInfo, METADATA_MAX, Mode, RecordKey, Release,
+    Renewal, Severity, SystemClock, Wait,
 };
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
 use ringfence_testkit::PATIENCE;
@@ -129,6 +130,39 @@ async fn a_role_on_our_prefix_is_enough_and_every_other_one_is_refused() {
                 .contains(SECRET)
         );
     }
+}
+
+#[tokio::test]
+async fn what_we_may_not_delete_for_a_while_is_deleted_afterwards() {
+    const TTL: Duration = Duration::from_secs(3);
+    let Some(mut cluster) = with_cheap_passwords().start().await else { return };
+    guard(&mut cluster).await;
+    let rights_to = async |verb: &str, name: &str| {
+        let mut words = vec!["role", verb, "locks", "--prefix=true"];
+        words.extend((verb == "grant-permission").then_some("readwrite"));
+        cluster.etcdctl(&[&words[..], &[name]].concat()).await;
+    };
+    for name in ["kept/", "left/"] {
+        rights_to("grant-permission", name).await;
+    }
+    let ann = client(&url_of(&cluster, &format!("ann:{SECRET}@"), "?keys=verbatim")).await;
+    // They share a lease of the server.
+    let (left, kept) = (hold(&ann, "left", TTL).await, hold(&ann, "kept", TTL).await);
+    rights_to("revoke-permission", "left/").await;
+    let clock = SystemClock::new();
+    let mut is_refused = true;
+    common::within("the key of what nobody renews is gone", async {
+        while is_refused || !cluster.etcdctl(&["get", "--prefix", "--keys-only", "left/"]).await.is_empty() {
+            assert_eq!(renew(&ann, &kept).await.unwrap(), Renewal::Renewed);
+            tokio::time::sleep(TTL / 6).await;
+            // By then its deletion was refused.
+            if is_refused && clock.now() > left.deadline().saturating_add(TTL / 2) {
+                rights_to("grant-permission", "left/").await;
+                is_refused = false;
+            }
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
