@@ -380,8 +380,8 @@ mod tests {
         let holder = Arc::new(HolderInfo::new("job", "host", 1).unwrap());
         let room =
             RoomKey { name: key.name.clone(), mode: Mode::Exclusive, ttl, kept: ttl, holder, alone: None };
-        let token = FencingToken::of_grant(7, nonce).unwrap();
-        Arc::new(Lease::new(&ringfence_core::Lease::new(key, token, taken), Arc::new(room), taken))
+        let first = FencingToken::of_grant(1, nonce).unwrap();
+        Arc::new(Lease::new(&ringfence_core::Lease::new(key, first, taken), Arc::new(room), taken))
     }
 
     proptest! {
