@@ -1,6 +1,6 @@
 //! Those of this process who stand in line at the server, and how each learns of its turn.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -81,17 +81,17 @@ impl Line {
         standing.map(|(nonce, waiter)| (waiter.name.clone(), *nonce)).collect()
     }
 
-    /// These were asked for at an instant, and all but some of them stood.
+    /// These were asked for at an instant, and all but some of them stood. Of those that did not, nobody knows since when: their turn
+    /// may be older than the question, and counts from when they were last seen.
     pub(super) fn saw(&self, asked_for: &[(LockName, Nonce)], asked: BootInstant, gone: &[Nonce]) {
+        let gone: HashSet<&Nonce, RandomState> = gone.iter().collect();
         let mut waiters = self.waiters();
         for (_, nonce) in asked_for {
-            if let Some(Waiter { place: Some(place), .. }) = waiters.get_mut(nonce) {
-                place.seen = place.seen.max(asked);
-            }
-        }
-        for nonce in gone {
-            if let Some(waiter) = waiters.get(nonce) {
+            let Some(waiter) = waiters.get_mut(nonce) else { continue };
+            if gone.contains(nonce) {
                 waiter.called.notify_one();
+            } else if let Some(place) = &mut waiter.place {
+                place.seen = place.seen.max(asked);
             }
         }
     }
@@ -224,6 +224,19 @@ mod tests {
         assert_eq!(standing.place().unwrap().seen, later);
         standing.left();
         assert!(line.standing().is_empty());
+    }
+
+    /// The message of its turn may come after the look that misses it: the turn was given before that was asked, or nobody knows.
+    #[test]
+    fn a_look_that_misses_one_says_nothing_of_when_its_turn_began() {
+        let line = Arc::<Line>::default();
+        let standing = line.enter(name(), nonce());
+        let asked = SystemClock::new().now();
+        standing.stands(asked, 7);
+        line.saw(&line.standing(), asked.saturating_add(Duration::from_secs(1)), &[nonce()]);
+        line.told("turn:ee:8");
+        let (number, place) = standing.turn().expect("it is its turn");
+        assert_eq!((number, place.seen), (8, asked));
     }
 
     proptest! {
