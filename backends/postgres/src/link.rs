@@ -477,10 +477,11 @@ const LOOK: &str = "
 /// Where the connection has led.
 const ARRIVE: &str = "SELECT * FROM @schema@.arrive()";
 
-/// Gives settings to a session.
+/// Gives settings to a session, those that this version of the server has.
 const SET: &str = "
     SELECT pg_catalog.set_config(s.name, s.value, false)
-    FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS s(name, value)";
+    FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS s(name, value)
+    WHERE pg_catalog.current_setting(s.name, true) IS NOT NULL";
 
 /// The settings of every session of ours, where these say nothing else: that the server sees when we are gone, gives up
 /// before we do, and that what an operator chose for other programs does not get in our way.
@@ -491,6 +492,8 @@ fn with_usual(mut settings: Vec<Setting>) -> Vec<Setting> {
         ("default_transaction_read_only", "off".to_owned()),
         ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
         ("lock_timeout", "0".to_owned()),
+        // From PostgreSQL 17 on; a statement of ours is a transaction, and one that waits is in one for as long.
+        ("transaction_timeout", "0".to_owned()),
         ("idle_session_timeout", "0".to_owned()),
         ("tcp_keepalives_idle", KEEPALIVE_IDLE.as_secs().to_string()),
         ("tcp_keepalives_interval", KEEPALIVE_INTERVAL.as_secs().to_string()),

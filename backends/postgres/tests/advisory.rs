@@ -10,7 +10,7 @@ use ringfence_core::{
     abandonment,
 };
 use ringfence_postgres::PostgresBackend;
-use ringfence_servers::{Pgbouncer, Postgres, PostgresOptions, Psql, Taker};
+use ringfence_servers::{Pgbouncer, Postgres, PostgresOptions, Psql, Taker, postgres_18};
 use ringfence_testkit::{OtherProcess, PATIENCE};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -318,6 +318,20 @@ async fn one_that_waits_stands_in_line_again_when_its_session_is_ended() {
     psql.ask("SELECT pg_advisory_unlock_all()").await;
     let lease = waiter.granted().await;
     ours.gives_back(&lease).await;
+}
+
+/// PostgreSQL 17 and later end a session whose transaction takes longer than that, and one that waits is in one.
+#[tokio::test]
+async fn a_transaction_timeout_of_the_server_is_not_for_one_that_waits() {
+    let Some(programs) = postgres_18() else { return };
+    let options = PostgresOptions::new().programs(programs).set("transaction_timeout", "1s");
+    let Some(server) = options.start().await else { return };
+    let (ann, ben) = (client(&server).await, client(&server).await);
+    let held = ann.hold("a", Mode::Exclusive).await;
+    let waiting = ben.wait("a", Mode::Exclusive, PATIENCE);
+    sees(&server, &format!("{WAITING} AND clock_timestamp() - waitstart > '3s'"), "1").await;
+    ann.gives_back(&held).await;
+    ben.gives_back(&waiting.granted().await).await;
 }
 
 #[tokio::test]
