@@ -171,13 +171,33 @@ impl Link {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>> {
         let live = self.live().await?;
-        let answer = match tokio::time::timeout(patience, live.ask(sql, params)).await {
+        self.answer(patience, &live, live.ask(sql, params)).await
+    }
+
+    /// Carries out statements without parameters, which together are one transaction: 1 round trip. Errors as [`Self::query`] does.
+    ///
+    /// # Cancel safety
+    /// As [`Self::query`].
+    pub(crate) async fn script(&self, text: &str) -> Result<()> {
+        let live = self.live().await?;
+        let done = async { live.client.batch_execute(text).await.map_err(|why| live.unanswered(&why)) };
+        self.answer(ANSWER_PATIENCE, &live, done).await
+    }
+
+    /// Waits for an answer on a connection, which is dropped where it does not come.
+    async fn answer<T>(
+        &self,
+        patience: Duration,
+        live: &Live,
+        answer: impl Future<Output = Result<T, Unanswered>>,
+    ) -> Result<T> {
+        let answer = match tokio::time::timeout(patience, answer).await {
             Ok(answer) => answer,
             Err(_) => Err(Unanswered { error: error::no_answer().with_unknown_effect(), ends_session: true }),
         };
         answer.map_err(|Unanswered { error, ends_session }| {
             if ends_session {
-                self.discard(&live);
+                self.discard(live);
             }
             error.about(self.shown())
         })

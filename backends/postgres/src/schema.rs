@@ -121,6 +121,12 @@ impl Schema {
         ]
     }
 
+    /// Gives a role these rights. The server takes two who change the rights of one function at once for trouble of its own.
+    pub(crate) fn letting_in(&self, role: &Role) -> String {
+        let [usage, execute] = self.grants(role);
+        format!("{ONE_AT_A_TIME}; {usage}; {execute}")
+    }
+
     /// Refuses a schema that a newer program has made.
     pub(crate) fn is_current(&self, version: i32) -> Result<bool> {
         let needed = Self::needed();
@@ -183,7 +189,7 @@ SET LOCAL lock_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 ";
 
-/// Held until the end of the transaction.
+/// Whoever makes or changes a schema. Held until the end of the transaction.
 const ONE_AT_A_TIME: &str =
     "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('ringfence setup', 0))";
 
@@ -330,6 +336,23 @@ mod tests {
         assert_error(&error, ErrorKind::Refused, "GRANT EXECUTE ON ALL FUNCTIONS");
         let error = setup(&url(&server.url()), Some("bob")).await.unwrap_err();
         assert_error(&error, ErrorKind::InvalidRequest, r#"role "bob" does not exist"#);
+    }
+
+    /// As those do who set up a database from every host that starts.
+    #[tokio::test]
+    async fn several_let_a_role_in_at_a_time() {
+        let Some(server) = Postgres::start().await else { return };
+        server.psql("CREATE ROLE ann LOGIN").await;
+        let setups: Vec<_> = (0..8)
+            .map(|_| {
+                let url = url(&server.url());
+                tokio::spawn(async move { setup(&url, Some("ann")).await })
+            })
+            .collect();
+        for one in setups {
+            one.await.unwrap().unwrap();
+        }
+        link(&server.url_of("ann")).unwrap().connect().await.unwrap();
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ringfence_core::{BackendUrl, Result};
 use tokio::runtime::Handle;
 
-use crate::link::{Link, Sql};
+use crate::link::Link;
 use crate::options::Options;
 use crate::schema::Role;
 
@@ -17,17 +17,14 @@ use crate::schema::Role;
 /// [`InvalidRequest`](ringfence_core::ErrorKind::InvalidRequest) where there is no such role, and as every connection does.
 ///
 /// # Cancel safety
-/// Dropped, the schema is made or not, as a whole; the rights may be given in part. Calling it again does the rest.
+/// Dropped, the schema is made or not, and the rights are given or not, each as a whole. Calling it again does the rest.
 pub async fn setup(url: &BackendUrl, grant_to: Option<&str>) -> Result<String> {
     let options = Arc::new(Options::parse(url)?);
-    let grants = match grant_to {
-        Some(role) => options.schema.grants(&Role::new(role)?).to_vec(),
-        None => Vec::new(),
-    };
+    let letting_in = grant_to.map(Role::new).transpose()?.map(|role| options.schema.letting_in(&role));
     let link = Link::new(Arc::clone(&options), Handle::current(), |_| ());
     link.connect().await?;
-    for grant in grants {
-        link.query(&Sql::new(&grant, &[]), &[]).await?;
+    if let Some(letting_in) = letting_in {
+        link.script(&letting_in).await?;
     }
     Ok(options.schema.name().to_owned())
 }
