@@ -95,12 +95,17 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'RF007', MESSAGE = format('table %s has no column %s', target, key),
             HINT = 'Name the column that tells its rows apart, as in id.';
     END IF;
-    IF NOT key_column.attnotnull OR key_column.atttypid <> ALL (@schema@.key_types()) THEN
+    -- What is computed when it is read, no trigger sees.
+    IF NOT key_column.attnotnull OR key_column.attgenerated = 'v' OR key_column.atttypid <> ALL (@schema@.key_types()) THEN
         RAISE EXCEPTION USING ERRCODE = 'RF007',
             MESSAGE = format('column %s of table %s cannot name rows: it is %s%s', key, target,
                 format_type(key_column.atttypid, key_column.atttypmod),
-                CASE WHEN key_column.attnotnull THEN '' ELSE ' and may be NULL' END),
-            HINT = 'A key is NOT NULL and smallint, integer, bigint, text, varchar or uuid.';
+                CASE
+                    WHEN NOT key_column.attnotnull THEN ' and may be NULL'
+                    WHEN key_column.attgenerated = 'v' THEN ' and not stored'
+                    ELSE ''
+                END),
+            HINT = 'A key is stored, NOT NULL and smallint, integer, bigint, text, varchar or uuid.';
     END IF;
     SELECT tgargs INTO fenced_by FROM pg_trigger WHERE tgrelid = relation AND tgname = 'ringfence_fence';
     IF FOUND THEN
@@ -161,6 +166,20 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'RF006',
             MESSAGE = format('%s of %s without a token: the table is fenced', TG_OP, needs_token),
             HINT = format('In the same transaction, SELECT @schema@.admit(%L, sequence, nonce) comes first.', needs_token);
+    END IF;
+    -- REPEATABLE READ and SERIALIZABLE see the marks of their snapshot. A newer one shows only to whoever would write it.
+    IF new_key IS DISTINCT FROM left_key AND current_setting('transaction_isolation') IN ('repeatable read', 'serializable')
+        AND NOT EXISTS (SELECT FROM @schema@.marks WHERE resource = TG_ARGV[0] || new_key) THEN
+        BEGIN
+            INSERT INTO @schema@.marks VALUES (TG_ARGV[0] || new_key, 0, '0', pg_current_xact_id(), now());
+            RAISE EXCEPTION USING ERRCODE = 'RF009', MESSAGE = 'there is none, and none stays';
+        EXCEPTION
+            WHEN SQLSTATE 'RF009' THEN NULL;
+            WHEN unique_violation THEN
+                RAISE serialization_failure USING MESSAGE = format('the snapshot of this %s transaction is older than the mark of %s',
+                        upper(current_setting('transaction_isolation')), TG_ARGV[0] || new_key),
+                    HINT = 'Roll back, and begin again with the token.';
+        END;
     END IF;
     RETURN NULL;
 END;

@@ -2,7 +2,7 @@
 
 use ringfence::postgres::{Rows, fence_column, fence_in, fence_table};
 use ringfence::{Effect, ErrorKind, Retry};
-use ringfence_servers::Psql;
+use ringfence_servers::{PostgresOptions, Psql, postgres_18};
 
 use crate::stage::{CLERK, Stage, expect_error, outcome, token};
 
@@ -101,6 +101,36 @@ async fn a_key_that_was_ever_fenced_is_not_come_to_without_its_token() {
     does(&mut psql, &format!("BEGIN; {ADMIT_2}; UPDATE orders SET id = 9 WHERE id = 2; COMMIT")).await;
     does(&mut psql, &format!("BEGIN; {ADMIT_1}; INSERT INTO orders VALUES (1, 'back'); COMMIT")).await;
     assert_eq!(stage.orders().await, "1 back, 3 new, 4 new, 5 new, 6 new, 7 new, 9 new");
+}
+
+/// A snapshot that is older than the mark does not show it. What a successor has deleted is not put back by that either.
+#[tokio::test]
+async fn a_snapshot_from_before_a_token_puts_back_nothing() {
+    let Some(stage) = Stage::fenced().await else { return };
+    let (mut late, mut other) = (stage.server.session(), stage.server.session());
+    for (id, isolation) in [(1, "REPEATABLE READ"), (2, "SERIALIZABLE")] {
+        let begin = format!("BEGIN ISOLATION LEVEL {isolation}; SELECT FROM orders");
+        let older = format!("older than the mark of public.orders/{id}");
+        for back in [
+            format!("INSERT INTO orders VALUES ({id}, 'back')"),
+            format!(
+                "SELECT ringfence.admit('public.orders/5', 1, 'a'); UPDATE orders SET id = {id} WHERE id = 5"
+            ),
+        ] {
+            does(&mut other, "DELETE FROM ringfence.marks").await;
+            does(&mut late, &begin).await;
+            let admit = format!("SELECT ringfence.admit('public.orders/{id}', 5, 'a')");
+            does(&mut other, &format!("BEGIN; {admit}; DELETE FROM orders WHERE id = {id}; COMMIT")).await;
+            is_refused(&mut late, &back, &older).await;
+            is_refused(&mut late, &format!("{begin}; {back}"), &format!("public.orders/{id} {REFUSED}"))
+                .await;
+        }
+        // To a key that was never fenced anybody comes, and leaves no mark there.
+        let new = format!("INSERT INTO orders VALUES ({id}0, 'new')");
+        does(&mut late, &format!("{begin}; {new}; COMMIT")).await;
+    }
+    assert_eq!(stage.orders().await, "3 new, 4 new, 5 new, 10 new, 20 new");
+    assert_eq!(stage.server.psql("SELECT resource FROM ringfence.marks").await, "public.orders/2");
 }
 
 #[tokio::test]
@@ -413,6 +443,28 @@ async fn what_cannot_be_fenced_is_said() {
         is_refused(&mut clerk, "SELECT ringfence.fence_table('public.odd', 'id')", denied).await;
     }
     assert_eq!(stage.server.psql("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").await.trim(), "0");
+}
+
+/// PostgreSQL 18 computes such a column when it is read: a trigger sees nothing in it.
+#[tokio::test]
+async fn a_key_that_is_not_stored_is_none() {
+    let Some(programs) = postgres_18() else { return };
+    let Some(server) = PostgresOptions::new().programs(programs).start().await else { return };
+    crate::stage::install(&server, "ringfence").await;
+    let stage = Stage { server };
+    stage
+        .server
+        .psql(
+            "CREATE TABLE odd (id int PRIMARY KEY, read text NOT NULL GENERATED ALWAYS AS (id::text) VIRTUAL,
+             written text NOT NULL GENERATED ALWAYS AS ('n' || id::text) STORED)",
+        )
+        .await;
+    let refused = stage.fence("public.odd", "read").await.expect_err("nobody could write to it");
+    assert!(refused.contains("cannot name rows: it is text and not stored"), "{refused}");
+    stage.fence("public.odd", "written").await.unwrap();
+    let mut psql = stage.server.session();
+    does(&mut psql, "INSERT INTO odd VALUES (7)").await;
+    is_refused(&mut psql, "DELETE FROM odd", &format!("public.odd/n7 {REFUSED}")).await;
 }
 
 #[tokio::test]
