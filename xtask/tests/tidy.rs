@@ -3,6 +3,7 @@
 #[path = "../src/evidence.rs"]
 mod evidence;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -108,10 +109,15 @@ fn every_test_that_is_named_as_evidence_exists() {
 fn every_link_leads_somewhere() {
     for file in files("md") {
         let folder = root().join(&file).parent().expect("a file is in a folder").to_owned();
-        for target in links(&text(&file)) {
-            let path = target.split('#').next().unwrap_or_default();
-            let is_ours = !target.contains("://") && !path.is_empty();
-            assert!(!is_ours || folder.join(path).exists(), "{file} links to {target}, which is not there");
+        for target in links(&text(&file)).into_iter().filter(|target| !target.contains("://")) {
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+            let path = if path.is_empty() { root().join(&file) } else { folder.join(path) };
+            assert!(path.exists(), "{file} links to {target}, which is not there");
+            let is_page = path.extension().is_some_and(|extension| extension == "md");
+            let is_there = heading.is_empty()
+                || !is_page
+                || anchors(&fs::read_to_string(&path).expect("a page is text")).contains(heading);
+            assert!(is_there, "{file} links to {target}: the page is there, and has no such heading");
         }
     }
 }
@@ -119,6 +125,27 @@ fn every_link_leads_somewhere() {
 /// Where the links of a Markdown text lead.
 fn links(text: &str) -> Vec<&str> {
     text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target).collect()
+}
+
+/// By what one links to the headings of a Markdown text: in lower case, with hyphens for spaces and without other punctuation.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut is_code = false;
+    let is_heading = |line: &&str| {
+        is_code ^= line.starts_with("```");
+        !is_code && line.starts_with('#')
+    };
+    let anchor = |heading: &str| {
+        let kept = heading.trim_start_matches('#').trim().chars();
+        let kept = kept.filter(|kept| kept.is_alphanumeric() || [' ', '-', '_'].contains(kept));
+        kept.collect::<String>().to_lowercase().replace(' ', "-")
+    };
+    text.lines().filter(is_heading).map(anchor).collect()
+}
+
+#[test]
+fn headings_are_found() {
+    let text = "# One\n```sh\n# none\n```\n## A `?b=c` (d), e_f-g\n";
+    assert_eq!(anchors(text), ["one", "a-bc-d-e_f-g"].map(str::to_owned).into());
 }
 
 #[test]
