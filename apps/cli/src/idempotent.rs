@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use ringfence::patterns::{Begun, Pruned, RESULT_MAX, Session};
+use ringfence::patterns::{Begun, Idempotency, Pruned, RESULT_MAX, Session};
 use ringfence::{Contention, ErrorKind, LockName, parse_duration};
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -72,10 +72,10 @@ pub(crate) struct IdempotentArgs {
 pub(crate) async fn run(mut args: IdempotentArgs, global: &Global) -> Result<u8, Failure> {
     // Without --prune there is one.
     let Some(key) = args.key.take() else { return prune(global).await };
+    let name = Idempotency::lock_of(&key)?;
     let signals = Signals::take(&SIGNALS)?;
     let command = std::mem::take(&mut args.command);
     let orders = Orders::take(command, OnLost::Term, global, &signals, args.patience.to_connect()).await?;
-    let name = LockName::new(format!("idempotency/{key}"))?;
     let outcome = run_once(&orders, &name, &key, &args, global, &signals).await;
     lock::close(&orders.locks, &name, global.messages()).await;
     orders.pass_on_interrupt(&outcome)?;

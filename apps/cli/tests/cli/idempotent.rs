@@ -127,6 +127,26 @@ fn one_in_flight_is_waited_for_or_not() {
 }
 
 #[test]
+fn what_is_no_key_is_said_in_the_words_of_keys() {
+    let store = Store::new();
+    let (longest, too_long) = ("x".repeat(243), "x".repeat(244));
+    run(&store, idempotent(&[], &longest, script_ok())).with_code(0);
+    for (key, said) in
+        [(too_long.as_str(), "1 to 243 bytes of UTF-8, this one has 244"), ("", "this one has 0")]
+    {
+        run(&store, idempotent(&[], key, script_ok()))
+            .with_code(64)
+            .saying("an idempotency key is")
+            .saying(said);
+    }
+    run(&store, idempotent(&[], "a\nb", script_ok()))
+        .with_code(64)
+        .saying("an idempotency key")
+        .saying("U+000A");
+    assert_eq!(log(&store), "run\n");
+}
+
+#[test]
 fn whoever_is_killed_leaves_the_key_to_the_next_one() {
     let store = Store::new();
     let script = "echo run >>log; echo $$; exec sleep 1000";

@@ -64,7 +64,7 @@ impl Locks {
     pub fn idempotency(&self, key: impl AsRef<str>) -> Idempotency {
         Idempotency {
             hall: Arc::clone(&self.hall),
-            name: name_of(key.as_ref()),
+            name: Idempotency::lock_of(key.as_ref()),
             terms: Terms::default(),
             fingerprint: None,
             retention: RETENTION_DEFAULT,
@@ -109,6 +109,17 @@ pub enum Begun {
 }
 
 impl Idempotency {
+    /// The lock of a key: `idempotency/` and the key. Errors with [`ErrorKind::InvalidName`] for what is no key.
+    pub fn lock_of(key: &str) -> Result<LockName> {
+        if key.is_empty() || key.len() > KEY_MAX {
+            return Err(Error::new(
+                ErrorKind::InvalidName,
+                format!("an idempotency key is 1 to {KEY_MAX} bytes of UTF-8, this one has {}", key.len()),
+            ));
+        }
+        LockName::new(format!("{PREFIX}{key}")).map_err(|error| error.about("an idempotency key"))
+    }
+
     /// What tells this request from others, as its method, path and body: the same key with another fingerprint is refused
     /// with [`ErrorKind::KeyReused`], whether that other request is done or in flight. Compared where both gave one.
     ///
@@ -338,17 +349,6 @@ impl Calendar {
     }
 }
 
-fn name_of(key: &str) -> Result<LockName> {
-    let invalid = |why: String| Error::new(ErrorKind::InvalidName, why);
-    if key.is_empty() || key.len() > KEY_MAX {
-        return Err(invalid(format!(
-            "an idempotency key is 1 to {KEY_MAX} bytes of UTF-8, this one has {}",
-            key.len()
-        )));
-    }
-    LockName::new(format!("{PREFIX}{key}")).map_err(|error| error.about("an idempotency key"))
-}
-
 fn key_of(name: &LockName) -> &str {
     name.as_str().strip_prefix(PREFIX).unwrap_or(name.as_str())
 }
@@ -381,11 +381,11 @@ mod tests {
 
     #[test]
     fn a_key_has_its_limits_and_says_them() {
-        assert_eq!(name_of("a/b").unwrap().as_str(), "idempotency/a/b");
-        assert!(name_of(&"x".repeat(KEY_MAX)).is_ok());
+        assert_eq!(Idempotency::lock_of("a/b").unwrap().as_str(), "idempotency/a/b");
+        assert!(Idempotency::lock_of(&"x".repeat(KEY_MAX)).is_ok());
         for (key, says) in [("", "1 to 243 bytes"), (&"x".repeat(KEY_MAX + 1), "has 244"), ("a\nb", "U+000A")]
         {
-            let error = name_of(key).unwrap_err();
+            let error = Idempotency::lock_of(key).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidName);
             assert!(error.message().contains(says), "expected {says:?}: {error}");
         }

@@ -193,7 +193,7 @@ mod tests {
     use ringfence_core::PAGE_MAX;
 
     use super::*;
-    use crate::patterns::Swap;
+    use crate::patterns::{Idempotency, Swap};
 
     async fn memory() -> Locks {
         Locks::connect("memory:").await.unwrap()
@@ -207,7 +207,7 @@ mod tests {
     /// A result past its retention as it was seen, before anything was done about it.
     async fn seen(locks: &Locks, key: &str) -> Candidate {
         done(locks, key, Duration::ZERO).await;
-        let record = RecordKey::of(super::super::name_of(key).unwrap());
+        let record = RecordKey::of(Idempotency::lock_of(key).unwrap());
         Candidate::new(Arc::clone(&locks.hall), record, Calendar::of(&locks.hall).await.unwrap())
     }
 
