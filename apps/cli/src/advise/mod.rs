@@ -34,6 +34,7 @@ struct Advice {
     /// `None` where none of our locks is part of it, or the database of the work is the backend.
     backend: Option<Backend>,
     command: Option<String>,
+    packages: Vec<String>,
     program: Option<String>,
     not_guaranteed: &'static [&'static str],
     guide: Option<String>,
@@ -71,6 +72,7 @@ impl Advice {
             title: pattern.title,
             because: rule.because,
             command: pattern.command.map(|command| command.replace("URL", url).replace("STAKES ", stakes)),
+            packages: pattern.packages.iter().map(|package| cargo_add(package, url)).collect(),
             program: pattern.program.map(|program| program.replace(patterns::CONNECTS, &connects)),
             not_guaranteed: pattern.not_guaranteed,
             guide: rule.page(),
@@ -88,6 +90,9 @@ impl Advice {
         if let Some(command) = &self.command {
             sections.push(format!("Command:\n  {command}"));
         }
+        if !self.packages.is_empty() {
+            sections.push(format!("Packages:\n  {}", self.packages.join("\n  ")));
+        }
         if let Some(program) = &self.program {
             sections.push(format!("Program:\n{}", program.trim_end()));
         }
@@ -103,6 +108,16 @@ impl Advice {
         }
         sections.join("\n\n")
     }
+}
+
+/// The command that adds a package to a program, with the feature of the library that a URL takes: that of its scheme.
+fn cargo_add(package: &str, url: &str) -> String {
+    let features = match url.split(':').next().unwrap_or_default() {
+        "local" => String::new(),
+        "redlock" => "--features redis".to_owned(),
+        scheme => format!("--features {scheme}"),
+    };
+    format!("cargo add {}", package.replace("FEATURES", &features)).trim_end().to_owned()
 }
 
 impl Backend {
@@ -196,6 +211,64 @@ mod tests {
             };
             assert!(program.contains(&url), "{url}: {program}");
             assert!(!program.contains(patterns::CONNECTS), "{program}");
+        }
+    }
+
+    /// The section of a manifest under this heading.
+    fn section<'a>(manifest: &'a str, heading: &str) -> &'a str {
+        let (_, rest) = manifest.split_once(&format!("\n[{heading}]\n")).expect("it has such a section");
+        rest.split_once("\n[").map_or(rest, |(section, _)| section)
+    }
+
+    /// What stands there under this name, as `name = value`.
+    fn entry<'a>(section: &'a str, name: &str) -> Option<&'a str> {
+        section.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))
+    }
+
+    #[test]
+    fn every_package_that_is_to_be_added_has_the_features_that_are_named_and_the_version_that_is_ours() {
+        let ours = section(include_str!("../../../../Cargo.toml"), "workspace.dependencies");
+        let features = section(include_str!("../../../../ringfence/Cargo.toml"), "features");
+        let mut seen = BTreeSet::new();
+        for advice in every_advice() {
+            for line in &advice.packages {
+                let package = line.strip_prefix("cargo add ").expect("a command");
+                let (package, named) = package.split_once(" --features ").unwrap_or((package, ""));
+                let (name, version) = package.split_once('@').unwrap_or((package, ""));
+                let entry = entry(ours, name).unwrap_or_else(|| panic!("{line}: no package of ours"));
+                assert!(version.is_empty() || entry.contains(&format!("\"{version}")), "{line}: {entry}");
+                if name == "ringfence" {
+                    for feature in named.split(',').filter(|feature| !feature.is_empty()) {
+                        assert!(self::entry(features, feature).is_some(), "{line}: there is no {feature}");
+                        seen.insert(feature.to_owned());
+                    }
+                }
+            }
+        }
+        let expected = ["etcd", "outbox", "postgres", "postgres-sqlx", "redis", "zookeeper"];
+        assert_eq!(seen, expected.map(str::to_owned).into());
+    }
+
+    /// What a program names is added, and what is added is named by it.
+    #[test]
+    fn a_program_needs_the_packages_that_are_to_be_added_and_no_other() {
+        for advice in every_advice() {
+            let Some(program) = &advice.program else { continue };
+            let named: BTreeSet<_> = program
+                .split(|character: char| {
+                    !(character.is_alphanumeric() || character == '_' || character == ':')
+                })
+                .filter_map(|word| word.split_once("::").map(|(first, _)| first))
+                .filter(|first| first.starts_with(|first: char| first.is_ascii_lowercase()))
+                .filter(|first| !["std", "self", "outbox"].contains(first))
+                .map(str::to_owned)
+                .collect();
+            let added: BTreeSet<_> = advice
+                .packages
+                .iter()
+                .map(|line| line.split([' ', '@']).nth(2).expect("a package").replace('-', "_"))
+                .collect();
+            assert_eq!(named, added, "{}: {program}", advice.pattern);
         }
     }
 
