@@ -159,7 +159,7 @@ impl Client {
             () = self.pass(overdue) => None,
         };
         match outcome {
-            None => seeker.ends_unanswered(),
+            None => seeker.ends_unanswered().await,
             Some(Ok(attempt)) => {
                 seeker.is_settled = true;
                 Ok(attempt)
@@ -171,7 +171,7 @@ impl Client {
                         withdrawn = self.withdraw(session, &folder, seeker.request.nonce) => {
                             seeker.is_settled = withdrawn.is_ok();
                         }
-                        () = self.pass(overdue) => return seeker.ends_unanswered(),
+                        () = self.pass(overdue) => return seeker.ends_unanswered().await,
                     }
                 }
                 Err(error.without_effect())

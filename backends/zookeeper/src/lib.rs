@@ -41,8 +41,8 @@
 //! - **A lost reply.** A call that was under way when its connection broke has failed, and is never sent again. The session goes on
 //!   in the next connection, in which everything that arrived in the earlier one has been done, and nothing more will be. So an
 //!   acquire looks there for the child with its nonce: it goes on with it, or fails without effect. While no server answers, that
-//!   waits until the session must be over; a request that waits for less ends when its wait does, one that does not wait when two
-//!   servers had the time to answer, and is withdrawn in the background.
+//!   waits until the session must be over; a request that waits for less ends when its wait does, and is withdrawn in the
+//!   background, as does one that does not wait when nobody has answered for a while and a TTL.
 //! - **A dropped future** is withdrawn in the background, in the same way. What was not sent yet never is.
 //! - **A session that ended** has lost its leases: their holders are told when a server says so. Those who waited in it stand in line
 //!   again, at the end.

@@ -469,19 +469,32 @@ impl<'a> Seeker<'a> {
         }
     }
 
-    /// What it comes to where nobody answers and it is over. The line is left in the background.
-    pub(crate) fn ends_unanswered(&self) -> Result<Attempt> {
+    /// What it comes to where nobody answers and it is overdue. Who waits no longer leaves the line in the background. One that never waited
+    /// is withdrawn first, which is tried for a TTL: it may be known sooner that nothing is left of it, or that its session is over.
+    pub(crate) async fn ends_unanswered(&mut self) -> Result<Attempt> {
         if self.request.wait != Wait::No {
             return Ok(Attempt::Busy(Contention::default()));
         }
-        let why = Error::new(
-            ErrorKind::Unavailable,
-            "no server answers in time: they are overloaded or cut off, or have no quorum; what may come of it all the same is undone",
-        )
-        .about(self.client.shown());
-        // What was made in a session that is over is gone.
-        let is_gone = self.session.as_ref().is_none_or(|session| session.is_over());
-        Err(if is_gone { why } else { why.with_unknown_effect() })
+        let Self { client, folder, session, joining, .. } = self;
+        let (ttl, nonce) = (self.request.ttl.as_duration(), self.request.nonce);
+        let undo = async {
+            // Others may be about to send it along with theirs.
+            if let Some(joined) = joining {
+                let _ = joined.await;
+                *joining = None;
+            }
+            match session {
+                Some(session) => client.withdraw(session, folder, nonce).await.is_ok(),
+                None => true,
+            }
+        };
+        self.is_settled = tokio::select! {
+            is_undone = undo => is_undone,
+            () = client.pass(client.now().saturating_add(ttl)) => false,
+        };
+        let why = "no server answers in time: they are overloaded or cut off, or have no quorum";
+        let why = Error::new(ErrorKind::Unavailable, why).about(client.shown());
+        Err(if self.is_settled { why } else { why.with_unknown_effect() })
     }
 
     /// Leaves the line.

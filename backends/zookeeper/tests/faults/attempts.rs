@@ -66,16 +66,11 @@ async fn an_attempt_whose_answer_is_lost_looks_for_itself_no_longer_than_its_ses
     let error = within("an end", asking).await.expect("no panic").expect_err("nobody answers");
     let took = now().saturating_since(cut);
     assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
-    // Then it asks for a new session, as whoever has none does: six seconds, where nobody answers.
-    let asks = Duration::from_secs(6);
-    assert!(
-        took < 2 * SHORT + Duration::from_secs(3) + asks,
-        "a session of {SHORT:?} was looked for for {took:?}"
-    );
+    assert!(took < 2 * SHORT + Duration::from_secs(3), "a session of {SHORT:?} was looked for for {took:?}");
     sees(&eye, "a lock whose session is over", LockState::is_free).await;
 }
 
-/// One that does not wait has no end of its own to wait for: two servers have the time to answer, and no more.
+/// One that does not wait has no end of its own to wait for: two servers have the time to answer, and a withdrawal has its TTL.
 #[tokio::test]
 async fn one_that_does_not_wait_is_told_in_time_that_there_is_no_quorum() {
     let Some(servers) = ZooKeeperOptions::new().servers(3).start().await else { return };
@@ -83,7 +78,6 @@ async fn one_that_does_not_wait_is_told_in_time_that_there_is_no_quorum() {
     let lease = granted(ann.acquire(request(Mode::Exclusive, SHORT, Wait::No)).await);
     release(&ann, &lease).await;
     let leader = servers.leader().await.expect("servers that serve have a leader");
-    let patience = 2 * (SHORT / 3) + Duration::from_secs(1);
     // The leader hangs up when it has not heard of the others for a while. Then it is silent as well.
     let followers = (0..3).filter(|server| *server != leader).collect();
     for silent in [followers, vec![leader]] {
@@ -95,8 +89,9 @@ async fn one_that_does_not_wait_is_told_in_time_that_there_is_no_quorum() {
             let attempt = within("an answer", ann.acquire(request(Mode::Exclusive, SHORT, Wait::No))).await;
             let took = now().saturating_since(since);
             let error = attempt.expect_err("nobody can agree to it");
+            // Whatever the leader has heard it will do when the others are back, and it may be known of it then only.
             assert_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, Retry::Later), "{error:?}");
-            assert!(took < patience + Duration::from_secs(1), "it was told after {took:?}: {error}");
+            assert!(took < 2 * SHORT + Duration::from_secs(3), "it was told after {took:?}: {error}");
         }
     }
 }
