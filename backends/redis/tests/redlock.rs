@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, Effect, Error, ErrorKind, FencingToken,
-    HolderInfo, Lease, LockName, Mode, RecordKey, Release, Renewal, Result, Severity, SystemClock, Ttl, Wait,
+    HolderInfo, Lease, ListQuery, LockName, Mode, RecordKey, Release, Renewal, Result, Severity, SystemClock,
+    Ttl, Wait,
 };
 use ringfence_redis::RedlockBackend;
 use ringfence_servers::{Event, Process, Proxy, RedisOptions, RedisServer, Taker, WallClock, node};
@@ -834,6 +835,26 @@ async fn one_token_may_write_many_things_at_a_time() {
     for _ in 0..3 {
         assert_eq!(ann.read().await, read, "they agree on one of them");
     }
+}
+
+/// A listing goes through all keys of a database, whosever they are, and takes as many round trips as there are thousands of them.
+#[tokio::test]
+async fn locks_and_records_are_listed_among_many_keys_of_others() {
+    let Some(nodes) = Nodes::start().await else { return };
+    let ann = Client::of(&nodes).await;
+    let held = ann.hold().await;
+    ann.open(&held).await.expect("its lease lives");
+    ann.write(&held, "kept").await.expect("an open record");
+    for node in &nodes.0 {
+        let fill = "for number = 1, 8000 do redis.call('SET', 'other:' .. number, '') end";
+        node.command(&["EVAL", fill, "0"]).await;
+    }
+    ann.ways.iter().for_each(|way| way.delay(Duration::from_millis(75)));
+    let locks = ann.backend.list(ListQuery::default()).await.expect("a quorum");
+    assert_eq!(locks.items.iter().map(|lock| &lock.name).collect::<Vec<_>>(), [&name()]);
+    let records = ann.backend.records().list(ListQuery::default()).await.expect("a quorum");
+    assert_eq!(records.items, [RecordKey::of(name())]);
+    assert_eq!(ann.release(&held).await, Release::Released);
 }
 
 /// A client that knows nothing of us takes the same key on the same nodes.

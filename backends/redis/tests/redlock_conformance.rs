@@ -25,10 +25,15 @@ impl Redlock {
         url(self.0.iter().map(RedisServer::port))
     }
 
-    /// Has every node do something to a lease.
-    async fn command(&self, words: &[&str]) {
+    /// Has every node that has a lease do something to it. The nodes come one after the other, so that the last ones may have the
+    /// next lease already.
+    async fn change(&self, lease: &Lease, change: &str) {
+        let script = format!(
+            "if string.sub(redis.call('GET', KEYS[1]) or '', 1, 16) == ARGV[1] then redis.call({change}) end"
+        );
+        let nonce = format!("{:016x}", lease.key.nonce.get());
         for node in &self.0 {
-            node.command(words).await;
+            node.command(&["EVAL", &script, "1", &key(lease), &nonce]).await;
         }
     }
 }
@@ -67,11 +72,11 @@ impl Harness for Redlock {
     }
 
     fn expire<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
-        Some(Box::pin(async { self.command(&["PEXPIRE", &key(lease), "1"]).await }))
+        Some(Box::pin(self.change(lease, "'PEXPIRE', KEYS[1], '1'")))
     }
 
     fn remove_behind_its_back<'a>(&'a self, lease: &'a Lease) -> Option<BoxFuture<'a, ()>> {
-        Some(Box::pin(async { self.command(&["DEL", &key(lease)]).await }))
+        Some(Box::pin(self.change(lease, "'DEL', KEYS[1]")))
     }
 }
 

@@ -252,13 +252,18 @@ impl<'a> Take<'a> {
         self.marked = Some(lasting);
         let (redlock, patience, mut number) = (self.redlock, patience(self.ttl), highest);
         let until = redlock.clock.now().saturating_add(patience);
-        // Many who share a lock and come together overtake each other, and each time some of them are done.
+        let mut pauses = Backoff::new(PAUSE_FIRST, PAUSE_MOST);
         while let Some(known) = self.mark_once(lasting, number, needed).await? {
-            if redlock.clock.now() >= until {
+            let told = redlock.clock.now();
+            if told >= until {
                 let why = format!("for {patience:?} others were given a higher number each time; try again");
                 return Err(Error::new(ErrorKind::Unavailable, why));
             }
-            number = known.max(number) + MARK_AHEAD;
+            // Those who share a lock and come together are told so together. Who pauses for longer marks a higher number, so that
+            // nobody is overtaken again.
+            tokio::time::sleep(pauses.pause()).await;
+            let later = redlock.clock.now().saturating_since(told).as_micros();
+            number = known.max(number) + MARK_AHEAD + u64::try_from(later).unwrap_or(u64::MAX >> 16);
         }
         Ok(number)
     }

@@ -56,7 +56,7 @@ const CONNECT_GRACE: Duration = Duration::from_millis(250);
 /// What to do about two nodes that are one server.
 const NO_TWINS: &str = "name as many servers that have nothing in common";
 
-/// How long an examination may take.
+/// How long an examination may take, or to go through all keys of a node: a step for each thousand of them.
 const EXAMINE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The most that a node is waited for.

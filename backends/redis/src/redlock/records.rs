@@ -25,7 +25,7 @@ use ringfence_core::{
     RecordKey, Result, Version,
 };
 
-use super::{PATIENCE_MOST, Redlock, RedlockBackend};
+use super::{EXAMINE_PATIENCE, PATIENCE_MOST, Redlock, RedlockBackend};
 use crate::error;
 use crate::keys;
 use crate::records::{Fenced, handover, parse_record, parse_token};
@@ -203,7 +203,7 @@ impl Redlock {
     /// The records of which a quorum keeps a value. One that is being written may be there or not.
     async fn list_records(&self, query: ListQuery) -> Result<Page<RecordKey>> {
         let asked = Arc::new(query.clone());
-        let records = self.nodes.ask_quorum(PATIENCE_MOST, |node| {
+        let records = self.nodes.ask_quorum(EXAMINE_PATIENCE, |node| {
             let query = Arc::clone(&asked);
             async move { view::records(&node.client, &query, keys::PART).await }
         });

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ringfence_core::{HolderState, ListQuery, LockName, LockState, Nonce, Page, Result};
 
-use super::{PATIENCE_MOST, Redlock, claimable};
+use super::{EXAMINE_PATIENCE, PATIENCE_MOST, Redlock, claimable};
 use crate::view;
 
 /// What is left of a lease in its last moments: while it is there, it lives.
@@ -56,7 +56,7 @@ fn agreed(mut seen: Vec<HolderState>, needed: usize) -> HolderState {
 
 pub(super) async fn list(redlock: &Redlock, query: ListQuery) -> Result<Page<LockState>> {
     let asked = Arc::new(query.clone());
-    let names = redlock.nodes.ask_quorum(PATIENCE_MOST, |node| {
+    let names = redlock.nodes.ask_quorum(EXAMINE_PATIENCE, |node| {
         let query = Arc::clone(&asked);
         async move { view::names(&node.client, &query).await }
     });
