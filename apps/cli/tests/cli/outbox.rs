@@ -488,6 +488,24 @@ fn what_is_refused_is_seen_and_put_back() {
     assert_eq!(relay.end().code(), Some(0));
 }
 
+/// It says so each time that it has tried, and nothing else in between: that there was nothing to send says nothing of the sink.
+#[test]
+fn a_sink_that_is_not_there_takes_nothing_again() {
+    let store = Store::new();
+    let Some(database) = sqlite(&store) else { return };
+    database.put([("42".to_owned(), "one".to_owned())]);
+    let log = store.path("log");
+    let mut command = store.command(["outbox", "relay", &database.url, "--to", "http://127.0.0.1:1"]);
+    let relay = Running::start(command.stderr(fs::File::create(&log).unwrap()));
+    let said = eventually("it has tried again", || {
+        let said = fs::read_to_string(&log).unwrap();
+        (said.matches("the sink is not there").count() == 3).then_some(said)
+    });
+    assert!(!said.contains("takes messages again"), "{said}");
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.end().code(), Some(0));
+}
+
 #[tokio::test]
 async fn a_stream_of_redis() {
     let Some(server) = RedisServer::start().await else { return };

@@ -230,7 +230,14 @@ impl Running {
         let mut was_down = false;
         while !*self.stopped.borrow() {
             let pause = match self.round().await {
-                Ok(Round { is_down: false }) => {
+                Ok(Round::Nothing) => {
+                    // The database is there.
+                    if !was_down {
+                        down = Backoff::new(DOWN_FIRST, DOWN_MOST);
+                    }
+                    continue;
+                }
+                Ok(Round::Sent { is_down: false }) => {
                     if was_down {
                         tracing::info!("the sink takes messages again");
                     }
@@ -238,7 +245,7 @@ impl Running {
                     down = Backoff::new(DOWN_FIRST, DOWN_MOST);
                     continue;
                 }
-                Ok(Round { is_down: true }) => {
+                Ok(Round::Sent { is_down: true }) => {
                     was_down = true;
                     down.pause()
                 }
@@ -274,12 +281,12 @@ impl Running {
                 () = tokio::time::sleep(next.map_or(poll, |next| next.min(poll))) => {}
                 _ = self.stopped.wait_for(|stopped| *stopped) => {}
             }
-            return Ok(Round { is_down: false });
+            return Ok(Round::Nothing);
         }
         // The database's end of the claim is later than ours, because it begins to count later.
         let deadline = SystemClock::new().now().saturating_add(self.relay.claim);
         let claim = store::claim(place, connection, &self.name, self.relay.claim, self.relay.batch.get());
-        let Some(batch) = claim.await? else { return Ok(Round { is_down: false }) };
+        let Some(batch) = claim.await? else { return Ok(Round::Nothing) };
         let sending = Sending {
             relay: self.relay.clone(),
             sink: Arc::clone(&self.sink),
@@ -291,7 +298,7 @@ impl Running {
         let (outcome, is_down) = Arc::new(sending).batch(&batch).await;
         self.count(&batch, &outcome);
         self.settle(&batch, &outcome, deadline).await?;
-        Ok(Round { is_down })
+        Ok(Round::Sent { is_down })
     }
 
     /// Says what became of a batch, by another connection where this one breaks, for as long as the claim lasts.
@@ -366,9 +373,13 @@ impl Link {
     }
 }
 
-struct Round {
-    /// Whether the sink is not there.
-    is_down: bool,
+enum Round {
+    /// There was nothing to send, which says nothing of the sink.
+    Nothing,
+    Sent {
+        /// Whether the sink is not there.
+        is_down: bool,
+    },
 }
 
 /// The messages of a batch in lines, of which each is sent in its order: one for each key, and one for each message without.
