@@ -369,7 +369,11 @@ impl Postgres {
         let mut copy = unprivileged(&self.program("pg_basebackup"));
         copy.args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", &self.socket_url(), "-D"]);
         run(copy.arg(&files.data));
+        let follow = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name <> 'pg_basebackup'";
+        let before = self.psql(follow).await;
         let standby = self.options.clone().serve(self.programs.clone(), files).await;
+        // What came with the copy it has before it follows.
+        until("the standby follows", async || (self.psql(follow).await != before).then_some(())).await;
         // Whoever is told of a commit from now on finds it there.
         let written = self.psql("SELECT pg_current_wal_flush_lsn()").await;
         let has_it = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
