@@ -25,6 +25,7 @@ use crate::options::Access;
 use crate::route::Route;
 use crate::scripts::{self, Change, EXTEND, LOCK, number, text};
 use crate::servers::{Answered, answered, confirmation, unconfirmed};
+use crate::tries::Tries;
 
 /// How often a call is sent on before it is taken for lost: a slot that moves while it is followed is a second time, and who
 /// sends us around for longer has not agreed on who has it.
@@ -44,8 +45,8 @@ pub(crate) struct Cluster {
     replicas: Option<NonZeroU8>,
     channels: Arc<Channels>,
     map: Mutex<Map>,
-    /// Held while the cluster is asked who has which slots.
-    looking: tokio::sync::Mutex<()>,
+    /// To learn who has which slots.
+    tries: Tries,
     runtime: Handle,
 }
 
@@ -55,9 +56,6 @@ struct Map {
     nodes: HashMap<String, Arc<Node>>,
     /// Counts the answers it was made from.
     looks: u64,
-    /// Counts the times that nobody answered, with what came of the last one.
-    failures: u64,
-    failure: Option<Error>,
 }
 
 /// One server of the cluster.
@@ -95,8 +93,7 @@ impl Cluster {
         channels: Channels,
         runtime: Handle,
     ) -> Self {
-        let masters = vec![None; usize::from(SLOTS)];
-        let map = Map { masters, nodes: HashMap::new(), looks: 0, failures: 0, failure: None };
+        let map = Map { masters: vec![None; usize::from(SLOTS)], nodes: HashMap::new(), looks: 0 };
         Self {
             seeds,
             access,
@@ -104,7 +101,7 @@ impl Cluster {
             replicas,
             channels: Arc::new(channels),
             map: Mutex::new(map),
-            looking: tokio::sync::Mutex::default(),
+            tries: Tries::default(),
             runtime,
         }
     }
@@ -343,23 +340,8 @@ impl Cluster {
 
     /// Asks the cluster who has which slots, unless somebody has since it was asked so many times.
     async fn look(&self, looks: u64) -> Result<()> {
-        let failures = self.map().failures;
-        let _one_at_a_time = self.looking.lock().await;
-        match &*self.map() {
-            map if map.looks != looks => return Ok(()),
-            // Whoever waited for one that failed has its answer: one after the other, for each of them, would take long.
-            Map { failures: now, failure: Some(failure), .. } if *now != failures => {
-                return Err(failure.clone());
-            }
-            _ => {}
-        }
-        let looked = self.look_around().await;
-        if let Err(failure) = &looked {
-            let mut map = self.map();
-            map.failures += 1;
-            map.failure = Some(failure.clone());
-        }
-        looked
+        let is_known = || (self.map().looks != looks).then_some(());
+        self.tries.get(is_known, self.look_around()).await
     }
 
     /// Asks those first who are not in doubt.

@@ -99,6 +99,7 @@ mod scripts;
 mod sentinel;
 mod servers;
 mod tls;
+mod tries;
 mod view;
 
 pub use backend::{RedisBackend, guarantees};

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value};
-use ringfence_core::{Error, Result};
+use ringfence_core::Result;
 use tokio::task::JoinSet;
 
 use crate::compare_and_delete::CompareAndDelete;
 use crate::error;
 use crate::route::{Opened, Route};
+use crate::tries::Tries;
 
 /// How long an answer may take. After that the connection counts as broken, because nobody can tell a server that is slow
 /// from one that is gone.
@@ -58,8 +59,8 @@ pub(crate) struct Link {
     shown: String,
     pushed: Arc<Pushed>,
     open: Arc<Mutex<Open>>,
-    /// Held while a connection is opened, so that one is.
-    opening: tokio::sync::Mutex<()>,
+    /// To open a connection.
+    tries: Tries,
 }
 
 struct Open {
@@ -71,9 +72,6 @@ struct Open {
     refuses: bool,
     /// The number of the connection, or of the next one.
     epoch: u64,
-    /// Counts the tries that led to none, with what came of the last one.
-    failures: u64,
-    failure: Option<Error>,
 }
 
 impl Default for Open {
@@ -84,8 +82,6 @@ impl Default for Open {
             compare_and_delete: None,
             refuses: false,
             epoch: next_epoch(),
-            failures: 0,
-            failure: None,
         }
     }
 }
@@ -119,8 +115,8 @@ impl Link {
         let config = AsyncConnectionConfig::new()
             .set_response_timeout(Some(ANSWER_PATIENCE))
             .set_pipeline_buffer_size(WRITE_QUEUE);
-        let (pushed, opening) = (Arc::new(pushed), tokio::sync::Mutex::default());
-        Self { route, config, channel, shown, pushed, open: Arc::default(), opening }
+        let (pushed, open, tries) = (Arc::new(pushed), Arc::default(), Tries::default());
+        Self { route, config, channel, shown, pushed, open, tries }
     }
 
     /// The server, for people.
@@ -213,59 +209,35 @@ impl Link {
     async fn connection(&self) -> Result<(u64, MultiplexedConnection)> {
         match self.current() {
             Some(open) => Ok(open),
-            None => Box::pin(self.open()).await,
+            None => Box::pin(self.tries.get(|| self.current(), self.open())).await,
         }
     }
 
     async fn open(&self) -> Result<(u64, MultiplexedConnection)> {
-        let failures = self.lock().failures;
-        let _one_at_a_time = self.opening.lock().await;
-        if let Some(open) = self.current() {
-            return Ok(open);
-        }
-        // Whoever waited for a try that failed has its answer: one try after the other, for each of them, would take long.
-        if let Open { failures: now, failure: Some(failure), .. } = &*self.lock()
-            && *now > failures
-        {
-            return Err(failure.clone());
-        }
         let epoch = self.lock().epoch;
         let config = self.config.clone().set_push_sender(self.ear(epoch));
-        let opened = match (self.route.open(&config, &self.shown).await, &self.channel) {
-            (Ok(mut opened), Some(channel)) => opened
-                .connection
-                .subscribe(channel)
-                .await
-                .map(|()| opened)
-                .map_err(|error| error::of_connecting(error, &self.shown)),
-            (opened, _) => opened,
-        };
-        let mut open = self.lock();
-        match opened {
-            Ok(opened) => {
-                let replaced = self.route.replaced(&opened);
-                let Opened { connection, compare_and_delete, .. } = opened;
-                if open.epoch == epoch {
-                    if let Some(replaced) = replaced {
-                        let hear = self.ear(epoch);
-                        open.watch.spawn(async move {
-                            replaced.await;
-                            // To all who use it this is as if the server had hung up.
-                            let _ = hear(PushInfo { kind: PushKind::Disconnection, data: Vec::new() });
-                        });
-                    }
-                    open.connection = Some(connection.clone());
-                    open.compare_and_delete = compare_and_delete;
-                    open.refuses = false;
-                }
-                Ok((epoch, connection))
-            }
-            Err(failure) => {
-                open.failures += 1;
-                open.failure = Some(failure.clone());
-                Err(failure)
-            }
+        let mut opened = self.route.open(&config, &self.shown).await?;
+        if let Some(channel) = &self.channel {
+            let subscribed = opened.connection.subscribe(channel).await;
+            subscribed.map_err(|error| error::of_connecting(error, &self.shown))?;
         }
+        let replaced = self.route.replaced(&opened);
+        let Opened { connection, compare_and_delete, .. } = opened;
+        let mut open = self.lock();
+        if open.epoch == epoch {
+            if let Some(replaced) = replaced {
+                let hear = self.ear(epoch);
+                open.watch.spawn(async move {
+                    replaced.await;
+                    // To all who use it this is as if the server had hung up.
+                    let _ = hear(PushInfo { kind: PushKind::Disconnection, data: Vec::new() });
+                });
+            }
+            open.connection = Some(connection.clone());
+            open.compare_and_delete = compare_and_delete;
+            open.refuses = false;
+        }
+        Ok((epoch, connection))
     }
 
     /// What hears everything that comes unasked on a connection. One that has ended is dropped at once, so that the next
