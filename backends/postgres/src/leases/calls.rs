@@ -82,6 +82,14 @@ pub(super) enum Answer {
     Full,
 }
 
+/// One that does not just stand in line any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stir {
+    pub(super) nonce: Nonce,
+    /// Whether it stands there no more. Otherwise somebody is about to take its place away, as it may be to give it its turn.
+    pub(super) is_gone: bool,
+}
+
 /// A row of somebody at a lock.
 #[derive(Debug)]
 pub(super) struct Shown {
@@ -148,7 +156,7 @@ impl Calls {
                     Type::TEXT_ARRAY,
                 ],
             ),
-            look: sql("SELECT @schema@.look($1, $2)", &[names.clone(), nonces.clone()]),
+            look: sql("SELECT nonce, is_gone FROM @schema@.look($1, $2)", &[names.clone(), nonces.clone()]),
             seen: sql("SELECT 1 FROM @schema@.seen($1)", &[Type::INT8]),
             renew: sql("SELECT @schema@.renew($1, $2, $3)", &[names.clone(), nonces.clone(), ttls]),
             release_one: sql("SELECT @schema@.release_one($1, $2)", &[Type::TEXT, Type::INT8]),
@@ -230,13 +238,16 @@ impl Calls {
         link.query(&self.seen, &[&session]).await.map(drop)
     }
 
-    /// Which of these stand in line no more. One round trip.
-    pub(super) async fn look(&self, link: &Link, standing: &[(LockName, Nonce)]) -> Result<Vec<Nonce>> {
+    /// Which of these do not just stand in line. One round trip.
+    pub(super) async fn look(&self, link: &Link, standing: &[(LockName, Nonce)]) -> Result<Vec<Stir>> {
         let names: Vec<&str> = standing.iter().map(|(name, _)| name.as_str()).collect();
         let nonces: Vec<i64> = standing.iter().map(|(_, nonce)| rows::write_nonce(*nonce)).collect();
         let rows = link.query(&self.look, &[&names, &nonces]).await?;
-        let nonce = |row: &Row| rows::read_nonce(row.try_get(0).ok()?);
-        rows.iter().map(|row| nonce(row).ok_or_else(|| error::odd_answer(link.shown()))).collect()
+        let stir = |row: &Row| {
+            let nonce = rows::read_nonce(row.try_get(0).ok()?)?;
+            Some(Stir { nonce, is_gone: row.try_get(1).ok()? })
+        };
+        rows.iter().map(|row| stir(row).ok_or_else(|| error::odd_answer(link.shown()))).collect()
     }
 
     /// For each, whether it lives. One round trip.

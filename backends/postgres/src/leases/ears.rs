@@ -238,12 +238,12 @@ async fn look_after(client: Weak<Client>) {
         }
         let asked = client.now();
         // Both go out at once.
-        let (seen, gone) = tokio::join!(
+        let (seen, stirring) = tokio::join!(
             client.calls.seen(&client.affairs, client.ears.session()),
             client.calls.look(&client.affairs, &standing)
         );
-        match seen.and(gone) {
-            Ok(gone) => client.line.saw(&standing, asked, &gone),
+        match seen.and(stirring) {
+            Ok(stirring) => client.line.saw(&standing, asked, &stirring),
             Err(error) => tracing::debug!(%error, "nobody looks after those who wait"),
         }
     }

@@ -1,12 +1,14 @@
 //! Those of this process who stand in line at the server, and how each learns of its turn.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use foldhash::fast::RandomState;
 use ringfence_core::{BootInstant, FencingToken, LockName, LossListener, Nonce};
 use tokio::sync::Notify;
+
+use super::calls::Stir;
 
 /// Everybody of this process who waits.
 #[derive(Default)]
@@ -81,17 +83,19 @@ impl Line {
         standing.map(|(nonce, waiter)| (waiter.name.clone(), *nonce)).collect()
     }
 
-    /// These were asked for at an instant, and all but some of them stood. Of those that did not, nobody knows since when: their turn
+    /// These were asked for at an instant, and all but some of them stood. Of those that stir, nobody knows since when: their turn
     /// may be older than the question, and counts from when they were last seen.
-    pub(super) fn saw(&self, asked_for: &[(LockName, Nonce)], asked: BootInstant, gone: &[Nonce]) {
-        let gone: HashSet<&Nonce, RandomState> = gone.iter().collect();
+    pub(super) fn saw(&self, asked_for: &[(LockName, Nonce)], asked: BootInstant, stirring: &[Stir]) {
+        let stirring: HashMap<Nonce, bool, RandomState> =
+            stirring.iter().map(|stir| (stir.nonce, stir.is_gone)).collect();
         let mut waiters = self.waiters();
         for (_, nonce) in asked_for {
             let Some(waiter) = waiters.get_mut(nonce) else { continue };
-            if gone.contains(nonce) {
-                waiter.called.notify_one();
-            } else if let Some(place) = &mut waiter.place {
-                place.seen = place.seen.max(asked);
+            match (stirring.get(nonce), &mut waiter.place) {
+                (Some(true), _) => waiter.called.notify_one(),
+                (None, Some(place)) => place.seen = place.seen.max(asked),
+                // It is told of its turn, or the next look says what became of it.
+                (Some(false), _) | (None, None) => {}
             }
         }
     }
@@ -226,17 +230,21 @@ mod tests {
         assert!(line.standing().is_empty());
     }
 
-    /// The message of its turn may come after the look that misses it: the turn was given before that was asked, or nobody knows.
+    /// The message of its turn may come after the look that misses it, or that finds it about to go: the turn was given before that
+    /// was asked, or nobody knows.
     #[test]
-    fn a_look_that_misses_one_says_nothing_of_when_its_turn_began() {
-        let line = Arc::<Line>::default();
-        let standing = line.enter(name(), nonce());
-        let asked = SystemClock::new().now();
-        standing.stands(asked, 7);
-        line.saw(&line.standing(), asked.saturating_add(Duration::from_secs(1)), &[nonce()]);
-        line.told("turn:ee:8");
-        let (number, place) = standing.turn().expect("it is its turn");
-        assert_eq!((number, place.seen), (8, asked));
+    fn a_look_that_finds_one_stirring_says_nothing_of_when_its_turn_began() {
+        for is_gone in [true, false] {
+            let line = Arc::<Line>::default();
+            let standing = line.enter(name(), nonce());
+            let asked = SystemClock::new().now();
+            standing.stands(asked, 7);
+            let stir = Stir { nonce: nonce(), is_gone };
+            line.saw(&line.standing(), asked.saturating_add(Duration::from_secs(1)), &[stir]);
+            line.told("turn:ee:8");
+            let (number, place) = standing.turn().expect("it is its turn");
+            assert_eq!((number, place.seen), (8, asked));
+        }
     }
 
     proptest! {

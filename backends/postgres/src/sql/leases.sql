@@ -232,10 +232,13 @@ BEGIN
     END IF;
 END $$;
 
--- Looks after the places of a process: which of its attempts stand in line no more, because their turn has come or their place
--- is lost. Serves the lines in which they stand, where a lease has lapsed or its beacon is out.
-CREATE FUNCTION @schema@.look(names text[], nonces bigint[]) RETURNS SETOF bigint
+-- Looks after the places of a process: which of its attempts are gone, and stand in line no more, because their turn has come or
+-- their place is lost; and which are about to go, if the transaction commits that has taken their place away. A turn counts from
+-- before its commit, and until then they are seen to stand. Serves the lines in which they stand, where a lease has lapsed or its
+-- beacon is out.
+CREATE FUNCTION @schema@.look(names text[], nonces bigint[]) RETURNS TABLE (nonce bigint, is_gone boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
 DECLARE
     asked text;
 BEGIN
@@ -256,10 +259,10 @@ BEGIN
         PERFORM @schema@.keep(@schema@.serve(@schema@.settle(asked)));
     END LOOP;
     RETURN QUERY
-        SELECT a.nonce FROM unnest(names, nonces) AS a(name, nonce)
-        WHERE NOT EXISTS (
-            SELECT FROM @schema@.places p WHERE p.name = a.name AND p.nonce = a.nonce AND p.kind = 'w'
-        );
+        SELECT a.nonce, p.nonce IS NULL FROM unnest(names, nonces) AS a(name, nonce)
+        LEFT JOIN @schema@.places p ON p.name = a.name AND p.nonce = a.nonce AND p.kind = 'w'
+        -- Who removes a row leaves a number in its `xmax`, though nobody else sees that it is gone before the commit.
+        WHERE p.nonce IS NULL OR p.xmax <> 0;
 END $$;
 
 -- For each lease, whether it lives; it does for its whole TTL from now on.

@@ -4,14 +4,20 @@
 use std::time::Duration;
 
 use ringfence::{Guard, Locks, Result};
-use ringfence_core::{Clock, Effect, ErrorKind, Retry, SystemClock};
+use ringfence_core::{Clock, Effect, ErrorKind, Release, Renewal, Retry, SystemClock, Wait};
 use ringfence_servers::{Proxy, Psql};
 
 use crate::crowd::Crowd;
-use crate::stage::{ANSWER_PATIENCE, LONG, NAME, Stage, locks, now, within};
+use crate::stage::{
+    ANSWER_PATIENCE, LONG, NAME, Stage, exclusive, granted, its_turn, locks, now, release, renew, waits,
+    within,
+};
 
 /// Longer than an answer is waited for.
 const STALL: Duration = Duration::from_millis(3500);
+
+/// Longer than a turn stands that nobody takes.
+const COMMIT: Duration = Duration::from_millis(1500);
 
 /// A server, the network before it, and what happens to them.
 struct Outage {
@@ -311,6 +317,27 @@ async fn a_guard_behind_locked_tables_is_lost_at_its_deadline() {
 #[tokio::test]
 async fn a_guard_behind_a_full_vacuum_is_lost_at_its_deadline() {
     a_guard_is_lost_at_its_deadline_and_the_lock_is_free_after(Fault::VacuumFull).await;
+}
+
+/// A turn counts from when it was given, and is given when its transaction commits. Without a word about those whose places are being
+/// taken away, whoever waits takes itself to stand in line until then, and believes in its turn for that much too long.
+#[tokio::test]
+async fn a_turn_whose_commit_takes_long_is_not_believed_in_for_longer() {
+    let Some(stage) = Stage::new().await else { return };
+    let (ann, ben) = (stage.client().await, stage.client().await);
+    let held = granted(&ann, exclusive(Wait::No)).await;
+    let waiting = waits(&ben);
+    stage.sees_waiters(1).await;
+    let nonce = held.key.nonce.get().cast_signed();
+    let handed_on = format!(
+        "BEGIN; SELECT ringfence.release_one('{NAME}', {nonce}); SELECT pg_sleep({}); COMMIT",
+        COMMIT.as_secs_f64()
+    );
+    stage.server.psql(&handed_on).await;
+    let lease = its_turn(waiting).await;
+    assert_eq!(renew(&ben, &lease).await.expect("an answer"), Renewal::Renewed, "{lease:?}");
+    assert!(lease.token.sequence() > held.token.sequence(), "{held:?}, then {lease:?}");
+    assert_eq!(release(&ben, &lease).await.expect("an answer"), Release::Released);
 }
 
 /// Whoever is told late that there is no server cannot do anything else meanwhile.
