@@ -66,33 +66,63 @@ fn with_table(readme: &str, table: &str) -> Result<String> {
     Ok(format!("{head}{BEGIN}{table}{END}{tail}"))
 }
 
-/// The README's table: one row for each backend.
+/// The README's table: one row for each backend, or for those that promise the same.
 fn table(backends: &[(&str, Guarantees)]) -> Result<String> {
     let mut table = format!("| Backend | {} |\n", README_COLUMNS.join(" | "));
     writeln!(table, "|---|{}", "---|".repeat(README_COLUMNS.len()))?;
-    for (scheme, guarantees) in backends {
-        let mut promises = Vec::new();
-        for about in README_COLUMNS {
+    let rows = alike(backends, |scheme, guarantees| {
+        let promise = |about| {
             let claim = guarantees.claims().into_iter().find(|claim| claim.about == about);
-            promises
-                .push(claim.ok_or_else(|| format!("{scheme}: promises nothing about {about:?}"))?.promise);
-        }
-        writeln!(table, "| `{scheme}:` | {} |", promises.join(" | "))?;
+            claim
+                .map(|claim| claim.promise)
+                .ok_or_else(|| format!("{scheme}: promises nothing about {about:?}"))
+        };
+        README_COLUMNS.into_iter().map(promise).collect::<std::result::Result<Vec<_>, _>>()
+    });
+    for (schemes, promises) in rows {
+        writeln!(table, "| {} | {} |", in_code(&schemes), promises?.join(" | "))?;
     }
     Ok(table)
+}
+
+/// Those of which the same is to be said, with what that is, in the order in which they come.
+fn alike<'a, Said: PartialEq>(
+    backends: &'a [(&str, Guarantees)],
+    what: impl Fn(&'a str, &'a Guarantees) -> Said,
+) -> Vec<(Vec<&'a str>, Said)> {
+    let mut groups: Vec<(Vec<&str>, Said)> = Vec::new();
+    for (scheme, guarantees) in backends {
+        let said = what(scheme, guarantees);
+        match groups.iter_mut().find(|(_, other)| *other == said) {
+            Some((schemes, _)) => schemes.push(scheme),
+            None => groups.push((vec![scheme], said)),
+        }
+    }
+    groups
+}
+
+/// Schemes, as a document names them.
+fn in_code(schemes: &[&str]) -> String {
+    let schemes: Vec<String> = schemes.iter().map(|scheme| format!("`{scheme}:`")).collect();
+    schemes.join(", ")
 }
 
 /// GUARANTEES.md.
 fn guarantees(backends: &[(&str, Guarantees)]) -> Result<String> {
     let mut text = PREFACE.to_owned();
-    for (scheme, guarantees) in backends {
-        writeln!(text, "\n## `{scheme}:`\n\n{}\n", stakes(guarantees))?;
-        write_claims(&mut text, scheme, &guarantees.claims())?;
-        for (_, url) in VARIANTS.iter().filter(|(of, _)| of == scheme) {
-            let mut claims = ringfence::guarantees_of(url)?.claims();
-            claims.retain(|claim| !guarantees.claims().contains(claim));
+    let sections = alike(backends, |scheme, guarantees| {
+        let tests = guarantees.claims().iter().map(|claim| tests_of(scheme, claim.about)).collect::<Vec<_>>();
+        (guarantees, tests)
+    });
+    for (schemes, (guarantees, _)) in sections {
+        let claims = guarantees.claims();
+        writeln!(text, "\n## {}\n\n{}\n", in_code(&schemes), stakes(guarantees))?;
+        write_claims(&mut text, schemes[0], &claims)?;
+        for (scheme, url) in VARIANTS.iter().filter(|(of, _)| schemes.contains(of)) {
+            let mut others = ringfence::guarantees_of(url)?.claims();
+            others.retain(|claim| !claims.contains(claim));
             writeln!(text, "\n## `{url}`\n\nAs `{scheme}:`, but for:\n")?;
-            write_claims(&mut text, url, &claims)?;
+            write_claims(&mut text, url, &others)?;
         }
     }
     Ok(text)
@@ -174,7 +204,8 @@ mod tests {
         let backends = backends().unwrap();
         let text = guarantees(&backends).unwrap();
         for (scheme, guarantees) in &backends {
-            assert!(text.contains(&format!("## `{scheme}:`")), "{scheme}");
+            let is_named = |line: &str| line.starts_with("## ") && line.contains(&format!("`{scheme}:`"));
+            assert_eq!(text.lines().filter(|line| is_named(line)).count(), 1, "{scheme}");
             for claim in guarantees.claims() {
                 assert!(text.contains(&claim.promise), "{scheme}: {}", claim.about);
             }
