@@ -214,17 +214,24 @@ local function is_group()
   return current == SHARED or current == PERMIT
 end
 
+local function end_group_in(ms)
+  call('PEXPIRE', lock, ms)
+  -- They end a little later than the lock, which says whether they count.
+  for _, key in ipairs({'h', 's', 'l'}) do
+    call('PEXPIRE', base .. key, ms + 1000)
+  end
+end
+
 local function leave_group(member)
   call('HDEL', base .. 'h', member)
   call('ZREM', base .. 'l', member)
-  local is_last
-  if call('ZREM', base .. 's', member) == 1 then
-    is_last = call('ZCARD', base .. 's') == 0
-  else
+  local held_until = call('ZREM', base .. 's', member) == 1
+  local longest = call('ZRANGE', base .. 's', -1, -1, 'WITHSCORES')[2]
+  if longest then
+    -- Who knows nothing of groups waits for the lock's own end.
+    end_group_in(math.max(1, longest - now_ms()))
+  elseif held_until or call('EXISTS', base .. 'h') == 0 then
     -- A server that evicts may have evicted until when they hold: then it is over with the last of whom it says who it is.
-    is_last = call('EXISTS', base .. 's', base .. 'h') == 0
-  end
-  if is_last then
     call('DEL', lock)
     current = ''
   end
@@ -253,11 +260,7 @@ end
 local function extend_group(member, ms)
   call('ZADD', base .. 's', now_ms() + ms, member)
   if call('PTTL', lock) <= ms then
-    call('PEXPIRE', lock, ms)
-    -- They end a little later than the lock, which says whether they count.
-    for _, key in ipairs({'h', 's', 'l'}) do
-      call('PEXPIRE', base .. key, ms + 1000)
-    end
+    end_group_in(ms)
   end
 end
 

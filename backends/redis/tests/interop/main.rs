@@ -11,7 +11,7 @@ use common::{ask, connect, hold, request};
 use peer::{Kind, Peer};
 use ringfence_core::{
     Attempt, Backend, BootInstant, Clock, Contention, Eviction, HolderInfo, Lease, LockName, LockState, Mode,
-    Release, Renewal, SystemClock, Wait,
+    Release, Renewal, SystemClock, Ttl, Wait,
 };
 use ringfence_redis::RedisBackend;
 use ringfence_servers::RedisServer;
@@ -228,6 +228,26 @@ async fn a_lock_without_a_ttl_is_respected_for_ever() {
         assert_eq!(evicted, Eviction::Evicted, "{value:?}");
     }
     hold(&ours, &key(), Mode::Exclusive).await;
+}
+
+/// Who knows nothing of readers waits for the end of the key, and of those who have left one may have had it for long.
+#[tokio::test]
+async fn the_key_of_readers_ends_with_the_last_that_is_left() {
+    const SHORT: Duration = Duration::from_secs(1);
+    let Some(server) = RedisServer::start().await else { return };
+    let ours = ours(&server).await;
+    for mode in [Mode::Shared, Mode::permit(4).expect("four permits")] {
+        let long = hold(&ours, &key(), mode).await;
+        let mut brief = request(&key(), mode, Wait::No);
+        brief.ttl = Ttl::new(SHORT).expect("a TTL");
+        let Ok(Attempt::Granted(_)) = ours.acquire(brief).await else { panic!("{mode} beside {mode}") };
+        assert_eq!(release(&ours, &long).await, Release::Released);
+        for part in server.command(&["KEYS", "*"]).await.lines().filter(|part| !part.ends_with('t')) {
+            let left: i64 = server.command(&["PTTL", part]).await.parse().expect("a TTL");
+            assert!(left <= 2000, "{mode}: {part} lives for {left} ms");
+        }
+        server.command(&["DEL", KEY]).await;
+    }
 }
 
 /// A release and another client's lock, as close together as can be: between the two no waiter of ours has looked.
