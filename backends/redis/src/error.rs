@@ -126,6 +126,16 @@ fn explain(error: RedisError) -> Error {
         }
         (_, "OOM") => (ErrorKind::Full, "it is out of memory: make room, or raise its maxmemory"),
         (_, "MISCONF") => (ErrorKind::Full, "it cannot write to its disk and takes no changes"),
+        (_, "BUSY") => (
+            ErrorKind::Unavailable,
+            "somebody's script has kept it busy for long, and it serves nobody until that ends: see who runs it, or end it \
+             by SCRIPT KILL",
+        ),
+        (_, "NOREPLICAS") => (
+            ErrorKind::Unavailable,
+            "fewer replicas follow it than its min-replicas-to-write asks for, so that it takes no changes: see what has \
+             become of them",
+        ),
         _ if says.contains("DB index") => (ErrorKind::InvalidUrl, "it has no such database: check the URL"),
         (Theirs::Io, _) if error.is_timeout() => (
             ErrorKind::Unavailable,

@@ -199,7 +199,7 @@ impl RedisServer {
     }
 
     /// As [`Self::command`]; the error is what the server or `redis-cli` says.
-    pub(crate) async fn ask(&self, words: &[&str]) -> Result<String, String> {
+    pub async fn ask(&self, words: &[&str]) -> Result<String, String> {
         self.cli.ask(words).await
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use ringfence::{Guard, Locks, Result};
-use ringfence_core::{Clock, Effect, ErrorKind, Release, Retry, SystemClock, Wait};
+use ringfence_core::{Attempt, Backend, Clock, Effect, Error, ErrorKind, Release, Retry, SystemClock, Wait};
 use ringfence_servers::{Proxy, RedisOptions};
 
 use crate::stage::{
@@ -310,6 +310,48 @@ async fn a_server_that_is_not_there_is_said_at_once() {
     assert_eq!(error.effect(), Effect::None, "{error:?}");
     let took = now().saturating_since(asked);
     assert!(took < AT_ONCE, "it took {took:?} to say: {error}");
+}
+
+/// Neither lasts, and both look as if the lock service were broken: who is on call has to know where to look.
+#[tokio::test]
+async fn what_keeps_a_server_from_serving_is_said() {
+    let Some(stage) = Stage::new().await else { return };
+    let ann = stage.client().await;
+    let refusal = async || match ann.acquire(exclusive(Wait::No)).await {
+        Ok(Attempt::Granted(lease)) => {
+            release(&ann, &lease).await.expect("an answer");
+            None
+        }
+        Ok(busy) => panic!("nobody else wants it: {busy:?}"),
+        Err(error) => Some(error),
+    };
+    let says = |error: &Error, words: &str| {
+        let said = (error.kind(), error.retry(), error.effect());
+        assert_eq!(said, (ErrorKind::Unavailable, Retry::Later, Effect::None), "{error:?}");
+        assert!(error.to_string().contains(words), "{error}");
+    };
+
+    let replicas =
+        async |least| stage.server.command(&["CONFIG", "SET", "min-replicas-to-write", least]).await;
+    replicas("1").await;
+    says(&refusal().await.expect("no replica follows it"), "min-replicas-to-write");
+    replicas("0").await;
+
+    stage.server.command(&["CONFIG", "SET", "lua-time-limit", "1"]).await;
+    let endless = stage.server.ask(&["EVAL", "while true do end", "0"]);
+    let (killed, ()) = tokio::join!(endless, async {
+        let error = within("a refusal", async {
+            loop {
+                if let Some(error) = refusal().await {
+                    break error;
+                }
+            }
+        });
+        says(&error.await, "SCRIPT KILL");
+        stage.server.command(&["SCRIPT", "KILL"]).await;
+    });
+    assert!(killed.is_err(), "{killed:?}");
+    assert!(refusal().await.is_none());
 }
 
 /// A disk that is full for a moment would cost everybody in line its place, and give the lock to whoever comes back first.
