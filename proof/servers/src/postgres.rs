@@ -297,6 +297,21 @@ impl Postgres {
         Psql::start(&self.programs, url)
     }
 
+    /// Takes all the room that the server has for messages (`NOTIFY`), for as long as the session lives that this returns: it
+    /// listens, and stays in a transaction. To be done with a server whose `max_notify_queue_pages` is small (PostgreSQL 17 or later),
+    /// because the room is 8 GB otherwise.
+    ///
+    /// Panics where there is room left.
+    pub async fn without_room_for_messages(&self) -> Psql {
+        let mut listener = self.session();
+        listener.ask("LISTEN nothing").await;
+        listener.ask("BEGIN").await;
+        let tell = "DO $$ BEGIN FOR i IN 1 .. 1000 LOOP PERFORM pg_notify('nothing', i || repeat('x', 7000)); COMMIT; END LOOP; END $$";
+        let said = self.ask(tell).await;
+        assert!(said.as_ref().is_err_and(|said| said.contains("too many notifications")), "{said:?}");
+        listener
+    }
+
     /// Ends the connections of all clients (`pg_terminate_backend`), and returns how many there were, when they are gone.
     pub async fn terminate_backends(&self) -> usize {
         const TERMINATE: &str = "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity \

@@ -144,7 +144,7 @@ $$;
 -- Whose lock it is to be, a session is told by this channel.
 CREATE FUNCTION @schema@.advisory_evict(sign bigint, nonce bigint) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$ SELECT pg_notify('ringfence_advisory_' || to_hex(sign), to_hex(nonce)) $$;
+AS $$ SELECT @schema@.tell('ringfence_advisory_' || to_hex(sign), to_hex(nonce)) $$;
 
 -- The process of a session that is there still, if it is that of this sign. Several at once may be there while its lock is freed.
 CREATE FUNCTION @schema@.advisory_lives(sign bigint) RETURNS SETOF integer

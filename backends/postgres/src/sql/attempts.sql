@@ -279,7 +279,7 @@ BEGIN
             since = clock_timestamp(), session = head.session, beacon = false, holder = head.holder,
             waiters = k.waiters - 1
         WHERE k.name = asked RETURNING k.number INTO last;
-        PERFORM pg_notify('ringfence_' || to_hex(head.session), 'turn:' || to_hex(head.nonce) || ':' || last);
+        PERFORM @schema@.tell('ringfence_' || to_hex(head.session), 'turn:' || to_hex(head.nonce) || ':' || last);
         RETURN true;
     END IF;
     l := @schema@.settle(asked);

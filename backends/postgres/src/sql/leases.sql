@@ -67,6 +67,18 @@ BEGIN
     END IF;
 END $$;
 
+-- Tells a process something, on whose channel the server says it when this is committed. Where the server has no room left for
+-- messages, because somebody who listens has been in a transaction for long, it would not commit: then nothing is said, and whoever
+-- is to hear it finds it out when it looks.
+CREATE FUNCTION @schema@.tell(channel text, what text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    -- Others who commit at the same moment fill the rest.
+    IF pg_notification_queue_usage() < 0.9 THEN
+        PERFORM pg_notify(channel, what);
+    END IF;
+END $$;
+
 -- Whether the connection is gone whose end is the end of a process's leases: while it stands, it has this lock alone.
 CREATE FUNCTION @schema@.is_out(of_session bigint) RETURNS boolean
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS 'SELECT pg_try_advisory_xact_lock_shared(of_session)';
@@ -159,7 +171,7 @@ BEGIN
             l := @schema@.grant_lease(
                 l, head.nonce, head.mode, head.ttl, least(head.ttl, @schema@.offer_ms()), head.session, head.beacon, head.holder
             );
-            PERFORM pg_notify('ringfence_' || to_hex(head.session), 'turn:' || to_hex(head.nonce) || ':' || l.number);
+            PERFORM @schema@.tell('ringfence_' || to_hex(head.session), 'turn:' || to_hex(head.nonce) || ':' || l.number);
         ELSE
             DELETE FROM @schema@.places WHERE name = l.name AND nonce = head.nonce;
         END IF;
@@ -322,7 +334,7 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM @schema@.leave(asked, of_nonce);
-    PERFORM pg_notify('ringfence_' || to_hex(of_session), 'lost:' || to_hex(of_nonce) || ':0');
+    PERFORM @schema@.tell('ringfence_' || to_hex(of_session), 'lost:' || to_hex(of_nonce) || ':0');
     RETURN true;
 END $$;
 

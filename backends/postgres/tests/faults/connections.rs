@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    Attempt, Backend, BackendUrl, Effect, Error, ErrorKind, Lease, Mode, Release, Renewal, Retry,
+    Attempt, Backend, BackendUrl, Effect, Error, ErrorKind, Eviction, Lease, Mode, Release, Renewal, Retry,
     SystemClock, Wait,
 };
 use ringfence_postgres::PostgresBackend;
-use ringfence_servers::{Pgbouncer, PostgresOptions};
+use ringfence_servers::{Pgbouncer, PostgresOptions, postgres_18};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -217,6 +217,33 @@ async fn a_waiter_that_cannot_be_told_finds_its_turn_by_itself() {
         assert_eq!(renew(&ann, &lease).await.expect("an answer"), Renewal::Renewed, "for its whole TTL");
         release(&ann, &lease).await.expect("an answer");
     }
+}
+
+/// Somebody who listens and stays in a transaction keeps the server from forgetting what it has told. When it has no room left, it
+/// commits nothing that is to tell anybody anything: no turn, for as long as that lasts.
+#[tokio::test]
+async fn a_lock_goes_on_from_hand_to_hand_where_there_is_no_room_for_messages() {
+    let Some(programs) = postgres_18() else { return };
+    let options = PostgresOptions::new().programs(programs).set("max_notify_queue_pages", "64");
+    let Some(stage) = Stage::with(options).await else { return };
+    let (ann, ben) = (stage.client().await, stage.client().await);
+    let held = granted(&ann, exclusive(Wait::No)).await;
+    let waiting = waits(&ben);
+    stage.sees_waiters(1).await;
+    let listener = stage.server.without_room_for_messages().await;
+    assert_eq!(release(&ann, &held).await.expect("an answer"), Release::Released);
+    let lease = its_turn(waiting).await;
+    assert!(lease.token.sequence() > held.token.sequence(), "{held:?}, then {lease:?}");
+    // Who is to be told that it has lost its lease learns so by its next renewal.
+    let evicted = ann.evict(&lease.key.name, lease.key.nonce).await.expect("an answer");
+    assert_eq!((evicted, renew(&ben, &lease).await.expect("an answer")), (Eviction::Evicted, Renewal::Lost));
+    // In the server's own locks nobody else can end it, and its session is ended.
+    let advisory = client(&format!("{}?recipe=advisory", stage.server.url())).await;
+    let lease = granted(&advisory, exclusive(Wait::No)).await;
+    let operator = client(&format!("{}?recipe=advisory", stage.server.url())).await;
+    let evicted = operator.evict(&lease.key.name, lease.key.nonce).await.expect("an answer");
+    assert_eq!(evicted, Eviction::Evicted);
+    drop(listener);
 }
 
 /// Whose connection for messages is ended while it waits hears again of its turns, from a new one.
