@@ -4,8 +4,9 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ringfence::patterns::outbox::{Delivery, Relayed, Sink};
+use ringfence::patterns::outbox::{Delivery, Grants, Relayed, Sink, Which};
 use ringfence::{BoxFuture, Result};
+use ringfence_servers::PostgresOptions;
 use ringfence_testkit::PATIENCE;
 
 use crate::on_both;
@@ -101,4 +102,25 @@ async fn a_server_that_crashes_loses_nothing() {
     }
     let twice = sink.taken().len() - COUNT;
     assert!(twice <= 2 * 2 * 5, "{twice} came again: at most a batch for each relay and fault");
+}
+
+/// What an operator chose for other programs keeps no relay from writing what it has to write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_that_are_for_other_programs_stop_no_relay() {
+    let options = PostgresOptions::new()
+        .set("default_transaction_read_only", "on")
+        .set("default_transaction_isolation", "serializable")
+        .set("standard_conforming_strings", "off");
+    let Some(server) = options.start().await else { return };
+    let stage = Stage::of_server(server);
+    stage.outbox().setup(&Grants::none()).await.unwrap();
+    let put =
+        "BEGIN READ WRITE; INSERT INTO ringfence_outbox.messages (topic, payload) VALUES ('t', '1'); COMMIT";
+    stage.sql(put).await.unwrap();
+    let sink = Memory::answering(|_| Err(refused()));
+    let relay = stage.outbox().relay().refusals(std::num::NonZeroU32::new(1));
+    let done =
+        relay.run(Arc::clone(&sink) as _, sink.until("one is refused", |given| !given.is_empty())).await;
+    assert_eq!(done.unwrap().dead, 1);
+    assert_eq!(stage.outbox().retry(&Which::All).await.unwrap(), 1);
 }

@@ -239,9 +239,9 @@ const POSTGRES: &[(&str, &str)] = &[
     ("@messages@", "ringfence_outbox.messages"),
     ("@lanes@", "ringfence_outbox.lanes"),
     ("@meta@", "ringfence_outbox.meta"),
-    // It claims and settles by what others have committed, whatever the database's default is.
-    ("@begin@", "BEGIN ISOLATION LEVEL READ COMMITTED; @not_idle@"),
-    ("@begin_snapshot@", "BEGIN ISOLATION LEVEL REPEATABLE READ; @not_idle@"),
+    // It claims and settles by what others have committed, and writes, whatever the database's defaults are.
+    ("@begin@", "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; @not_idle@"),
+    ("@begin_snapshot@", "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; @not_idle@"),
     // Who is stopped or cut off in the middle of a transaction keeps its locks until the server ends its session: longer than any of
     // ours is idle between two statements, and shorter than others wait for an answer.
     ("@not_idle@", "SET LOCAL idle_in_transaction_session_timeout = '5s'"),
@@ -284,7 +284,8 @@ fn of_postgres(code: &str, whom: Whom) -> (ErrorKind, &'static str) {
             ErrorKind::Unavailable,
             "the transaction was idle for longer than the database lets it: run it again",
         ),
-        ("25006", _) => (
+        // The second is how a standby refuses one of ours, which says when it begins that it is to write.
+        ("25006", _) | ("0A000", Whom::Relay) => (
             ErrorKind::InvalidRequest,
             "the transaction cannot write: it is READ ONLY, or its server is a standby",
         ),
