@@ -124,3 +124,43 @@ async fn settings_that_are_for_other_programs_stop_no_relay() {
     assert_eq!(done.unwrap().dead, 1);
     assert_eq!(stage.outbox().retry(&Which::All).await.unwrap(), 1);
 }
+
+/// Says that it was given something, and never answers.
+#[derive(Debug)]
+struct Hole(tokio::sync::Notify);
+
+impl Sink for Hole {
+    fn deliver<'a>(&'a self, _: &'a Delivery) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async {
+            self.0.notify_one();
+            std::future::pending().await
+        })
+    }
+}
+
+/// A server that confirms what is not on its disk may forget a message that was sent, and give its number to another one, which
+/// whoever keeps the highest number would then take for the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_is_on_the_disk_whatever_the_server_says_of_commits() {
+    // For a minute it writes nothing that nobody waits for.
+    let options = PostgresOptions::new().set("synchronous_commit", "off").set("wal_writer_delay", "10s");
+    let Some(server) = options.start().await else { return };
+    let mut stage = Stage::of_server(server);
+    stage.outbox().setup(&Grants::none()).await.unwrap();
+    stage.sql("BEGIN; SET LOCAL synchronous_commit = on; CREATE TABLE on_the_disk (); COMMIT").await.unwrap();
+    stage.put(&[message("k", 1)]).await;
+    let hole = Arc::new(Hole(tokio::sync::Notify::new()));
+    let relay = stage.relay(|relay| relay, &hole);
+    hole.0.notified().await;
+    let Database::Postgres(server, _) = &mut stage.database else { unreachable!() };
+    server.kill();
+    relay.task.abort();
+    server.restart().await;
+    let left = "SELECT count(*) FROM ringfence_outbox.messages WHERE attempts = 1";
+    assert_eq!(server.psql(left).await, "1", "the message is there");
+    assert_eq!(
+        server.psql("SELECT max(token) FROM ringfence_outbox.lanes").await,
+        "1",
+        "and so is the claim"
+    );
+}

@@ -239,6 +239,12 @@ const POSTGRES: &[(&str, &str)] = &[
     ("@messages@", "ringfence_outbox.messages"),
     ("@lanes@", "ringfence_outbox.lanes"),
     ("@meta@", "ringfence_outbox.meta"),
+    // What is sent is on the disk before, the message and the number of its claim: a crash that took them back would give both numbers
+    // to others.
+    (
+        "@begin_on_disk@",
+        "@begin@; SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'",
+    ),
     // It claims and settles by what others have committed, and writes, whatever the database's defaults are.
     ("@begin@", "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; @not_idle@"),
     ("@begin_snapshot@", "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; @not_idle@"),
@@ -261,6 +267,8 @@ const SQLITE: &[(&str, &str)] = &[
     ("@messages@", "ringfence_outbox_messages"),
     ("@lanes@", "ringfence_outbox_lanes"),
     ("@meta@", "ringfence_outbox_meta"),
+    // Whether it is on the disk is for whoever opens the database to choose, outside of transactions.
+    ("@begin_on_disk@", "BEGIN IMMEDIATE"),
     ("@begin@", "BEGIN IMMEDIATE"),
     ("@begin_snapshot@", "BEGIN IMMEDIATE"),
     ("@skip_locked@", ""),

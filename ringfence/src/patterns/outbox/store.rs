@@ -87,7 +87,7 @@ pub(super) async fn claim(
     length: Duration,
     most: u32,
 ) -> Result<Option<Batch>> {
-    place.in_time(connection.script("@begin@")).await?;
+    place.in_time(connection.script("@begin_on_disk@")).await?;
     let claim = format!(
         "UPDATE @lanes@ SET token = token + 1, until = @lane_time@ + $1, relay = $2, clock = $3
         WHERE lane = (
