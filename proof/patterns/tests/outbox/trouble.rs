@@ -4,9 +4,9 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ringfence::patterns::outbox::{Delivery, Grants, Relayed, Sink, Which};
-use ringfence::{BoxFuture, Result};
-use ringfence_servers::PostgresOptions;
+use ringfence::patterns::outbox::{Delivery, Grants, Outbox, Relayed, Sink, Which};
+use ringfence::{BoxFuture, ErrorKind, Result};
+use ringfence_servers::{Postgres, PostgresOptions};
 use ringfence_testkit::PATIENCE;
 
 use crate::on_both;
@@ -163,4 +163,27 @@ async fn what_was_sent_is_on_the_disk_whatever_the_server_says_of_commits() {
         "1",
         "and so is the claim"
     );
+}
+
+/// Who keeps the highest number that it has dealt with would drop every message of the new server that has no higher one.
+#[tokio::test]
+async fn numbers_rise_through_the_promotion_of_a_standby_that_lacks_the_last() {
+    let Some(mut server) = Postgres::start().await else { return };
+    Outbox::open(&server.url()).unwrap().setup(&Grants::none()).await.unwrap();
+    let mut standby = server.standby().await;
+    standby.kill();
+    let put = "INSERT INTO ringfence_outbox.messages (topic, key, payload) SELECT 't', 'k', '' FROM generate_series(1, 100)";
+    let highest = "SELECT max(number) FROM ringfence_outbox.messages";
+    server.psql(put).await;
+    let before: u64 = server.psql(highest).await.parse().unwrap();
+    server.kill();
+    standby.restart().await;
+    let error = Outbox::open(&standby.url()).unwrap().retry(&Which::All).await.unwrap_err();
+    let is_said =
+        error.kind() == ErrorKind::InvalidRequest && error.to_string().contains("its server is a standby");
+    assert!(is_said, "{error:?}");
+    standby.promote().await;
+    standby.psql(put).await;
+    let lowest: u64 = standby.psql(&highest.replace("max", "min")).await.parse().unwrap();
+    assert!(lowest > before, "{before} was given, and then {lowest}");
 }

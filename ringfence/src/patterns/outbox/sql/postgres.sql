@@ -57,7 +57,10 @@ BEGIN
     IF NEW.key IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(1919905122, (hashtextextended(NEW.key, 1) & 1023)::integer);
     END IF;
-    NEW.number := nextval('ringfence_outbox.numbers');
+    -- A standby that was promoted may lack the last numbers, and who keeps the highest would take new messages for old ones. So with
+    -- every promotion, which begins another timeline of the log, numbers go on from 2^40 higher.
+    NEW.number := (('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint - 1) * 1099511627776
+        + nextval('ringfence_outbox.numbers');
     RETURN NEW;
 END
 $$;
