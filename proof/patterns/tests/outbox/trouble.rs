@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ringfence::patterns::outbox::{Delivery, Grants, Outbox, Relayed, Sink, Which};
 use ringfence::{BoxFuture, ErrorKind, Result};
-use ringfence_servers::{Postgres, PostgresOptions};
+use ringfence_servers::{Postgres, PostgresOptions, postgres_18};
 use ringfence_testkit::PATIENCE;
 
 use crate::on_both;
@@ -186,4 +186,21 @@ async fn numbers_rise_through_the_promotion_of_a_standby_that_lacks_the_last() {
     standby.psql(put).await;
     let lowest: u64 = standby.psql(&highest.replace("max", "min")).await.parse().unwrap();
     assert!(lowest > before, "{before} was given, and then {lowest}");
+}
+
+/// Somebody who listens and stays in a transaction would otherwise have the app's transactions fail, each at its commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_enqueued_is_committed_and_sent_where_there_is_no_room_for_messages() {
+    let Some(programs) = postgres_18() else { return };
+    let options = PostgresOptions::new().programs(programs).set("max_notify_queue_pages", "64");
+    let Some(server) = options.start().await else { return };
+    let listener = server.without_room_for_messages().await;
+    let stage = Stage::of_server(server);
+    stage.outbox().setup(&Grants::none()).await.unwrap();
+    let sink = Memory::new();
+    let relay = stage.relay(|relay| relay, &sink);
+    stage.put(&[message("k", 1)]).await;
+    sink.until_taken(1).await;
+    relay.stop().await;
+    drop(listener);
 }
