@@ -58,7 +58,12 @@ const LOOK: &str = "
         pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
         pg_catalog.current_setting('synchronous_standby_names') AS synchronous_standby_names,
         pg_catalog.current_setting('autovacuum') AS autovacuum,
-        (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication) AS standbys,
+        -- Those that could be promoted: no subscription, and nobody who makes a copy, which answers and repeats nothing. A role that may
+        -- not see which they are sees that they are there.
+        (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication f
+            WHERE f.state IS DISTINCT FROM 'backup' AND (f.replay_lsn IS NOT NULL OR f.reply_time IS NULL) AND NOT EXISTS (
+                SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = f.pid AND s.slot_type = 'logical'
+            )) AS standbys,
         (SELECT pg_catalog.sum(d.numbackends) FROM pg_catalog.pg_stat_database d)::bigint AS connections,
         pg_catalog.current_setting('max_connections')::bigint
             - pg_catalog.current_setting('superuser_reserved_connections')::bigint AS connections_max,
@@ -198,6 +203,7 @@ fn vacuum(row: &Row) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
     use std::sync::Arc;
 
     use ringfence_core::{Severity, SystemClock};
@@ -303,6 +309,36 @@ mod tests {
         doctor.finds("history", Severity::Warning, "promoted 0 days ago, from timeline 1 to 2").await;
         standby.psql("UPDATE ringfence.histories SET since = since - interval '30 days'").await;
         doctor.finds("history", Severity::Fine, "promoted 30 days ago").await;
+    }
+
+    /// Who makes a copy, and who subscribes to changes, cannot be promoted, and forgets nobody's grant.
+    #[tokio::test]
+    async fn who_only_takes_from_the_log_is_no_standby() {
+        let options = PostgresOptions::new().set("wal_level", "logical");
+        let Some(server) = options.start().await else { return };
+        server.psql("CREATE PUBLICATION everything FOR ALL TABLES").await;
+        server.psql("SELECT pg_create_logical_replication_slot('reader', 'pgoutput')").await;
+        let reader = format!(
+            "CREATE SUBSCRIPTION reader CONNECTION '{}' PUBLICATION everything WITH (create_slot = false, copy_data = false)",
+            server.socket_url()
+        );
+        server.psql("CREATE DATABASE copy").await;
+        let mut copy = server.session_by(&server.socket_url().replace("/postgres?", "/copy?"));
+        copy.ask(&reader).await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut backup = Command::new(server.program("pg_basebackup"));
+        backup.args(["--max-rate=32", "--checkpoint=fast", "-d", &server.socket_url(), "-D"]);
+        let mut backup = backup.arg(folder.path().join("data")).spawn().unwrap();
+        let take =
+            "SELECT string_agg(application_name, ',' ORDER BY application_name) FROM pg_stat_replication
+            WHERE state = 'streaming' AND reply_time IS NOT NULL OR state = 'backup'";
+        while server.psql(take).await != "pg_basebackup,pg_basebackup,reader" {
+            assert!(backup.try_wait().unwrap().is_none(), "it takes minutes");
+        }
+        let findings = Doctor::of(&server.url()).examine().await;
+        backup.kill().unwrap();
+        backup.wait().unwrap();
+        assert!(findings.iter().all(|finding| finding.about != "standbys"), "{findings:#?}");
     }
 
     #[tokio::test]
