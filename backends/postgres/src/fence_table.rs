@@ -24,8 +24,9 @@ const LOCK_TIMEOUT: &str = "2000";
 /// - An INSERT needs a token only where one was ever admitted for its key, so that nobody stale puts back what was deleted; an
 ///   UPDATE that changes a key is both, a DELETE and an INSERT. TRUNCATE is refused, because it names no row.
 /// - A token is good for its transaction, or the rest of it after a savepoint; and for the rows of its key.
-/// - Whoever owns the table can drop the triggers `ringfence_fence` and `ringfence_truncate`, or disable them, and a superuser can
-///   pass them by (`session_replication_role`). A fence keeps out those who are late, and no thieves.
+/// - Whoever owns the table can drop the triggers `ringfence_fence` and `ringfence_truncate`, or disable them; who may set
+///   `session_replication_role`, as a superuser may, passes them by, and so does what a subscription of logical replication writes. A
+///   fence keeps out those who are late, and no thieves.
 ///
 /// Errors with [`InvalidRequest`](ringfence_core::ErrorKind::InvalidRequest) for what is no ordinary table, or has no such column, or is
 /// fenced by another key; with [`Refused`](ringfence_core::ErrorKind::Refused) where the role lacks a right; with

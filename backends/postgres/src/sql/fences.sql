@@ -57,9 +57,9 @@ $$;
 --
 -- Table and key are written as in SQL: folded to lower case unless quoted. It runs with the rights of its caller, who has to own
 -- the table or to have TRIGGER and UPDATE on it. It waits for the transactions that write to the table, and others wait behind it.
--- What is fenced already stays as it is.
+-- What is fenced already stays as it is. A name stands in quotes where it needs them, whatever a session wants for its own.
 CREATE FUNCTION @schema@.fence_table(target text, key text) RETURNS text
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off AS $$
 DECLARE
     relation regclass;
     key_parts text[];
@@ -109,9 +109,10 @@ BEGIN
     END IF;
     SELECT tgargs INTO fenced_by FROM pg_trigger WHERE tgrelid = relation AND tgname = 'ringfence_fence';
     IF FOUND THEN
-        -- The table may have been renamed since; its resources keep their names, and so their marks.
-        prefix := convert_from(substr(fenced_by, 1, position('\x00' IN fenced_by) - 1), 'UTF8');
-        IF fenced_by <> convert_to(prefix, 'UTF8') || '\x00' || convert_to(key_column.attname, 'UTF8') || '\x00' THEN
+        -- The table may have been renamed since; its resources keep their names, and so their marks. Each argument ends with a zero, whose
+        -- backslash means the same whatever a session wants of its own (`standard_conforming_strings`).
+        prefix := convert_from(substr(fenced_by, 1, position(E'\\x00' IN fenced_by) - 1), 'UTF8');
+        IF fenced_by <> convert_to(prefix, 'UTF8') || E'\\x00' || convert_to(key_column.attname, 'UTF8') || E'\\x00' THEN
             RAISE EXCEPTION USING ERRCODE = 'RF007',
                 MESSAGE = format('table %s is fenced already, by another key', target),
                 HINT = 'Drop its triggers ringfence_fence and ringfence_truncate first.';

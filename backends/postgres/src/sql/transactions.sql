@@ -33,7 +33,7 @@ CREATE FUNCTION @schema@.check_name(what text, name text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF name IS NULL OR octet_length(name) NOT BETWEEN 1 AND 255
-        OR name COLLATE "C" ~ '[\u0001-\u001f\u007f-\u009f]' THEN
+        OR name COLLATE "C" ~ E'[\\u0001-\\u001f\\u007f-\\u009f]' THEN
         RAISE invalid_parameter_value USING MESSAGE = format('%L is no %s', left(name, 100), what),
             HINT = 'It has 1 to 255 bytes of UTF-8 without control characters.';
     END IF;

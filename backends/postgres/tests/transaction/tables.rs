@@ -499,6 +499,23 @@ async fn a_table_that_is_fenced_stays_fenced_by_what_it_was() {
     .await;
 }
 
+/// Backslashes that mean something else, and quotes around every name.
+#[tokio::test]
+async fn a_table_is_fenced_by_the_same_names_whatever_a_session_chose() {
+    let Some(stage) = Stage::set().await else { return };
+    let mut psql = stage.server.session();
+    does(&mut psql, "SET standard_conforming_strings = off; SET quote_all_identifiers = on").await;
+    for time in ["first", "second"] {
+        let prefix = psql.ask("SELECT ringfence.fence_table('public.orders', 'id')").await;
+        assert_eq!(prefix, "public.orders/", "the {time} time");
+    }
+    let paid =
+        psql.ask(&format!("BEGIN; {ADMIT_1}; UPDATE orders SET state = 'paid' WHERE id = 1; COMMIT")).await;
+    assert_eq!(paid, "", "there is nothing to warn of");
+    is_refused(&mut psql, "UPDATE orders SET state = 'x' WHERE id = 1", REFUSED).await;
+    assert_eq!(stage.fence("public.orders", "id").await.as_deref(), Ok("public.orders/"));
+}
+
 #[tokio::test]
 async fn a_table_is_fenced_between_the_transactions_that_write_to_it() {
     let Some(stage) = Stage::set().await else { return };
