@@ -109,6 +109,7 @@ DECLARE
     last bigint;
     is_new boolean := false;
     is_seen boolean;
+    had_turn boolean := false;
 BEGIN
     waiters := 0;
     lasts := false;
@@ -147,6 +148,10 @@ BEGIN
             SELECT o.waiters, o.holders INTO waiters, others FROM @schema@.others(l) o;
             RETURN;
         END IF;
+    ELSE
+        PERFORM FROM @schema@.locks k WHERE k.name = asked FOR UPDATE;
+        had_turn := EXISTS (SELECT FROM @schema@.locks k WHERE k.name = asked AND k.nonce = of_nonce)
+            OR EXISTS (SELECT FROM @schema@.places p WHERE p.name = asked AND p.nonce = of_nonce AND p.kind = 'h');
     END IF;
     l := @schema@.settle(asked);
     IF l.name IS NULL AND verb <> 'l' THEN
@@ -161,6 +166,12 @@ BEGIN
         number := NULL;
         verdict := 'x';
         RETURN;
+    END IF;
+    IF number IS NULL AND had_turn AND @schema@.admits(l, mode) THEN
+        -- Its turn was over before it could ask, as when a commit takes longer than a turn stands, and nobody else was given one. If
+        -- it had to stand at the end of the line now, turns would go round where every commit takes so long, and nobody would take one.
+        l := @schema@.grant_lease(l, of_nonce, mode, ttl, ttl, session, beacon, holder);
+        number := l.number;
     END IF;
     IF number IS NULL AND l.waiters > 0 THEN
         l := @schema@.serve(l);

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ringfence::{Guard, Locks, Result};
-use ringfence_core::{Clock, Effect, ErrorKind, Release, Renewal, Retry, SystemClock, Wait};
+use ringfence_core::{Clock, Effect, ErrorKind, Lease, Release, Renewal, Retry, SystemClock, Wait};
 use ringfence_servers::{Proxy, Psql};
 
 use crate::crowd::Crowd;
@@ -328,16 +328,49 @@ async fn a_turn_whose_commit_takes_long_is_not_believed_in_for_longer() {
     let held = granted(&ann, exclusive(Wait::No)).await;
     let waiting = waits(&ben);
     stage.sees_waiters(1).await;
+    hands_on_slowly(&stage, &held).await;
+    let lease = its_turn(waiting).await;
+    assert_eq!(renew(&ben, &lease).await.expect("an answer"), Renewal::Renewed, "{lease:?}");
+    assert!(lease.token.sequence() > held.token.sequence(), "{held:?}, then {lease:?}");
+    assert_eq!(release(&ben, &lease).await.expect("an answer"), Release::Released);
+}
+
+/// Gives a lease back in a transaction whose commit takes longer than the turn stands that it gives to the next in line.
+async fn hands_on_slowly(stage: &Stage, held: &Lease) {
     let nonce = held.key.nonce.get().cast_signed();
     let handed_on = format!(
         "BEGIN; SELECT ringfence.release_one('{NAME}', {nonce}); SELECT pg_sleep({}); COMMIT",
         COMMIT.as_secs_f64()
     );
     stage.server.psql(&handed_on).await;
-    let lease = its_turn(waiting).await;
-    assert_eq!(renew(&ben, &lease).await.expect("an answer"), Renewal::Renewed, "{lease:?}");
-    assert!(lease.token.sequence() > held.token.sequence(), "{held:?}, then {lease:?}");
-    assert_eq!(release(&ben, &lease).await.expect("an answer"), Release::Released);
+}
+
+/// Who is told of its turn when that is over has it all the same, if it asks before another one has been given one. If it had to
+/// stand at the end of the line again, a server whose every commit takes so long would have turns go round.
+#[tokio::test]
+async fn a_turn_that_was_over_before_it_was_told_is_not_lost() {
+    let Some(stage) = Stage::new().await else { return };
+    let (ann, ben, cat) = (stage.client().await, stage.client().await, stage.client().await);
+    // Now and then somebody looks in between, and passes it on.
+    for _ in 0..4 {
+        let held = granted(&ann, exclusive(Wait::No)).await;
+        let mut first = waits(&ben);
+        stage.sees_waiters(1).await;
+        let mut second = waits(&cat);
+        stage.sees_waiters(2).await;
+        hands_on_slowly(&stage, &held).await;
+        tokio::select! {
+            lease = its_turn(&mut first) => {
+                assert_eq!(renew(&ben, &lease).await.expect("an answer"), Renewal::Renewed, "{lease:?}");
+                assert!(lease.token.sequence() > held.token.sequence(), "{held:?}, then {lease:?}");
+                return;
+            }
+            lease = its_turn(&mut second) => release(&cat, &lease).await.expect("an answer"),
+        };
+        let lease = its_turn(first).await;
+        release(&ben, &lease).await.expect("an answer");
+    }
+    panic!("the first in line was sent to its end each time");
 }
 
 /// Whoever is told late that there is no server cannot do anything else meanwhile.

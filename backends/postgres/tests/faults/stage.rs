@@ -195,7 +195,9 @@ pub(crate) fn waits(client: &Arc<PostgresBackend>) -> tokio::task::JoinHandle<Re
 }
 
 /// The lease of one that waits.
-pub(crate) async fn its_turn(waiting: tokio::task::JoinHandle<Result<Attempt>>) -> Lease {
+pub(crate) async fn its_turn(
+    waiting: impl Future<Output = Result<Result<Attempt>, tokio::task::JoinError>>,
+) -> Lease {
     match within("the turn of one that waits", waiting).await.expect("no panic") {
         Ok(Attempt::Granted(lease)) => lease,
         other => panic!("it must be granted: {other:?}"),
