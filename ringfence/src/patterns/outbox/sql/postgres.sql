@@ -53,14 +53,25 @@ INSERT INTO ringfence_outbox.lanes (lane) SELECT generate_series(0, 15);
 -- rise in the order of its commits. Locks are for groups of keys, because the server has room for some thousands only.
 CREATE FUNCTION ringfence_outbox.number() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    -- A standby that was promoted may lack the last numbers, and who keeps the highest would take new messages for old ones. A
+    -- promotion begins another timeline of the log: on each, numbers are above 2^40 for every one before it.
+    lowest CONSTANT bigint :=
+        (('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint - 1) << 40;
 BEGIN
     IF NEW.key IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(1919905122, (hashtextextended(NEW.key, 1) & 1023)::integer);
     END IF;
-    -- A standby that was promoted may lack the last numbers, and who keeps the highest would take new messages for old ones. So with
-    -- every promotion, which begins another timeline of the log, numbers go on from 2^40 higher.
-    NEW.number := (('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint - 1) * 1099511627776
-        + nextval('ringfence_outbox.numbers');
+    NEW.number := nextval('ringfence_outbox.numbers');
+    IF NEW.number <= lowest THEN
+        -- The first one lifts the numbers of all, whoever comes at the same time waits for it. They go on from where they are, and so
+        -- never back, where a copy of the data begins with the first timeline again.
+        PERFORM pg_advisory_xact_lock(1919905122, 1024);
+        NEW.number := nextval('ringfence_outbox.numbers');
+        IF NEW.number <= lowest THEN
+            NEW.number := setval('ringfence_outbox.numbers', lowest + 1);
+        END IF;
+    END IF;
     RETURN NEW;
 END
 $$;
