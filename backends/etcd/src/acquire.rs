@@ -320,7 +320,7 @@ impl Pending<'_> {
         let client = self.client;
         let Stand { key, created, lease, behind, mut looked } = stand;
         let news = Arc::new(News::default());
-        let _own = client.watches.watch(What::end_of(&key), Ear::Waiter(Arc::clone(&news)));
+        let _own = client.watches.watch(What::end_of(&key, created), Ear::Waiter(Arc::clone(&news)));
         let mut in_the_way = (self.watch_for(&behind.standing, &news), behind);
         let mut heard = 0;
         let mut looked_at = client.now();
@@ -426,13 +426,14 @@ impl Pending<'_> {
     fn watch_for(&self, behind: &Standing, news: &Arc<News>) -> Watch {
         let what = match behind {
             // A holder that becomes a reader lets other readers in.
-            Standing::Behind(key, _) => What {
+            Standing::Behind(key, created) => What {
                 changes: self.request.mode == Mode::Shared,
                 is_ahead: self.request.mode == Mode::Exclusive,
-                ..What::end_of(key)
+                ..What::end_of(key, *created)
             },
             Standing::Holds | Standing::BehindAny => {
-                What { range: self.client.keys.line(&self.request.name), changes: false, is_ahead: false }
+                let range = self.client.keys.line(&self.request.name);
+                What { range, after: 0, changes: false, is_ahead: false }
             }
         };
         self.client.watches.watch(what, Ear::Waiter(Arc::clone(news)))
@@ -532,7 +533,7 @@ impl Pending<'_> {
             lease,
             deadline: granted.deadline(),
         };
-        let watch = client.watches.watch(What::end_of(&key), client.ear_of(*nonce));
+        let watch = client.watches.watch(What::end_of(&key, created), client.ear_of(*nonce));
         if client.held.insert(*nonce, holding, watch) {
             client.look_after_leases();
         }

@@ -48,6 +48,9 @@ enum Order {
 #[derive(Clone, Debug)]
 pub(crate) struct What {
     pub(crate) range: Range,
+    /// Tells only of what came after this revision. A member that is behind, as when it was cut off from the others, begins with what was:
+    /// it tells of the end of a key that has been made anew since.
+    pub(crate) after: i64,
     /// Tells of keys that change as well as of keys that go.
     pub(crate) changes: bool,
     /// Tells how the last of those before it left: whether it had held alone.
@@ -55,9 +58,15 @@ pub(crate) struct What {
 }
 
 impl What {
-    /// One key going.
-    pub(crate) fn end_of(key: &[u8]) -> Self {
-        Self { range: Range { begin: key.to_vec(), end: Vec::new() }, changes: false, is_ahead: false }
+    /// One key going, as it was created at this revision.
+    pub(crate) fn end_of(key: &[u8], created: i64) -> Self {
+        let range = Range { begin: key.to_vec(), end: Vec::new() };
+        Self { range, after: created, changes: false, is_ahead: false }
+    }
+
+    /// Whether an event is of what is watched, and not of what was there before.
+    fn is_concerned_by(&self, event: &Event) -> bool {
+        event.kv.as_ref().is_some_and(|key| key.mod_revision > self.after)
     }
 }
 
@@ -298,7 +307,7 @@ fn obey(
     None
 }
 
-fn create(id: i64, What { range, changes, is_ahead }: &What) -> WatchRequest {
+fn create(id: i64, What { range, changes, is_ahead, .. }: &What) -> WatchRequest {
     let filters = if *changes { Vec::new() } else { vec![Filter::Noput.into()] };
     let request = Some(watch_request::Request::Create(WatchCreateRequest {
         key: range.begin.clone(),
@@ -316,7 +325,8 @@ fn tell(listening: &mut Listening, answer: &WatchResponse, questions: &mpsc::Unb
     if answer.canceled {
         tracing::debug!(id = answer.watch_id, "a watch was cancelled by the server");
     }
-    let is_gone = |event: &Event| event.r#type() == event::Type::Delete;
+    let is_news = |event: &Event| listener.what.is_concerned_by(event);
+    let is_gone = |event: &Event| is_news(event) && event.r#type() == event::Type::Delete;
     match &listener.ear {
         Ear::Waiter(news) => {
             if answer.created {
@@ -328,7 +338,7 @@ fn tell(listening: &mut Listening, answer: &WatchResponse, questions: &mpsc::Unb
             if answer.events.iter().any(|event| is_gone(event) && held_alone(event)) {
                 news.is_front.store(true, Ordering::Release);
             }
-            if answer.canceled || !answer.events.is_empty() {
+            if answer.canceled || answer.events.iter().any(is_news) {
                 news.tell();
             }
         }
@@ -357,6 +367,16 @@ mod tests {
 
     const ID: i64 = 7;
 
+    /// The revision at which the key was created.
+    const CREATED: i64 = 20;
+
+    /// One that is told of the key's end at this revision.
+    fn gone_at(mod_revision: i64, prev_kv: Option<KeyValue>) -> WatchResponse {
+        let kv = Some(KeyValue { key: b"key".to_vec(), mod_revision, ..KeyValue::default() });
+        let gone = Event { r#type: event::Type::Delete.into(), kv, prev_kv };
+        WatchResponse { watch_id: ID, events: vec![gone], ..WatchResponse::default() }
+    }
+
     /// A holder's watch that the server has, all that the holder was told, and what the server is asked.
     struct Stage {
         listening: Listening,
@@ -373,7 +393,7 @@ mod tests {
                 move |word| told.lock().unwrap().push(word)
             }));
             let mut listening = Listening::default();
-            obey(&mut listening, Order::Watch(ID, What::end_of(b"key"), ear), None);
+            obey(&mut listening, Order::Watch(ID, What::end_of(b"key", CREATED), ear), None);
             let mut stage = Self { listening, told, questions, asked };
             // What happened since the key was made nobody has told.
             stage.hears(&WatchResponse { created: true, ..WatchResponse::default() }, &[Word::Unwatched]);
@@ -392,7 +412,8 @@ mod tests {
         let (questions, mut asked) = mpsc::unbounded_channel();
         let mut listening = Listening::default();
         let ear = Ear::Holder(Arc::new(|_| {}));
-        let later = obey(&mut listening, Order::Watch(ID, What::end_of(b"key"), ear), Some(&questions));
+        let later =
+            obey(&mut listening, Order::Watch(ID, What::end_of(b"key", CREATED), ear), Some(&questions));
         assert_eq!(later, Some(ID));
         assert_eq!(obey(&mut listening, Order::Cancel(ID), Some(&questions)), None);
         assert!(asked.try_recv().is_err() && listening.is_empty());
@@ -403,10 +424,10 @@ mod tests {
         let mut stage = Stage::new();
         stage.hears(&WatchResponse { canceled: true, ..WatchResponse::default() }, &[]);
         let asked = stage.asked.try_recv().unwrap();
-        assert_eq!(asked, create(ID, &What::end_of(b"key")));
+        assert_eq!(asked, create(ID, &What::end_of(b"key", CREATED)));
         stage.hears(&WatchResponse { created: true, ..WatchResponse::default() }, &[Word::Unwatched]);
-        let gone = Event { r#type: event::Type::Delete.into(), ..Event::default() };
-        stage.hears(&WatchResponse { events: vec![gone], ..WatchResponse::default() }, &[Word::Gone]);
+        stage.hears(&gone_at(CREATED - 1, None), &[]);
+        stage.hears(&gone_at(CREATED + 1, None), &[Word::Gone]);
     }
 
     #[test]
@@ -425,10 +446,11 @@ mod tests {
             let (questions, _asked) = mpsc::unbounded_channel();
             let news = Arc::new(News::default());
             let mut listening = Listening::default();
-            let what = What { is_ahead: true, ..What::end_of(b"key") };
+            let what = What { is_ahead: true, ..What::end_of(b"key", CREATED) };
             obey(&mut listening, Order::Watch(ID, what, Ear::Waiter(Arc::clone(&news))), Some(&questions));
-            let gone = Event { r#type: event::Type::Delete.into(), prev_kv, ..Event::default() };
-            let answer = WatchResponse { watch_id: ID, events: vec![gone], ..WatchResponse::default() };
+            tell(&mut listening, &gone_at(CREATED - 1, Some(before(8))), &questions);
+            assert_eq!((news.heard(), news.is_front()), (0, false), "it had the key before");
+            let answer = gone_at(CREATED + 1, prev_kv);
             tell(&mut listening, &answer, &questions);
             assert_eq!((news.heard(), news.is_front()), (1, expected), "{answer:?}");
         }

@@ -4,6 +4,7 @@ mod clock;
 #[path = "../common/mod.rs"]
 mod common;
 mod fence;
+mod late;
 #[path = "../common/line.rs"]
 mod line;
 mod narrow;
@@ -428,7 +429,12 @@ async fn a_thousand_leases_are_kept_by_one_message_and_given_back_in_few_writes(
 
 /// What the first member counts under a name that begins so.
 fn metric(cluster: &EtcdCluster, name: &str) -> usize {
-    let mut stream = TcpStream::connect(("127.0.0.1", cluster.port(0))).unwrap();
+    metric_of(cluster, 0, name)
+}
+
+/// What a member counts under a name that begins so.
+fn metric_of(cluster: &EtcdCluster, member: usize, name: &str) -> usize {
+    let mut stream = TcpStream::connect(("127.0.0.1", cluster.port(member))).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
     let mut metrics = String::new();
     stream.read_to_string(&mut metrics).unwrap();
