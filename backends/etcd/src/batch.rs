@@ -12,9 +12,7 @@ use crate::error;
 use crate::ops;
 use crate::proto::request_op::Request;
 use crate::proto::response_op::Response;
-use crate::proto::{
-    RangeRequest, RangeResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
-};
+use crate::proto::{RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest, TxnResponse};
 use crate::servers::Servers;
 
 pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -145,7 +143,7 @@ async fn send_together(
     match servers.call(TXN, together).await {
         Ok(answer) => {
             let answer: TxnResponse = answer;
-            let header = Some(ResponseHeader { revision: ops::revision(&answer) });
+            let header = answer.header;
             let each = changes.iter().enumerate().map(|(index, (place, _))| {
                 let made = ops::nested(&answer, index)
                     .map(|nested| TxnResponse { header, ..nested.clone() })

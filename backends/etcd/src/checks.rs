@@ -90,6 +90,11 @@ pub(crate) fn serves(status: &StatusResponse) -> bool {
     status.leader != 0 && !status.is_learner
 }
 
+/// Which cluster a member is of. Zero: it does not say so.
+pub(crate) fn cluster(status: &StatusResponse) -> u64 {
+    status.header.map_or(0, |header| header.cluster_id)
+}
+
 /// Looks at the cluster: two round trips, and one to each member of the URL, with its connection.
 pub(crate) async fn examine(client: &Arc<Client>) -> Result<Vec<Finding>> {
     let statuses = client.servers.call_each(STATUS, StatusRequest {}).await;
@@ -109,6 +114,7 @@ pub(crate) async fn examine(client: &Arc<Client>) -> Result<Vec<Finding>> {
             )),
         }
     }
+    findings.extend(of_clusters(&statuses));
     let members: Result<MemberListResponse> = client.servers.call(MEMBERS, MemberListRequest {}).await;
     findings.push(match members {
         Ok(members) => of_members(&members, statuses.len()),
@@ -164,6 +170,21 @@ fn of_member(member: &str, status: &StatusResponse) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Whether the members of the URL belong together.
+fn of_clusters(statuses: &[(&str, Result<StatusResponse>)]) -> Option<Finding> {
+    let mut known =
+        statuses.iter().filter_map(|(member, status)| Some((member, cluster(status.as_ref().ok()?))));
+    let (first, cluster) = known.next()?;
+    let (other, _) = known.find(|(_, other)| *other != cluster)?;
+    Some(Finding::problem(
+        "cluster",
+        format!(
+            "{first} and {other} are of different clusters: what is locked in one of them nobody sees in the other"
+        ),
+        "name members of one cluster in the URL",
+    ))
 }
 
 fn of_members(members: &MemberListResponse, named: usize) -> Finding {

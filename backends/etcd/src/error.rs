@@ -74,6 +74,13 @@ pub(crate) fn no_answer(member: &str) -> Error {
     Error::new(ErrorKind::Unavailable, advice).about(member)
 }
 
+/// A member is of another cluster than the one that we have spoken to.
+pub(crate) fn of_another_cluster(member: &str) -> Error {
+    let advice = "it is of another cluster than those that we spoke to before, and knows nothing of what is locked there: name members of \
+                  one cluster in the URL; where that was set up anew, start this program again";
+    Error::new(ErrorKind::InvalidUrl, advice).about(member)
+}
+
 /// No member could be connected to in time.
 pub(crate) fn no_connection_in_time(shown: &str) -> Error {
     Error::new(ErrorKind::Unavailable, "no connection to any member came about in time").about(shown)

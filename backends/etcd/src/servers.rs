@@ -69,6 +69,8 @@ struct Current {
     link: Option<Arc<Link>>,
     /// Whether there ever was one.
     has_connected: bool,
+    /// Which cluster it was with. Zero: nobody has said so.
+    cluster: u64,
     /// Which member to try next.
     next: usize,
 }
@@ -78,6 +80,8 @@ struct Current {
 pub(crate) struct Link {
     channel: Channel,
     pub(crate) address: String,
+    /// Which cluster the member says it is of. Zero: it does not.
+    cluster: u64,
     /// What shows who we are, where the cluster wants to know.
     token: Option<MetadataValue<Ascii>>,
     /// Becomes true when the connection is given up.
@@ -207,7 +211,10 @@ impl Servers {
             let patience = if remaining == 0 { ANSWER_PATIENCE } else { CONNECT_PATIENCE };
             let error = match self.try_to_connect(member, patience).await {
                 Ok((link, true)) => match self.logged_in(member, link).await {
-                    Ok(link) => return Ok(self.use_from_now_on(link)),
+                    Ok(link) => match self.of_one_cluster(link) {
+                        Ok(link) => return Ok(self.use_from_now_on(link)),
+                        Err(error) => error,
+                    },
                     // So would the others.
                     Err(error) if error.kind() != ErrorKind::Unavailable => return Err(error),
                     Err(error) => error,
@@ -226,14 +233,29 @@ impl Servers {
         }
         if let Some((member, link)) = spare {
             // None serves now, as in an election. What it is asked may still be done when that is over.
-            return Ok(self.use_from_now_on(self.logged_in(member, link).await?));
+            let link = self.of_one_cluster(self.logged_in(member, link).await?)?;
+            return Ok(self.use_from_now_on(link));
         }
         Err(trouble.unwrap_or_else(|| Error::new(ErrorKind::Bug, "a URL without members was accepted")))
+    }
+
+    /// Errors for a member of another cluster than those before it: what is held there nobody sees here, and would grant it again.
+    fn of_one_cluster(&self, link: Link) -> Result<Link> {
+        let known = self.current().cluster;
+        if known == 0 || link.cluster == 0 || link.cluster == known {
+            return Ok(link);
+        }
+        let error = error::of_another_cluster(&link.address);
+        tracing::warn!(%error, "a member of the URL is not used");
+        Err(error)
     }
 
     fn use_from_now_on(&self, link: Link) -> Arc<Link> {
         let link = Arc::new(link);
         let mut current = self.current();
+        if current.cluster == 0 {
+            current.cluster = link.cluster;
+        }
         current.link = Some(Arc::clone(&link));
         current.has_connected = true;
         link
@@ -242,7 +264,7 @@ impl Servers {
     /// A connection to a member, and whether it serves. That a connection opens says little: whatever stands before a member that is
     /// dead or stopped, a proxy or its kernel, accepts one for it.
     async fn try_to_connect(&self, member: &Member, patience: Duration) -> Result<(Link, bool)> {
-        let link = open(member).await?;
+        let mut link = open(member).await?;
         let asked = link.ask(checks::STATUS, StatusRequest {});
         let answer = tokio::time::timeout(patience, asked).await;
         let status: StatusResponse = match answer.map_err(|_| error::no_answer(&member.address))? {
@@ -252,6 +274,7 @@ impl Servers {
             Err(status) => return Err(error::of_call(&status, &member.address).without_effect()),
         };
         checks::refuse_what_is_too_old(&status, &self.shown)?;
+        link.cluster = checks::cluster(&status);
         Ok((link, checks::serves(&status)))
     }
 
@@ -267,11 +290,15 @@ impl Servers {
             let answer: Result<AuthenticateResponse, Status> =
                 answer.map_err(|_| error::no_answer(&member.address))?;
             link.token = match answer {
-                Ok(answer) => answer.token.parse().ok().map(|mut token: MetadataValue<Ascii>| {
-                    // Whoever has it is us: it is not shown where a connection is.
-                    token.set_sensitive(true);
-                    token
-                }),
+                Ok(answer) => {
+                    // It may have let nobody ask before.
+                    link.cluster = answer.header.map_or(link.cluster, |header| header.cluster_id);
+                    answer.token.parse().ok().map(|mut token: MetadataValue<Ascii>| {
+                        // Whoever has it is us: it is not shown where a connection is.
+                        token.set_sensitive(true);
+                        token
+                    })
+                }
                 // Its authentication may be off for a while, in which nobody is to lose anything. When it asks, we log in.
                 Err(status) if error::asks_nobody(&status) => {
                     let advice = "its authentication is off, and whoever reaches it may change our locks: our password is of no use";
@@ -304,7 +331,8 @@ async fn open(member: &Member) -> Result<Link> {
     let channel = connected
         .map_err(|_| error::no_answer(&member.address))?
         .map_err(|error| error::of_connecting(&error, &member.address))?;
-    Ok(Link { channel, address: member.address.clone(), token: None, left: watch::Sender::new(false) })
+    let (address, left) = (member.address.clone(), watch::Sender::new(false));
+    Ok(Link { channel, address, cluster: 0, token: None, left })
 }
 
 impl Link {

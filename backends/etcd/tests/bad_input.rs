@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{LONG, client, connect, hold, name, of_each_version, release, renew, request};
 use ringfence::{Locks, Stakes};
 use ringfence_core::{
-    Attempt, Backend, Clock, ErrorKind, Eviction, HolderInfo, METADATA_MAX, Mode, RecordKey, Release,
+    Attempt, Backend, Clock, Effect, ErrorKind, Eviction, HolderInfo, METADATA_MAX, Mode, RecordKey, Release,
     Renewal, Severity, SystemClock, Wait,
 };
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
@@ -351,4 +351,37 @@ async fn tls_trusts_whom_it_is_told_to_and_shows_who_we_are() {
     let bob = client(&both).await;
     let lease = hold(&bob, "orders", LONG).await;
     assert_eq!(release(&bob, &lease).await.unwrap(), Release::Released);
+}
+
+#[tokio::test]
+async fn members_of_two_clusters_in_one_url_are_not_taken_for_one() {
+    for mut one in of_each_version(EtcdOptions::new()).await {
+        let Some(other) = EtcdCluster::start(1).await else { return };
+        let ann = client(&format!("{},127.0.0.1:{}", one.url(), other.port(0))).await;
+        let findings = ann.examine().await.unwrap();
+        let finding = findings.iter().find(|finding| finding.about == "cluster").expect("it is said");
+        assert_eq!(finding.severity, Severity::Problem, "{finding:?}");
+        assert!(finding.what.contains(&other.port(0).to_string()), "{finding:?}");
+
+        let lease = hold(&ann, "orders", LONG).await;
+        one.kill(0);
+        // The other one knows of no lease, and would grant it again, with a lower token.
+        for _ in 0..3 {
+            let attempt = ann.acquire(request("orders", Mode::Exclusive, LONG / 30, Wait::No)).await;
+            let error = attempt.expect_err("it is held in the cluster that we know");
+            assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
+        }
+        one.start_again(0);
+        one.is_healthy(0).await;
+        let renewed = async {
+            loop {
+                if let Ok(renewal) = renew(&ann, &lease).await {
+                    return renewal;
+                }
+            }
+        };
+        assert_eq!(common::within("the first one is back", renewed).await, Renewal::Renewed);
+        let findings = client(&one.url()).await.examine().await.unwrap();
+        assert!(findings.iter().all(|finding| finding.about != "cluster"), "it is one: {findings:?}");
+    }
 }
