@@ -256,7 +256,9 @@ async fn watch_on_one_stream(
                     return ended;
                 };
                 ended = Ended::Worked;
-                tell(listening, &answer, &questions);
+                if !tell(listening, &answer) {
+                    return ended;
+                }
             }
             order = orders.recv() => match order {
                 Some(order) => held.extend(obey(listening, order, Some(&questions))),
@@ -320,10 +322,15 @@ fn create(id: i64, What { range, changes, is_ahead, .. }: &What) -> WatchRequest
     WatchRequest { request }
 }
 
-fn tell(listening: &mut Listening, answer: &WatchResponse, questions: &mpsc::UnboundedSender<WatchRequest>) {
-    let Some(listener) = listening.get_mut(&answer.watch_id) else { return };
+/// Tells who listens. Says whether the stream can be kept: a server ends watches that would begin before what it has compacted, as when it
+/// was given a snapshot after it had been cut off, and does not take their numbers again on the same stream.
+fn tell(listening: &mut Listening, answer: &WatchResponse) -> bool {
+    let Some(listener) = listening.get_mut(&answer.watch_id) else { return true };
     if answer.canceled {
         tracing::debug!(id = answer.watch_id, "a watch was cancelled by the server");
+    }
+    if answer.canceled && !answer.created {
+        return false;
     }
     let is_news = |event: &Event| listener.what.is_concerned_by(event);
     let is_gone = |event: &Event| is_news(event) && event.r#type() == event::Type::Delete;
@@ -347,17 +354,12 @@ fn tell(listening: &mut Listening, answer: &WatchResponse, questions: &mpsc::Unb
         Ear::Holder(tell) if answer.created && listener.has_missed => tell(Word::Unwatched),
         Ear::Holder(_) => {}
     }
-    listener.has_missed = answer.canceled;
-    match (answer.canceled, answer.created) {
-        (false, _) => {}
-        (true, false) => {
-            let _ = questions.send(create(answer.watch_id, &listener.what));
-        }
+    listener.has_missed = false;
+    if answer.canceled {
         // It does not want to: whoever listens looks now and then.
-        (true, true) => {
-            listening.remove(&answer.watch_id);
-        }
+        listening.remove(&answer.watch_id);
     }
+    true
 }
 
 #[cfg(test)]
@@ -377,33 +379,33 @@ mod tests {
         WatchResponse { watch_id: ID, events: vec![gone], ..WatchResponse::default() }
     }
 
-    /// A holder's watch that the server has, all that the holder was told, and what the server is asked.
+    /// A holder's watch that the server has, and all that the holder was told.
     struct Stage {
         listening: Listening,
         told: Arc<Mutex<Vec<Word>>>,
-        questions: mpsc::UnboundedSender<WatchRequest>,
-        asked: mpsc::UnboundedReceiver<WatchRequest>,
     }
 
     impl Stage {
         fn new() -> Self {
-            let (told, (questions, asked)) = (Arc::<Mutex<Vec<Word>>>::default(), mpsc::unbounded_channel());
+            let told = Arc::<Mutex<Vec<Word>>>::default();
             let ear = Ear::Holder(Arc::new({
                 let told = Arc::clone(&told);
                 move |word| told.lock().unwrap().push(word)
             }));
             let mut listening = Listening::default();
             obey(&mut listening, Order::Watch(ID, What::end_of(b"key", CREATED), ear), None);
-            let mut stage = Self { listening, told, questions, asked };
+            let mut stage = Self { listening, told };
             // What happened since the key was made nobody has told.
             stage.hears(&WatchResponse { created: true, ..WatchResponse::default() }, &[Word::Unwatched]);
             stage
         }
 
-        fn hears(&mut self, answer: &WatchResponse, expected: &[Word]) {
+        /// Says whether the stream can be kept.
+        fn hears(&mut self, answer: &WatchResponse, expected: &[Word]) -> bool {
             let answer = WatchResponse { watch_id: ID, ..answer.clone() };
-            tell(&mut self.listening, &answer, &self.questions);
+            let is_kept = tell(&mut self.listening, &answer);
             assert_eq!(std::mem::take(&mut *self.told.lock().unwrap()), expected, "{answer:?}");
+            is_kept
         }
     }
 
@@ -420,14 +422,19 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_that_the_server_cancels_is_asked_for_again_and_its_key_looked_at() {
+    fn a_holder_is_told_of_the_end_of_its_key_and_of_none_before() {
         let mut stage = Stage::new();
-        stage.hears(&WatchResponse { canceled: true, ..WatchResponse::default() }, &[]);
-        let asked = stage.asked.try_recv().unwrap();
-        assert_eq!(asked, create(ID, &What::end_of(b"key", CREATED)));
-        stage.hears(&WatchResponse { created: true, ..WatchResponse::default() }, &[Word::Unwatched]);
-        stage.hears(&gone_at(CREATED - 1, None), &[]);
-        stage.hears(&gone_at(CREATED + 1, None), &[Word::Gone]);
+        assert!(stage.hears(&gone_at(CREATED - 1, None), &[]));
+        assert!(stage.hears(&gone_at(CREATED + 1, None), &[Word::Gone]));
+    }
+
+    #[test]
+    fn a_watch_that_the_server_cancels_costs_the_stream() {
+        let mut stage = Stage::new();
+        let cancelled = WatchResponse { canceled: true, ..WatchResponse::default() };
+        assert!(!stage.hears(&cancelled, &[]) && stage.listening.contains_key(&ID));
+        let of_nobody = WatchResponse { watch_id: ID + 1, ..cancelled };
+        assert!(tell(&mut stage.listening, &of_nobody), "we have cancelled that one");
     }
 
     #[test]
@@ -443,15 +450,14 @@ mod tests {
             lease: 0x694d,
         };
         for (prev_kv, expected) in [(None, false), (Some(before(7)), false), (Some(before(8)), true)] {
-            let (questions, _asked) = mpsc::unbounded_channel();
             let news = Arc::new(News::default());
             let mut listening = Listening::default();
             let what = What { is_ahead: true, ..What::end_of(b"key", CREATED) };
-            obey(&mut listening, Order::Watch(ID, what, Ear::Waiter(Arc::clone(&news))), Some(&questions));
-            tell(&mut listening, &gone_at(CREATED - 1, Some(before(8))), &questions);
+            obey(&mut listening, Order::Watch(ID, what, Ear::Waiter(Arc::clone(&news))), None);
+            tell(&mut listening, &gone_at(CREATED - 1, Some(before(8))));
             assert_eq!((news.heard(), news.is_front()), (0, false), "it had the key before");
             let answer = gone_at(CREATED + 1, prev_kv);
-            tell(&mut listening, &answer, &questions);
+            tell(&mut listening, &answer);
             assert_eq!((news.heard(), news.is_front()), (1, expected), "{answer:?}");
         }
     }
@@ -459,7 +465,7 @@ mod tests {
     #[test]
     fn a_watch_that_the_server_refuses_is_not_asked_for_again() {
         let mut stage = Stage::new();
-        stage.hears(&WatchResponse { created: true, canceled: true, ..WatchResponse::default() }, &[]);
-        assert!(stage.asked.try_recv().is_err() && stage.listening.is_empty());
+        let refused = WatchResponse { created: true, canceled: true, ..WatchResponse::default() };
+        assert!(stage.hears(&refused, &[]) && stage.listening.is_empty());
     }
 }

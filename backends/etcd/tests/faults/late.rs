@@ -7,7 +7,7 @@ use ringfence::Locks;
 use ringfence_core::{Backend, Lease, Mode, abandonment};
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::common::{LONG, client, granted, hold, release, request, within};
 use crate::line::{FOR_EVER, sees_waiters};
@@ -103,4 +103,49 @@ async fn who_hears_late_of_the_end_of_an_earlier_lease_keeps_the_one_at_hand() {
     assert!(kept.is_held(), "its key stands");
     kept.release().await.unwrap();
     cluster.has_none(LOCKS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_whose_member_was_given_a_snapshot_learns_of_a_loss_afterwards() {
+    // Nobody renews it meanwhile, which would find the loss.
+    const TTL: Duration = Duration::from_mins(10);
+    let Some((cluster, leader, behind)) = three(EtcdOptions::new().set("snapshot-count", "100")).await else {
+        return;
+    };
+    let ann = Locks::connect(&at(cluster.port(behind))).await.unwrap();
+    let held = ann.lock(NAME).ttl(TTL).acquire().await.unwrap();
+    is_watched_at(&cluster, behind, 1).await;
+    cluster.cut_off(behind);
+    // A leader remembers 5,000 entries for those who are behind.
+    let mut writing = JoinSet::new();
+    for number in 0..32 {
+        let url = at(cluster.port(leader));
+        writing.spawn(async move {
+            let (bob, lock) = (client(&url).await, format!("another {number}"));
+            let mut last = 0;
+            for _ in 0..90 {
+                let lease = hold(&bob, &lock, LONG).await;
+                release(&bob, &lease).await.unwrap();
+                last = lease.token.grant();
+            }
+            last
+        });
+    }
+    let last = writing.join_all().await.into_iter().max().expect("they write").to_string();
+    within("a compaction, by whichever member", async {
+        let compact = ["--command-timeout", "1s", "compact", &last];
+        while cluster.ask(&compact).await.is_err_and(|error| !error.contains("compacted")) {}
+    })
+    .await;
+    // What it has missed is in no log any more, and it ends the watches that begin before that.
+    cluster.mend();
+    cluster.is_healthy(behind).await;
+    within("it has caught up", async {
+        while metric_of(&cluster, behind, "etcd_debugging_mvcc_compact_revision") < 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    cluster.etcdctl(&["del", "--prefix", &format!("{LOCKS}{NAME}!")]).await;
+    within("the loss is told", held.lost()).await;
 }
