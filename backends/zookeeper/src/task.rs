@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use ringfence_core::{Backoff, BootInstant, Error, ErrorKind, Nonce, Result, Ttl};
+use ringfence_core::{Backoff, BootInstant, Error, Nonce, Result, Ttl};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
@@ -441,7 +441,7 @@ impl Task {
                     self.owed_since = None;
                     return Ok(connection);
                 }
-                Err(why) if why.kind() == ErrorKind::Refused => return Err(why),
+                // Others may be away for a moment, and who refuses us, by a certificate that was just replaced, may be set right in time.
                 Err(why) => self.fail_what_waits(&why),
             }
             if self.orders.is_closed() || self.shared.clock.now() >= given_up_at {

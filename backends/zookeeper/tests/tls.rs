@@ -1,5 +1,6 @@
 //! By TLS: whom we trust, and who we are.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,4 +85,47 @@ async fn who_has_to_be_known_shows_a_certificate() {
     assert_untrusted(&refusal(&url).await, "?cert=/path.pem&key=/path.pem");
     let client = connect(&format!("{url}&cert={cert}&key={key}")).await.expect("a client that is known");
     works(&client).await;
+}
+
+/// Certificates are replaced while fleets run, and not always by the right one at first.
+#[tokio::test]
+async fn a_certificate_that_is_wrong_for_a_moment_costs_nobody_a_lease() {
+    let Some(mut servers) = ZooKeeperOptions::new().tls().start().await else { return };
+    let Some(others) = ZooKeeperOptions::new().tls().start().await else { return };
+    // A server has its certificate and its key in one file.
+    let folder = servers.files(0);
+    let both_of = |ensemble: &Ensemble, name: &str| {
+        let [_, certificate, key] = ensemble.certificates().expect("TLS");
+        let text = [key, certificate].map(|file| fs::read_to_string(file).expect("a file of ours")).concat();
+        let both = folder.join(name);
+        fs::write(&both, text).expect("a temporary folder can be written to");
+        both.display().to_string()
+    };
+    let (right, wrong) = (both_of(&servers, "right.pem"), both_of(&others, "wrong.pem"));
+    let url = format!("{}?tls=on&ca={}", servers.tls_url(), shown(servers.certificates().expect("TLS")[0]));
+    let client = connect(&url).await.expect("a server that we trust");
+    let Ok(Attempt::Granted(lease)) = client.acquire(request("orders/42")).await else {
+        panic!("a free lock is granted")
+    };
+    let renewed = async |is_meant: fn(&Result<Vec<Renewal>>) -> bool| {
+        tokio::time::timeout(Duration::from_secs(25), async {
+            loop {
+                let renewed = client.renew(std::slice::from_ref(&lease.key)).await;
+                if is_meant(&renewed) {
+                    return renewed;
+                }
+            }
+        })
+        .await
+        .expect("an answer that is meant")
+    };
+    servers.set(0, "ssl.keyStore.location", &wrong);
+    servers.restart(0);
+    // Until it is there again, and is not trusted.
+    let refused =
+        renewed(|answer| !matches!(answer, Err(error) if error.kind() == ErrorKind::Unavailable)).await;
+    assert_eq!(refused.expect_err("nobody can be trusted").kind(), ErrorKind::Refused);
+    servers.set(0, "ssl.keyStore.location", &right);
+    servers.restart(0);
+    assert_eq!(renewed(Result::is_ok).await.expect("an answer"), [Renewal::Renewed]);
 }
