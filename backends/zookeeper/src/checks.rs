@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::BytesMut;
 use ringfence_core::{Finding, Result, Ttl};
 use tokio::io::AsyncReadExt;
 
 use crate::backend::Client;
+use crate::error;
 use crate::servers::{Servers, send_all};
-use crate::wire::{self, Code, Request};
+use crate::wire::{self, Answer, Code, Data, Greeting, Odd, Request};
 
 /// How long a server may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,15 +36,74 @@ const RIGHTS_TO_CHANGE: i32 = 2 | 4 | 8;
 pub(crate) async fn examine(client: &Client) -> Result<Vec<Finding>> {
     let mut findings = vec![access(client).await?, range(client.sessions.range)];
     let servers = &client.sessions.servers;
+    let mut marks = Vec::new();
     for (place, (host, port)) in servers.addresses().iter().enumerate() {
         let server = format!("{host}:{port}");
         match tokio::time::timeout(PATIENCE, say(servers, place, "srvr")).await {
-            Ok(Ok(said)) => findings.extend(of_server(&server, &said)),
+            Ok(Ok(said)) => {
+                findings.extend(of_server(&server, &said));
+                let leads = matches!(mode(&said), Some("leader" | "standalone"));
+                let root = tokio::time::timeout(PATIENCE, root_at(client, place)).await;
+                marks.push(Mark { server, leads, root: root.ok().and_then(Result::ok) });
+            }
             Ok(Err(why)) => findings.push(unreachable(&server, &why.to_string())),
             Err(_) => findings.push(unreachable(&server, "it does not answer in time")),
         }
     }
+    findings.push(ensemble(&marks));
     Ok(findings)
+}
+
+/// What shows of which ensemble a server is.
+struct Mark {
+    server: String,
+    /// Whether it leads, or is alone.
+    leads: bool,
+    /// The transaction that made the node below which all of ours is, and when, in its ensemble; zeros where there is none. `None`: it does
+    /// not say.
+    root: Option<(i64, i64)>,
+}
+
+/// The mark of the ensemble of a server, which asks its leader first, in a session that begins and ends with that.
+async fn root_at(client: &Client, place: usize) -> Result<(i64, i64)> {
+    let shortest = i32::try_from(client.sessions.range.0.as_millis()).expect("a day has fewer milliseconds");
+    let (mut connection, _) = client.sessions.servers.greet(place, &Greeting::new_session(shortest)).await?;
+    let (mut out, root) = (BytesMut::new(), client.keys.root());
+    for (number, request) in (1..).zip([Request::sync(&root), Request::data(&root, false), Request::close()])
+    {
+        request.write(number, &mut out);
+    }
+    send_all(&mut connection.stream, &out).await.map_err(error::of_connecting)?;
+    let _synced = connection.message().await?;
+    let found = Answer::read(connection.message().await?).map_err(|Odd| error::odd())?;
+    match found.outcome {
+        Err(Code::NO_NODE) => Ok((0, 0)),
+        found => {
+            let stat = Data::read(found.map_err(error::refused)?).map_err(|Odd| error::odd())?.stat;
+            Ok((stat.made_by, stat.made_at))
+        }
+    }
+}
+
+/// Whether the servers belong together, as far as they show it: one of an ensemble leads or is alone, and a node is made once in it.
+fn ensemble(marks: &[Mark]) -> Finding {
+    const ABOUT: &str = "ensemble";
+    let mut leading = marks.iter().filter(|mark| mark.leads);
+    let mut telling = marks.iter().filter(|mark| mark.root.is_some());
+    let two_lead = leading.next().zip(leading.next());
+    let two_have =
+        telling.next().and_then(|first| Some((first, telling.find(|other| other.root != first.root)?)));
+    match two_lead.or(two_have) {
+        None => Finding::fine(ABOUT, "nothing shows that the servers of the URL are of more than one"),
+        Some((one, other)) => Finding::problem(
+            ABOUT,
+            format!(
+                "{} and {} are of different ensembles: what is locked in one of them nobody sees in the other",
+                one.server, other.server
+            ),
+            "name the servers of one ensemble in the URL, and see that these are set up as one",
+        ),
+    }
 }
 
 fn unreachable(server: &str, why: &str) -> Finding {
@@ -102,10 +163,19 @@ fn range((shortest, longest): (Ttl, Ttl)) -> Finding {
     )
 }
 
+/// What stands behind these words in what a server says of itself.
+fn line<'a>(said: &'a str, begin: &str) -> Option<&'a str> {
+    said.lines().find_map(|line| line.strip_prefix(begin))
+}
+
+/// Its role, by its own word.
+fn mode(said: &str) -> Option<&str> {
+    line(said, "Mode: ")
+}
+
 /// What a server says of itself in `srvr`.
 fn of_server(server: &str, said: &str) -> Vec<Finding> {
-    let line = |begin: &str| said.lines().find_map(|line| line.strip_prefix(begin));
-    let Some(written) = line("Zookeeper version: ") else {
+    let Some(written) = line(said, "Zookeeper version: ") else {
         let first = said.lines().next().unwrap_or_default();
         let what = if first.contains("whitelist") {
             format!(
@@ -116,7 +186,7 @@ fn of_server(server: &str, said: &str) -> Vec<Finding> {
         };
         return vec![Finding::warning("server", what, "see its log, and allow srvr")];
     };
-    let mode = line("Mode: ").unwrap_or("unknown");
+    let mode = mode(said).unwrap_or("unknown");
     let role = match mode {
         "standalone" => Finding::warning(
             "role",
@@ -212,6 +282,21 @@ mod tests {
             ["", "srvr is not executed because it is not in the whitelist.", "HTTP/1.1 400 Bad Request"]
         {
             assert_eq!(judged(odd), [("server", Severity::Warning)], "{odd}");
+        }
+    }
+
+    #[test]
+    fn servers_of_two_ensembles_are_told_apart() {
+        let mark = |leads, root| Mark { server: "one:2181".to_owned(), leads, root };
+        let (here, there, nowhere) = (Some((7, 1000)), Some((7, 1001)), Some((0, 0)));
+        for (marks, severity) in [
+            (&[][..], Severity::Fine),
+            (&[mark(false, None), mark(true, here), mark(false, here)], Severity::Fine),
+            (&[mark(true, nowhere), mark(false, None), mark(true, None)], Severity::Problem),
+            (&[mark(false, here), mark(false, None), mark(false, there)], Severity::Problem),
+            (&[mark(false, nowhere), mark(false, here)], Severity::Problem),
+        ] {
+            assert_eq!(ensemble(marks).severity, severity);
         }
     }
 

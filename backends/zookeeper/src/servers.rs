@@ -75,7 +75,8 @@ impl Servers {
         Err(failed.expect("there are servers").about(&self.shown))
     }
 
-    async fn greet(&self, place: usize, greeting: &Greeting) -> Result<(Connection, Welcome)> {
+    /// Begins or continues a session at one of them, by its place among the addresses.
+    pub(crate) async fn greet(&self, place: usize, greeting: &Greeting) -> Result<(Connection, Welcome)> {
         let stream = self.open(place).await.map_err(error::of_connecting)?;
         let mut connection = Connection { stream, received: BytesMut::new(), place };
         let mut out = BytesMut::new();
@@ -133,7 +134,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    async fn message(&mut self) -> Result<Bytes> {
+    pub(crate) async fn message(&mut self) -> Result<Bytes> {
         loop {
             if let Some(message) = wire::take_message(&mut self.received).map_err(|Odd| error::odd())? {
                 return Ok(message);

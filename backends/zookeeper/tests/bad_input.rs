@@ -331,3 +331,27 @@ async fn a_server_of_another_kind_is_an_error() {
     }
     impostor.await.expect("it does not panic");
 }
+
+#[tokio::test]
+async fn servers_of_two_ensembles_in_one_url_are_said() {
+    let three = ZooKeeperOptions::new().servers(3);
+    let (Some(three), Some(alone)) = (three.start().await, Ensemble::start().await) else { return };
+    let ensemble = async |url: &str| {
+        let client = connect(url).await.expect("a server");
+        let findings = client.examine().await.expect("an examination");
+        findings.into_iter().find(|finding| finding.about == "ensemble").expect("it is looked at")
+    };
+    let leader = three.leader().await.expect("one leads");
+    let (follower, stranger) = (three.ports()[(leader + 1) % 3], alone.ports()[0]);
+    let mixed = format!("zookeeper://127.0.0.1:{follower},127.0.0.1:{stranger}");
+    // One of them leads nobody, and nobody has locked anything.
+    assert_eq!(ensemble(&mixed).await.severity, Severity::Fine);
+    let client = connect(&three.url()).await.expect("a server");
+    assert!(matches!(ask(&client, "orders", Ttl::DEFAULT.as_duration()).await, Ok(Attempt::Granted(_))));
+    let finding = ensemble(&mixed).await;
+    assert_eq!(finding.severity, Severity::Problem, "the lock is in one of them only: {finding:?}");
+    assert!(finding.what.contains(&follower.to_string()) && finding.what.contains(&stranger.to_string()));
+    assert_eq!(ensemble(&three.url()).await.severity, Severity::Fine, "they are of one");
+    let finding = ensemble(&format!("{},127.0.0.1:{stranger}", three.url())).await;
+    assert_eq!(finding.severity, Severity::Problem, "two of them lead: {finding:?}");
+}
