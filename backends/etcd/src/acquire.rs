@@ -44,6 +44,8 @@ const TRIES: usize = 3;
 /// The pauses between tries to withdraw.
 const WITHDRAW_FIRST: Duration = Duration::from_millis(20);
 const WITHDRAW_MOST: Duration = Duration::from_millis(500);
+/// The same, at most, where the cluster refuses it.
+const WITHDRAW_REFUSED: Duration = Duration::from_secs(5);
 
 /// For how long it is remembered that an attempt was withdrawn. No command is under way for that long.
 const WITHDRAWN: Duration = Duration::from_mins(1);
@@ -69,22 +71,28 @@ impl Client {
     }
 
     /// Undoes an attempt, and sees to it that it cannot come back. Tries until it is answered, at most for the TTL, and then goes
-    /// on in the background: the server's lease that the attempt shares with others may live on. Says whether it is known that
-    /// nothing is left of it.
+    /// on in the background, as it does where the cluster refuses it: the server's lease that the attempt shares with others may live
+    /// on. Says whether it is known that nothing is left of it.
     async fn withdraw(self: &Arc<Self>, withdrawal: Withdrawal) -> bool {
         let ends = self.now().saturating_add(withdrawal.ttl);
         let mut backoff = Backoff::new(WITHDRAW_FIRST, WITHDRAW_MOST);
         while self.now() < ends {
-            if let Some(is_undone) = self.try_to_withdraw(&withdrawal).await {
-                return is_undone;
+            match self.try_to_withdraw(&withdrawal).await {
+                Ok(()) => return true,
+                Err(error) if error.retry() == Retry::Never && error.kind() != ErrorKind::Lost => {
+                    tracing::warn!(%error, "an attempt cannot be withdrawn yet");
+                    // Somebody has to change something first, and nobody is to wait for that.
+                    backoff = Backoff::new(WITHDRAW_MOST, WITHDRAW_REFUSED);
+                    break;
+                }
+                Err(_) => tokio::time::sleep(backoff.pause()).await,
             }
-            tokio::time::sleep(backoff.pause()).await;
         }
         // Without the client nobody renews what the attempt lives by.
         let client = Arc::downgrade(self);
         self.runtime.spawn(async move {
             while let Some(client) = client.upgrade() {
-                if client.try_to_withdraw(&withdrawal).await.is_some() {
+                if client.try_to_withdraw(&withdrawal).await.is_ok() {
                     return;
                 }
                 drop(client);
@@ -94,8 +102,8 @@ impl Client {
         false
     }
 
-    /// Whether an attempt is undone; `None`: it has to be tried again.
-    async fn try_to_withdraw(&self, withdrawal: &Withdrawal) -> Option<bool> {
+    /// Undoes an attempt, or errors with why it has to be tried again.
+    async fn try_to_withdraw(&self, withdrawal: &Withdrawal) -> Result<()> {
         let Withdrawal { name, key, nonce, .. } = withdrawal;
         let withdrawn = async {
             let (reminder, _) = self.leases.grant(WITHDRAWN).await?;
@@ -103,18 +111,10 @@ impl Client {
                 vec![ops::delete(key), ops::put(&self.keys.withdrawn(*nonce), Vec::new(), reminder.id())];
             self.batch.change(name, TxnRequest { success, ..TxnRequest::default() }).await
         };
-        let withdrawn = match withdrawn.await {
+        match withdrawn.await {
             // There is no room for a reminder, nor for the attempt if it comes late.
             Err(error) if error.kind() == ErrorKind::Full => self.delete(name, key).await.map(drop),
             withdrawn => withdrawn.map(drop),
-        };
-        match withdrawn {
-            Ok(()) => Some(true),
-            Err(error) if error.retry() == Retry::Never && error.kind() != ErrorKind::Lost => {
-                tracing::warn!(%error, "an attempt could not be withdrawn; what came of it ends with its lease of the server");
-                Some(false)
-            }
-            Err(_) => None,
         }
     }
 }

@@ -132,16 +132,50 @@ async fn a_role_on_our_prefix_is_enough_and_every_other_one_is_refused() {
     }
 }
 
+/// Grants our user all rights to what begins so, or revokes them.
+async fn change_rights(cluster: &EtcdCluster, verb: &str, prefix: &str) {
+    let mut words = vec!["role", verb, "locks", "--prefix=true"];
+    words.extend((verb == "grant-permission").then_some("readwrite"));
+    words.push(prefix);
+    cluster.etcdctl(&words).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_we_may_not_withdraw_for_a_while_is_withdrawn_afterwards() {
+    let Some(mut cluster) = with_cheap_passwords().start().await else { return };
+    guard(&mut cluster).await;
+    for name in ["kept/", "left/"] {
+        change_rights(&cluster, "grant-permission", name).await;
+    }
+    let proxy = Proxy::start(cluster.port(0)).await;
+    let url = format!("etcd://ann:{SECRET}@127.0.0.1:{}?keys=verbatim", proxy.port());
+    let ann = Arc::new(client(&url).await);
+    // They share a lease of the server, which outlives the test.
+    let kept = hold(&ann, "kept", LONG).await;
+    let left = || cluster.ask(&["get", "--prefix", "--keys-only", "left/"]);
+    proxy.hold_replies();
+    let attempt = tokio::spawn({
+        let ann = Arc::clone(&ann);
+        async move { ann.acquire(request("left", Mode::Exclusive, LONG, Wait::No)).await }
+    });
+    common::within("it is granted", async { while left().await.unwrap().is_empty() {} }).await;
+    change_rights(&cluster, "revoke-permission", "left/").await;
+    proxy.cut_connections();
+    proxy.mend();
+    let error = common::within("nobody waits for the end of that", attempt).await.unwrap().unwrap_err();
+    assert_eq!(error.effect(), Effect::Unknown, "{error:?}");
+    assert!(!left().await.unwrap().is_empty(), "we may not delete it");
+    change_rights(&cluster, "grant-permission", "left/").await;
+    common::within("it is withdrawn", async { while !left().await.unwrap().is_empty() {} }).await;
+    assert_eq!(renew(&ann, &kept).await.unwrap(), Renewal::Renewed);
+}
+
 #[tokio::test]
 async fn what_we_may_not_delete_for_a_while_is_deleted_afterwards() {
     const TTL: Duration = Duration::from_secs(3);
     let Some(mut cluster) = with_cheap_passwords().start().await else { return };
     guard(&mut cluster).await;
-    let rights_to = async |verb: &str, name: &str| {
-        let mut words = vec!["role", verb, "locks", "--prefix=true"];
-        words.extend((verb == "grant-permission").then_some("readwrite"));
-        cluster.etcdctl(&[&words[..], &[name]].concat()).await;
-    };
+    let rights_to = async |verb: &str, name: &str| change_rights(&cluster, verb, name).await;
     for name in ["kept/", "left/"] {
         rights_to("grant-permission", name).await;
     }
