@@ -171,7 +171,9 @@ impl Guard {
     }
 
     /// Leaves the lock without releasing it: nobody else gets it before a TTL has gone by since the grant. That makes a limit on a
-    /// *rate* of a limit on how many hold at once: a permit that is left to lapse is one of `limit` in a TTL.
+    /// *rate* of a limit on how many hold at once: a permit that is left to lapse is one of `limit` in a TTL. With a
+    /// [lock delay](crate::LockRequest::lock_delay) nobody gets it before that has gone by as well, counted from when this guard would
+    /// have been lost without another renewal: for a holder whose work may still be on its way.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> ringfence::Result<()> {
@@ -182,9 +184,8 @@ impl Guard {
     /// # Ok(()) }
     /// ```
     ///
-    /// From the moment this is called the guard claims nothing. The lease is kept in the background and given back a TTL after the
-    /// grant (and its [lock delay](crate::LockRequest::lock_delay), if it has one), or at once where that is over already.
-    /// Neither dropping nor [closing](crate::Locks::close) the `Locks` ends it sooner.
+    /// From the moment this is called the guard claims nothing. The lease is kept in the background and given back when that time is
+    /// over, or at once where it is over already. Neither dropping nor [closing](crate::Locks::close) the `Locks` ends it sooner.
     /// What does, as it would of any lease: an eviction, a server that forgets, and, where
     /// [`HolderDeath`](crate::HolderDeath) says so, the death of this process; elsewhere a process that dies leaves it for up to a
     /// TTL after its last renewal.

@@ -184,20 +184,25 @@ impl Turn {
     }
 
     /// Ends the turn, and nobody gets the lease before a TTL has gone by since it began. Until then the keeper keeps it, because
-    /// where several share a lease of the server, as on etcd, it began long before and may end as much sooner.
+    /// where several share a lease of the server, as on etcd, it began long before and may end as much sooner. Nor does anybody get
+    /// it before its lock delay is over, which begins when it would have been lost, however long ago its turn began.
     ///
     /// Errors with [`ErrorKind::Lost`] if the lease was lost before.
     pub(crate) fn lapse(self) -> Result<()> {
-        if !self.is_held() {
+        let now = self.hall.clock.now();
+        let Some(deadline) = self.lease.state.deadline(now) else {
             return Err(self.lease.lost_error());
-        }
+        };
         self.over.store(true, Ordering::Release);
         self.lease.left.store(true, Ordering::Release);
         // How long somebody may hold it says nothing about how long nobody else may.
         self.lease.set_renewed_until(BootInstant::MAX);
-        self.hall.meters.hold.record(self.hall.clock.now().saturating_since(self.since));
+        self.hall.meters.hold.record(now.saturating_since(self.since));
         // What the backend keeps it for, because left to itself it would live for its lock delay as well.
-        let lapses = self.since.saturating_add(self.lease.key.ttl.as_duration());
+        let mut lapses = self.since.saturating_add(self.lease.key.ttl.as_duration());
+        if self.lease.room.has_lock_delay() {
+            lapses = lapses.max(deadline.saturating_add(self.lease.room.lock_delay()));
+        }
         let (hall, lease) = (Arc::clone(&self.hall), Arc::clone(&self.lease));
         // Nobody waits for it, not even the end of the hall.
         self.hall.background.runtime().spawn(async move {

@@ -89,6 +89,27 @@ async fn work_that_is_cut_short_leaves_the_delay_running() {
     guard.release().await.unwrap();
 }
 
+/// The delay is for what was sent last, and not for what was sent first.
+#[tokio::test]
+async fn work_that_is_cut_short_leaves_the_whole_delay_however_long_it_went_on() {
+    let delay = millis(600);
+    let (locks, stage) = staged();
+    let began = SystemClock::new().now();
+    let request = locks.lock("a").ttl(TTL).lock_delay(delay);
+    let cut_short = request.run(async |_| {
+        tokio::time::sleep(TTL + delay).await;
+        stage.always(Call::Renew, Fate::Unreachable);
+        std::future::pending::<()>().await;
+    });
+    assert_eq!(soon(cut_short).await.unwrap_err().kind(), ErrorKind::Lost);
+    let cut = SystemClock::new().now();
+    assert!(cut.saturating_since(began) > TTL + delay, "a grant's own TTL and delay are over");
+    let next = soon(locks.lock("a").acquire()).await.unwrap();
+    let waited = SystemClock::new().now().saturating_since(cut);
+    assert!(waited >= delay, "free {waited:?} after the work was cut short");
+    next.release().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_lease_that_is_left_to_lapse_does_so_when_the_delay_is_over() {
     let locks = memory().await;

@@ -166,3 +166,24 @@ async fn nobody_leads_before_the_lock_delay_of_a_lost_term_is_over() {
     assert!(next_term > term, "{next_term} after {term}");
     assert!(since(killed) >= Duration::from_secs(2), "led after {:?}", since(killed));
 }
+
+/// The delay is for what the command has sent last, however long it has led.
+#[tokio::test]
+async fn a_lock_delay_begins_when_the_command_is_ended_and_not_with_the_term() {
+    const DELAY: Duration = Duration::from_secs(2);
+    let Some(server) = RedisServer::start().await else { return };
+    let (store, url) = (Store::new(), server.url());
+    let flags = ["--url", &url, "--ttl", "1s", "--lock-delay", "2s"];
+    let first = candidate(&store, &flags, LEAD);
+    let (term, pid) = term_of(&first);
+    let second = candidate(&store, &flags, LEAD);
+    // The time for which the first term's own grant would have been kept.
+    tokio::time::sleep(Duration::from_secs(1) + DELAY).await;
+    server.stop();
+    until_gone(pid);
+    let ended = now();
+    server.resume();
+    let (next_term, _) = term_of(&second);
+    assert!(next_term > term, "{next_term} after {term}");
+    assert!(since(ended) >= DELAY, "led {:?} after the command of the term before was ended", since(ended));
+}
