@@ -135,12 +135,14 @@ impl Guard {
         async move {
             loop {
                 let gone = lease.gone.notified();
-                // Counted, not upgraded: a borrowed guard here could turn out to be the last one.
+                let now = clock.now();
+                let deadline = lease.state.deadline(now);
+                // Counted, not upgraded: a borrowed guard here could turn out to be the last one. And counted after the look: the last
+                // one is gone before the lease is given back, which looks like a loss.
                 if hold.strong_count() == 0 {
                     return pending().await;
                 }
-                let now = clock.now();
-                let Some(deadline) = lease.state.deadline(now) else { return };
+                let Some(deadline) = deadline else { return };
                 let spare = deadline.saturating_since(now).saturating_sub(margin);
                 let Some(nap) = clock.nap(now.saturating_add(spare)) else { return };
                 tokio::select! {

@@ -1,8 +1,11 @@
 //! What a guard says, and how it ends.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 
-use ringfence::{Agreement, Backend, Clock, Effect, ErrorKind, Eviction, Locks, Mode, SystemClock};
+use ringfence::{
+    Agreement, Backend, BootInstant, Clock, Effect, ErrorKind, Eviction, Locks, Mode, SystemClock, WallTime,
+};
 
 use crate::stage::{
     Call, Fate, Gate, JumpingClock, Stage, eventually, free, in_line, is_ready, memory, millis, soon, staged,
@@ -405,4 +408,43 @@ async fn an_offer_is_confirmed_before_it_is_left_to_lapse() {
     soon(left).await.unwrap();
     let _next = soon(locks.lock("a").acquire()).await.unwrap();
     assert!(SystemClock::new().now().saturating_since(asked) >= millis(400));
+}
+
+/// A clock during whose next look something happens: what another thread may do in between any two steps of ours.
+#[derive(Default)]
+struct BusyClock(Mutex<Option<Happening>>);
+
+type Happening = Box<dyn FnOnce() + Send>;
+
+impl fmt::Debug for BusyClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BusyClock")
+    }
+}
+
+impl Clock for BusyClock {
+    fn now(&self) -> BootInstant {
+        let happens = self.0.lock().unwrap().take();
+        if let Some(happens) = happens {
+            happens();
+        }
+        SystemClock::new().now()
+    }
+
+    fn wall(&self) -> WallTime {
+        SystemClock::new().wall()
+    }
+}
+
+#[tokio::test]
+async fn a_guard_that_is_given_back_while_somebody_looks_is_not_lost() {
+    let clock = Arc::new(BusyClock::default());
+    let backend: Arc<dyn Backend> = Stage::new();
+    let locks = Locks::builder().clock(Arc::clone(&clock) as _).with_backend(backend).unwrap();
+    let guard = locks.lock("a").acquire().await.unwrap();
+    let mut lost = Box::pin(guard.lost());
+    *clock.0.lock().unwrap() = Some(Box::new(|| drop(guard)));
+    assert!(!is_ready(&mut lost).await, "given back, and not lost");
+    free(&locks, "a").await;
+    assert!(!is_ready(&mut lost).await, "then there is nothing left to lose");
 }
