@@ -75,10 +75,12 @@ impl Background {
         let background = self.clone();
         let mut future = Box::pin(future);
         async move {
-            match poll_once(future.as_mut()).await {
-                Poll::Ready(result) => Ok(result),
-                Poll::Pending => Err(Errand::new(background, future)),
+            if background.is_here()
+                && let Poll::Ready(result) = poll_once(future.as_mut()).await
+            {
+                return Ok(result);
             }
+            Err(Errand::new(background, future))
         }
     }
 
@@ -100,11 +102,11 @@ impl Background {
         })
     }
 
-    /// Runs a future to its end from a place that cannot wait, such as a `drop`. Never panics: outside of a runtime, or
+    /// Runs a future to its end from a place that cannot wait, such as a `drop`. Never panics: outside of the runtime, or
     /// while a panic unwinds, nothing is polled here.
     pub(crate) fn let_go(&self, future: impl Future<Output = ()> + Send + 'static) {
         let mut future = Box::pin(future);
-        let can_poll = Handle::try_current().is_ok() && !std::thread::panicking();
+        let can_poll = self.is_here() && !std::thread::panicking();
         if can_poll && future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
             return;
         }
@@ -124,6 +126,12 @@ impl Background {
 
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    /// Whether the caller is on the runtime of the hall. The first timer or socket of whatever is polled elsewhere would belong to
+    /// another runtime, and may end with that while others still depend on it.
+    fn is_here(&self) -> bool {
+        Handle::try_current().is_ok_and(|current| current.id() == self.runtime.id())
     }
 }
 

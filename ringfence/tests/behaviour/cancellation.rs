@@ -236,6 +236,28 @@ fn a_guard_dropped_outside_of_its_runtime_is_released_by_it() {
     runtime.block_on(free(&locks, NAME));
 }
 
+/// As a program does that calls from a runtime of its own for each request, for a while.
+#[test]
+fn a_caller_whose_runtime_ends_takes_nothing_from_those_who_wait_with_it() {
+    let ours = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let locks = ours.block_on(async { staged().0 });
+    let held = ours.block_on(locks.lock(NAME).label("another").acquire()).unwrap();
+    let theirs = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // It is the first there, and stands in line for everybody of this process.
+    let first = theirs.spawn(locks.lock(NAME).acquire());
+    theirs.block_on(in_line(&locks, NAME, 1));
+    let second = ours.spawn(locks.lock(NAME).acquire());
+    ours.block_on(async { tokio::time::sleep(millis(50)).await });
+    drop(theirs);
+    drop(first);
+    ours.block_on(async {
+        // Long enough for whoever stands there to have looked again.
+        tokio::time::sleep(millis(100)).await;
+        held.release().await.unwrap();
+        soon(second).await.unwrap().expect("it waits for itself now").release().await.unwrap();
+    });
+}
+
 #[test]
 fn a_guard_that_outlives_its_runtime_does_not_panic() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
