@@ -95,7 +95,7 @@ async fn campaign_and_lead(
     loop {
         match signals.unless_interrupted(election.campaign(&args.value)).await? {
             Ok(leadership) => match lead(orders, leadership, args, global, signals).await? {
-                End::ByItself(ended) => return Ok(ended),
+                End::ByItself(ended, _) => return Ok(ended),
                 End::Lost(Some(signal)) => return Err(Failure::Interrupted(signal)),
                 End::Told | End::Lost(None) if args.once => {
                     return Err(Failure::new(
@@ -135,7 +135,7 @@ async fn lead(
     match lock::while_it_lasts(&name, remaining, leadership.resign()).await {
         Ok(()) => end,
         Err(error) if error.kind() == ErrorKind::Lost => match end? {
-            End::ByItself(_) => Err(error.into()),
+            End::ByItself(..) => Err(error.into()),
             end => Ok(end),
         },
         Err(error) => {

@@ -134,7 +134,7 @@ async fn work(
         Ok(job) => job.supervise(pending()).await,
         Err(failure) => Err(failure),
     };
-    if let Ok(End::ByItself(Ended::Exited(0))) = end {
+    if let Ok(End::ByItself(Ended::Exited(0), _)) = end {
         // All of it is there when everybody has closed it who inherited it, as for a shell's $(…).
         let Printed { kept, unread } = signals.unless_interrupted(output.all()).await??;
         session.complete(&kept).await?;
@@ -146,7 +146,7 @@ async fn work(
     let released = lock::while_it_lasts(&name, remaining, session.release()).await;
     let printed = signals.unless_interrupted(output.all()).await;
     let ended = match end? {
-        End::ByItself(ended) => ended,
+        End::ByItself(ended, _) => ended,
         End::Told | End::Lost(_) => {
             let lost = format!("the lease on the idempotency key {key} was lost while the command ran");
             return Err(Failure::new(exit_codes::LOST, lost));

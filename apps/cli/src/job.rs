@@ -161,8 +161,8 @@ pub(crate) struct Job<'a> {
 /// Why a command does not run any more.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// It ended by itself.
-    ByItself(Ended),
+    /// It ended by itself. With the signal that asked it to, if one did.
+    ByItself(Ended, Option<Signal>),
     /// It was told to, in time.
     Told,
     /// Its lease was lost, or nearly. With the signal that would have ended it anyway.
@@ -175,7 +175,10 @@ impl Job<'_> {
         let alarm = loss(self.guard, self.on_lost);
         let lost = tokio::select! {
             biased;
-            ended = self.ended() => return Ok(End::ByItself(ended?)),
+            ended = self.ended() => {
+                let ended = ended?;
+                return Ok(End::ByItself(ended, self.interrupted));
+            }
             lost = alarm => lost,
             grace = told => return self.end_in_time(grace).await,
         };

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use nix::sys::signal::Signal;
 use ringfence::patterns::{Missed, Once, OnceStart, Run, RunEntry, RunOutcome, Skipped};
 use ringfence::{ErrorKind, FencingToken, LockName, Locks, parse_duration};
 use serde::Serialize;
@@ -157,16 +158,21 @@ async fn run_what_is_due(
             }
         };
         let missed = run.missed();
-        let ended = run_window(orders, run, signals).await?;
-        if !missed || ended.code() != exit_codes::OK {
+        let (ended, asked) = run_window(orders, run, signals).await?;
+        // Who was asked to end begins nothing more.
+        if !missed || ended.code() != exit_codes::OK || asked.is_some() {
             return Ok(ended);
         }
         made_up = Some(ended);
     }
 }
 
-/// Runs the command for one window, and takes down how it ended.
-async fn run_window(orders: &Orders, run: Run, signals: &Signals) -> Result<Ended, Failure> {
+/// Runs the command for one window, and takes down how it ended. With the signal that asked it to, if one did.
+async fn run_window(
+    orders: &Orders,
+    run: Run,
+    signals: &Signals,
+) -> Result<(Ended, Option<Signal>), Failure> {
     let window = [("RINGFENCE_WINDOW", print::time(run.window().start))];
     let end = match orders.start(run.guard(), Source::Queue(signals), &window) {
         Ok(job) => job.supervise(pending()).await,
@@ -176,9 +182,9 @@ async fn run_window(orders: &Orders, run: Run, signals: &Signals) -> Result<Ende
     let lost =
         || Failure::new(exit_codes::LOST, format!("the lease on {name} was lost while the command ran"));
     let failure = match &end {
-        Ok(End::ByItself(Ended::Exited(0))) => None,
-        Ok(End::ByItself(Ended::Exited(code))) => Some(format!("exit code {code}")),
-        Ok(End::ByItself(Ended::Signalled(signal))) => Some(format!("ended by signal {signal}")),
+        Ok(End::ByItself(Ended::Exited(0), _)) => None,
+        Ok(End::ByItself(Ended::Exited(code), _)) => Some(format!("exit code {code}")),
+        Ok(End::ByItself(Ended::Signalled(signal), _)) => Some(format!("ended by signal {signal}")),
         Ok(End::Told | End::Lost(_)) => return Err(lost()),
         Err(failure) => Some(failure.message().unwrap_or_default()),
     };
@@ -194,7 +200,7 @@ async fn run_window(orders: &Orders, run: Run, signals: &Signals) -> Result<Ende
         Err(error) => return Err(error.into()),
     }
     match end? {
-        End::ByItself(ended) => Ok(ended),
+        End::ByItself(ended, asked) => Ok((ended, asked)),
         End::Told | End::Lost(_) => Err(lost()),
     }
 }

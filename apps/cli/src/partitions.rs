@@ -221,10 +221,12 @@ async fn work_on(
         grace
     };
     match job.supervise(revoked).await? {
-        End::ByItself(ended) if [exit_codes::CANNOT_RUN, exit_codes::NOT_FOUND].contains(&ended.code()) => {
+        End::ByItself(ended, _)
+            if [exit_codes::CANNOT_RUN, exit_codes::NOT_FOUND].contains(&ended.code()) =>
+        {
             Err(Failure::new(ended.code(), format!("the command of partition {number} cannot be run")))
         }
-        End::ByItself(ended) => {
+        End::ByItself(ended, _) => {
             messages.note(&format!("the command of partition {number} ended {ended}: it is started again"));
             Ok(())
         }

@@ -65,7 +65,7 @@ async fn run_locked(
         lock::acquire(&orders.locks, name, &args.lock, orders.label(), signals, global.messages()).await?;
     let ended = match orders.start(&guard, Source::Queue(signals), &[]) {
         Ok(job) => match job.supervise(pending()).await {
-            Ok(End::ByItself(ended)) => Ok(ended),
+            Ok(End::ByItself(ended, _)) => Ok(ended),
             Ok(End::Told | End::Lost(_)) => {
                 if !args.lock.delay.lock_delay.is_zero() {
                     // What the command has sent may still be on its way: the delay is for that.

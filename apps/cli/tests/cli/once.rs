@@ -204,6 +204,20 @@ fn of_the_days_that_nobody_ran_the_last_is_made_up_for_before_today() {
 }
 
 #[test]
+fn who_is_asked_to_end_while_it_makes_up_for_a_day_does_not_begin_the_next() {
+    let store = Store::new();
+    ran_days_ago(&store, 5);
+    let script = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done";
+    let args = ["once", "--every", "1d", "--missed", "run", "a", "--", "sh", "-c", script];
+    let running = Running::start(&mut store.command(args));
+    running.expect("ready");
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.line(), None, "it began another one");
+    assert_eq!(running.end().code(), Some(0));
+    assert_eq!(store.outcomes(), ["succeeded", "succeeded"], "the one long ago, and the one made up for");
+}
+
+#[test]
 fn whoever_holds_the_lock_of_a_job_keeps_it_from_running() {
     let store = Store::new();
     let (hold, input) = Running::start_with_input(&mut store.command(["hold", "once/a"]));
