@@ -90,7 +90,11 @@ pub(crate) async fn run(mut args: PartitionsArgs, global: &Global) -> Result<u8,
     };
     let outcome = crew.take_part(&partitions).await;
     lock::close(&orders.locks, &name, global.messages()).await;
-    outcome
+    match outcome {
+        // While nothing runs, between two memberships or before the first one, there is nothing to hand over.
+        Err(Failure::Interrupted(_)) => Ok(exit_codes::OK),
+        outcome => outcome,
+    }
 }
 
 /// The commands that run, each for its partition.

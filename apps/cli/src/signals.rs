@@ -16,6 +16,7 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::failure::Failure;
+use crate::job::ENDING;
 
 /// The signals of this process, in the order in which they came.
 #[derive(Debug)]
@@ -58,7 +59,8 @@ impl Signals {
         }
     }
 
-    /// Does something that takes its time, until a signal asks us to end. Ctrl-Z stops us meanwhile, as any program.
+    /// Does something that takes its time, until a signal asks us to end. Ctrl-Z stops us meanwhile, as any program. What is for a
+    /// command has nobody to go to.
     ///
     /// # Cancel safety
     ///
@@ -68,8 +70,10 @@ impl Signals {
             loop {
                 match self.next().await? {
                     Signal::SIGTSTP => stop(Whom::Us)?,
-                    Signal::SIGCONT | Signal::SIGWINCH | Signal::SIGCHLD => {}
-                    signal => return Err::<Infallible, _>(Failure::Interrupted(signal)),
+                    signal if ENDING.contains(&signal) => {
+                        return Err::<Infallible, _>(Failure::Interrupted(signal));
+                    }
+                    _ => {}
                 }
             }
         };

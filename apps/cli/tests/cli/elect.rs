@@ -82,6 +82,19 @@ fn follower(store: &Store) -> (Running, ChildStdin) {
 }
 
 #[test]
+fn what_is_for_the_command_does_not_end_a_candidate() {
+    let store = Store::new();
+    let first = candidate(&store, &[], LEAD);
+    term_of(&first);
+    let second = candidate(&store, &[], LEAD);
+    until_one_waits(&store);
+    second.signal(Signal::SIGUSR1);
+    second.signal(Signal::SIGUSR2);
+    first.signal(Signal::SIGTERM);
+    term_of(&second);
+}
+
+#[test]
 fn with_once_a_lost_term_is_the_end() {
     let store = Store::new();
     let first = candidate(&store, &["--once"], LEAD);

@@ -146,6 +146,20 @@ fn sigterm_ends_every_command_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn one_that_waits_to_join_ends_with_0_when_it_is_asked_to_and_not_by_what_is_for_its_commands() {
+    let store = Store::new();
+    let (door, _open) = Running::start_with_input(&mut store.command(["hold", "partitions/a"]));
+    door.line().expect("it holds the lock behind which one joins");
+    let waits = member(&store, &[], WORK);
+    let in_line = || store.state("partitions/a")["waiters"].as_array().unwrap().len();
+    eventually("it waits", || (in_line() == 1).then_some(()));
+    waits.signal(Signal::SIGUSR1);
+    waits.signal(Signal::SIGTERM);
+    assert_eq!(waits.end().code(), Some(0));
+    assert_eq!(in_line(), 0, "nothing is left behind");
+}
+
+#[test]
 fn a_command_that_does_not_end_is_killed_within_the_hand_over_time() {
     let store = Store::new();
     let stubborn =
