@@ -1,5 +1,6 @@
 use std::ffi::OsString;
 use std::future::pending;
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
@@ -164,8 +165,14 @@ async fn observe(name: &str, global: &Global) -> Result<u8, Failure> {
     let signals = Signals::take(&ENDING)?;
     let locks = signals.unless_interrupted(global.connect()).await??;
     let mut observation = locks.leader(name).observe();
+    let mut unread = pin!(print::unread());
     loop {
-        match signals.unless_interrupted(observation.next()).await? {
+        let seen = tokio::select! {
+            biased;
+            seen = signals.unless_interrupted(observation.next()) => seen?,
+            () = &mut unread => return Err(Failure::OutputClosed),
+        };
+        match seen {
             Ok(leader) if global.json => print::json(&Report { leader: leader.as_ref().map(view) })?,
             Ok(Some(Leader { value, term, holder, .. })) => {
                 print::line(&print::visible(&format!("{term}  {value}  {holder}")))?;

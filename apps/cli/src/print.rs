@@ -2,11 +2,14 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::future::pending;
 use std::io::{self, Write as _};
 use std::time::{Duration, UNIX_EPOCH};
 
 use ringfence::WallTime;
 use serde::Serialize;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Prints a line to standard output, now.
 pub(crate) fn line(text: &str) -> io::Result<()> {
@@ -18,6 +21,17 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
 /// Prints a value as one line of JSON.
 pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
     line(&to_json(value))
+}
+
+/// Resolves when whoever read our standard output has gone, for one that prints rarely: writing would be the first to say so.
+pub(crate) async fn unread() {
+    #[expect(deprecated, reason = "its successor is unsafe; our standard output stays open")]
+    let out = AsyncFd::with_interest(io::stdout(), Interest::ERROR);
+    match out {
+        Ok(out) if out.ready(Interest::ERROR).await.is_ok() => {}
+        // A file has no reader that could go.
+        _ => pending().await,
+    }
 }
 
 /// Where messages go, and in which form: standard error, for people or as JSON.

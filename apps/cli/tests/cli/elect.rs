@@ -1,6 +1,6 @@
 //! `elect`: one leads and runs the command, the next one follows, whatever becomes of the first.
 
-use std::io::Write;
+use std::io::{self, BufRead, BufReader, Write};
 use std::process::{ChildStdin, Stdio};
 use std::time::Duration;
 
@@ -151,6 +151,21 @@ fn people_read_who_leads() {
     assert!(line.contains("  here\\u{1b}  ann (process "), "{line}");
     kill(Pid::from_raw(leader.process.id().cast_signed()), Signal::SIGTERM).unwrap();
     assert_eq!(observer.line().as_deref(), Some("nobody"));
+}
+
+#[test]
+fn an_observer_that_nobody_reads_any_more_ends() {
+    let store = Store::new();
+    let (reader, writer) = io::pipe().unwrap();
+    let mut command = store.command(["elect", "--observe", "a"]);
+    let mut observer = command.stdout(writer).spawn().unwrap();
+    // It has the other end as well.
+    drop(command);
+    let mut lines = BufReader::new(reader).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "nobody");
+    drop(lines);
+    let ended = eventually("it ends, although nothing changes", || observer.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(128 + Signal::SIGPIPE as i32));
 }
 
 #[test]
