@@ -139,10 +139,17 @@ async fn serve(
     url: String,
     json: bool,
     messages: Messages,
-    stopped: oneshot::Receiver<()>,
+    mut stopped: oneshot::Receiver<()>,
 ) -> Result<u8, Failure> {
-    let locks = Locks::connect(&url).await?;
-    let workers = Worker::start_all(&url, &args.upstream, args.timeout).await?;
+    let connected = async {
+        let locks = Locks::connect(&url).await?;
+        Ok::<_, Failure>((locks, Worker::start_all(&url, &args.upstream, args.timeout).await?))
+    };
+    let (locks, workers) = tokio::select! {
+        connected = connected => connected?,
+        // Whoever told us to stop has dropped its end. Nobody was served yet.
+        _ = &mut stopped => return Ok(exit_codes::OK),
+    };
     let mut gate = Gate::new(Arc::new(Marks::of(&workers))).drain(args.drain);
     if let Some(key) = locks.token_key() {
         gate = gate.key(key.clone());
@@ -169,8 +176,7 @@ async fn serve(
     let failed = tokio::select! {
         never = accept(&listener, &fence, &workers, args.timeout, &clients) => match never {},
         failed = stays_alone => Some(failed),
-        // Whoever told us to stop has dropped its end.
-        _ = stopped => None,
+        _ = &mut stopped => None,
     };
     drop(listener);
     if timeout(args.drain, clients.shutdown()).await.is_err() {

@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, RINGFENCE, Running, Store, eventually, read_all, with_input};
+use crate::support::{PATIENCE, RINGFENCE, Running, Store, eventually, now, read_all, since, with_input};
 
 /// What is to wait, has to be seen waiting for so long.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -488,6 +488,28 @@ async fn it_ends_after_the_drain_whatever_is_under_way() {
         _hanging = ends => {}
     }
     assert_eq!(gate.running.end().code(), Some(0));
+}
+
+#[test]
+fn one_that_is_not_connected_yet_ends_at_the_first_signal() {
+    let store = Store::new();
+    // Their kernel takes connections, and nobody is there to answer.
+    let silent = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let hosts = silent.each_ref().map(|server| server.local_addr().unwrap().to_string()).join(",");
+    let url = format!("zookeeper://{hosts}");
+    let args = ["gate", "--url", &url, "--listen", "127.0.0.1:0", "--upstream", "http://127.0.0.1:9"];
+    let gate = Running::start(&mut store.command(args));
+    eventually("it connects", || {
+        silent.iter().find_map(|server| {
+            server.set_nonblocking(true).unwrap();
+            server.accept().ok()
+        })
+    });
+    let told = now();
+    gate.signal(Signal::SIGTERM);
+    assert_eq!(gate.end().code(), Some(0));
+    // All of them are waited for twice, a second and five.
+    assert!(since(told) < Duration::from_secs(9), "after {:?}", since(told));
 }
 
 #[test]
