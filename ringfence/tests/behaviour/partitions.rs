@@ -10,7 +10,7 @@ use ringfence_memory::MemoryBackend;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use crate::stage::SOON;
+use crate::stage::{Call, Fate, Gate, SOON, staged};
 
 const MEMBERS: usize = 50;
 const COUNT: u32 = 1000;
@@ -169,6 +169,24 @@ async fn a_membership_that_is_dropped_is_left() {
         }
     };
     timeout(SOON, free).await.expect("nothing is left of it");
+}
+
+/// Who works has its time to finish, whether or not the backend is there to hear that somebody leaves.
+#[tokio::test]
+async fn one_that_leaves_is_told_to_finish_before_the_backend_has_answered() {
+    let (locks, stage) = staged();
+    let mut membership = locks.partitions("a", 1).join().await.unwrap();
+    let Some(PartitionEvent::Assigned(partition)) = membership.next().await.unwrap() else {
+        panic!("it is free")
+    };
+    let gate = Gate::new();
+    stage.next(Call::Release, [Fate::held_back(&gate)]);
+    let leaves = tokio::spawn(membership.leave());
+    gate.somebody_is_there().await;
+    timeout(SOON, partition.revoked()).await.expect("it is told meanwhile");
+    drop(partition);
+    gate.open();
+    timeout(SOON, leaves).await.expect("it ends").unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -49,12 +49,16 @@ impl Member {
             }
             while seats.try_join_next().is_some() {}
         };
-        // First the membership: then the others stand in line by the time a partition is finished.
-        if let Err(error) = membership.release().await {
+        // First the membership: then the others stand in line by the time a partition is finished. But nobody waits for the answer, which
+        // may not come.
+        let released = membership.release();
+        let finished = async {
+            drop(table);
+            while seats.join_next().await.is_some() {}
+        };
+        if let (Err(error), ()) = tokio::join!(released, finished) {
             tracing::debug!(name = %self.group.lock, %error, "a membership that is left");
         }
-        drop(table);
-        while seats.join_next().await.is_some() {}
         self.inbox.end(end);
     }
 
