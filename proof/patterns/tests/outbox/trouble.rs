@@ -186,6 +186,14 @@ async fn numbers_rise_through_the_promotion_of_a_standby_that_lacks_the_last() {
     standby.psql(put).await;
     let lowest: u64 = standby.psql(&highest.replace("max", "min")).await.parse().unwrap();
     assert!(lowest > before, "{before} was given, and then {lowest}");
+
+    // A cluster of another version, or one that was restored, begins with the first timeline and goes on with the counter.
+    let before: u64 = standby.psql(highest).await.parse().unwrap();
+    server.restart().await;
+    server.psql(&format!("SELECT setval('ringfence_outbox.numbers', {before})")).await;
+    server.psql(put).await;
+    let highest: u64 = server.psql(highest).await.parse().unwrap();
+    assert_eq!(highest, before + 100);
 }
 
 /// Somebody who listens and stays in a transaction would otherwise have the app's transactions fail, each at its commit.
