@@ -340,7 +340,7 @@ async fn without_a_quorum_nothing_is_granted_and_nothing_is_left() {
     }
     let error = refused(ann.ask(Mode::Exclusive, Wait::No).await);
     assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
-    assert!(error.to_string().contains("2 of 5 nodes can be used and 3 have to agree"), "{error}");
+    assert!(error.to_string().contains("at most 2 of 5 nodes can be used and 3 have to agree"), "{error}");
     let error = refused(ann.ask(Mode::Exclusive, Wait::Until(BootInstant::MAX)).await);
     assert_eq!(
         error.kind(),
@@ -695,7 +695,7 @@ async fn permits_are_counted_by_more_than_a_majority() {
     nodes.0[2].kill();
     nodes.0[3].kill();
     let error = refused(cat.ask(permit(2), Wait::No).await);
-    assert!(error.to_string().contains("3 of 5 nodes can be used and 4 have to agree"), "{error}");
+    assert!(error.to_string().contains("at most 3 of 5 nodes can be used and 4 have to agree"), "{error}");
     let lease = cat.hold_for("other", Ttl::DEFAULT).await;
     assert_eq!(cat.release(&lease).await, Release::Released, "an exclusive lock needs three");
 }
@@ -910,7 +910,7 @@ async fn a_quorum_is_enough_to_connect_and_less_is_not() {
     nodes.0[2].kill();
     let error = connect(ports(&nodes).into_iter(), "", clock()).await.expect_err("two are no majority");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-    assert!(error.to_string().contains("2 of 5 nodes can be used and 3 have to agree"), "{error}");
+    assert!(error.to_string().contains("at most 2 of 5 nodes can be used and 3 have to agree"), "{error}");
 }
 
 /// Three nodes by these addresses.

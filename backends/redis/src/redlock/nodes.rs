@@ -206,11 +206,13 @@ impl Nodes {
 
     /// The error where too many nodes failed for a quorum of the others.
     pub(crate) fn too_few(&self, needed: usize, failures: Vec<Error>) -> Error {
+        // Of the others some may be silent: nobody waits for them, because they would change nothing.
         let answered = self.count() - failures.len();
         // What a node said tells more than that another one was silent.
         let worst = failures.into_iter().min_by_key(|failure| !is_answer(failure));
         let kind = worst.as_ref().map_or(ErrorKind::Unavailable, Error::kind);
-        let why = format!("{answered} of {} nodes can be used and {needed} have to agree", self.count());
+        let why =
+            format!("at most {answered} of {} nodes can be used and {needed} have to agree", self.count());
         let error = Error::new(kind, why);
         match worst {
             Some(worst) => error.because(worst),
