@@ -8,7 +8,7 @@ use ringfence::{Backend, BootInstant, Clock, ErrorKind, Locks, SystemClock, Wall
 
 use crate::stage::{Call, Fate, Gate, JumpingClock, Stage, eventually, is_ready, millis, soon, staged};
 
-const TTL: Duration = millis(150);
+const TTL: Duration = millis(600);
 
 fn elapsed_since(start: BootInstant) -> Duration {
     SystemClock::new().now().saturating_since(start)
