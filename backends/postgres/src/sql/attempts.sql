@@ -167,7 +167,7 @@ BEGIN
         verdict := 'x';
         RETURN;
     END IF;
-    IF number IS NULL AND had_turn AND @schema@.admits(l, mode) THEN
+    IF number IS NULL AND had_turn AND NOT (beacon AND @schema@.is_out(session)) AND @schema@.admits(l, mode) THEN
         -- Its turn was over before it could ask, as when a commit takes longer than a turn stands, and nobody else was given one. If
         -- it had to stand at the end of the line now, turns would go round where every commit takes so long, and nobody would take one.
         l := @schema@.grant_lease(l, of_nonce, mode, ttl, ttl, session, beacon, holder);
