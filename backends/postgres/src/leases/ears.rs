@@ -194,7 +194,8 @@ async fn listen_when_wanted(link: Arc<Link>, shared: Arc<Shared>, wanted: Arc<No
             }
             Err(error) => {
                 tracing::debug!(%error, "nobody can tell us of our turn");
-                shared.session.send_modify(|session| session.failure = Some(error));
+                // It is told to whoever asks for a lease that ends with the connection, and of that nothing was sent.
+                shared.session.send_modify(|session| session.failure = Some(error.without_effect()));
                 tokio::time::sleep(pauses.pause()).await;
             }
         }
