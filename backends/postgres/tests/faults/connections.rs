@@ -408,7 +408,7 @@ async fn a_waiter_outlives_its_connections(params: &str) {
     let (sender, mut turns) = mpsc::unbounded_channel();
     let mut axe = stage.server.session();
     let (mut waiters, mut ended) = (0, 0);
-    while ended < 60 {
+    while ended < 24 {
         if waiters < 10 {
             waiters += 1;
             join(&ann, sender.clone());
