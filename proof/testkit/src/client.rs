@@ -212,6 +212,13 @@ impl Client {
         renewals
     }
 
+    /// Renews leases that must be held.
+    pub(crate) async fn keeps(&self, leases: &[&Lease]) {
+        let renewals = self.renew_all(leases).await;
+        let are_held = renewals.iter().all(|renewal| *renewal == Renewal::Renewed);
+        assert!(are_held, "leases that are held can be renewed: {renewals:?} of {leases:?}");
+    }
+
     pub(crate) async fn release(&self, lease: &Lease) -> Release {
         self.release_all(&[lease]).await[0]
     }
