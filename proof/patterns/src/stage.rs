@@ -1,12 +1,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence::{Backend, Locks, Nonce};
+use ringfence::{Backend, Locks, Nonce, Retry};
 use ringfence_testkit::{Harness, PATIENCE};
 
 /// The hall of one more process, as far as the store can tell.
 pub(crate) async fn locks(harness: &dyn Harness) -> Locks {
-    hall(harness, harness.connect().await.expect("the harness connects a client"))
+    let connected = async {
+        loop {
+            match harness.connect().await {
+                // A machine that runs a dozen servers and processes may take longer than one wants to wait for an answer.
+                Err(error) if error.retry() == Retry::Later => {}
+                connected => break connected.expect("the harness connects a client"),
+            }
+        }
+    };
+    hall(harness, within("a connection", connected).await)
 }
 
 /// The hall of a process whose backend is this one.
