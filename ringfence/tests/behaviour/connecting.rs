@@ -173,9 +173,9 @@ fn locks_work_on_a_runtime_of_one_thread_and_of_many() {
     ] {
         runtime.block_on(async {
             let locks = memory().await;
-            let held = locks.lock("a").ttl(millis(100)).acquire().await.unwrap();
-            let waits = tokio::spawn(locks.lock("a").ttl(millis(100)).acquire());
-            tokio::time::sleep(millis(250)).await;
+            let held = locks.lock("a").ttl(millis(1000)).acquire().await.unwrap();
+            let waits = tokio::spawn(locks.lock("a").ttl(millis(1000)).acquire());
+            tokio::time::sleep(millis(1500)).await;
             assert!(held.is_held() && !waits.is_finished());
             held.release().await.unwrap();
             waits.await.unwrap().unwrap().release().await.unwrap();

@@ -171,7 +171,7 @@ async fn a_result_is_written_again_until_the_store_answers() {
 #[tokio::test]
 async fn a_store_that_stays_away_is_an_error_after_a_ttl_and_the_session_can_try_again() {
     let (locks, stage) = staged();
-    let Begun::Started(mut session) = locks.idempotency("a").ttl(millis(100)).begin().await.unwrap() else {
+    let Begun::Started(mut session) = locks.idempotency("a").ttl(millis(1000)).begin().await.unwrap() else {
         panic!("it is new")
     };
     stage.always(Call::Write, Fate::Vanishes);

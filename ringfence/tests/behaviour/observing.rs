@@ -81,9 +81,9 @@ async fn everything_is_counted_and_no_name_is_a_label() {
         |outcome: &str| ledger.of(&format!("ringfence_acquires_total{{backend=stage,outcome={outcome}}}"));
     let of = |name: &str| ledger.of(&format!("ringfence_{name}{{backend=stage}}"));
 
-    let held = locks.lock("secret-name").ttl(millis(100)).acquire().await.unwrap();
-    assert!(locks.lock("secret-name").ttl(millis(100)).try_acquire().await.unwrap().is_none());
-    locks.lock("secret-name").ttl(millis(100)).wait(millis(5)).acquire().await.unwrap_err();
+    let held = locks.lock("secret-name").ttl(millis(1000)).acquire().await.unwrap();
+    assert!(locks.lock("secret-name").ttl(millis(1000)).try_acquire().await.unwrap().is_none());
+    locks.lock("secret-name").ttl(millis(1000)).wait(millis(5)).acquire().await.unwrap_err();
     stage.next(Call::Acquire, [Fate::Unreachable]);
     locks.lock("another").acquire().await.unwrap_err();
     assert_eq!(["granted", "busy", "wait_elapsed", "failed"].map(acquires), [1, 1, 1, 1]);

@@ -6,7 +6,8 @@ use ringfence::{Clock, SystemClock};
 
 use crate::stage::{Call, Fate, Gate, eventually, millis, soon, staged};
 
-const OFFER: Duration = millis(400);
+/// Long enough for a busy machine to try again within it.
+const OFFER: Duration = millis(1500);
 const TTL: Duration = millis(20_000);
 
 #[tokio::test]

@@ -187,7 +187,7 @@ async fn an_end_whose_answer_is_lost_is_taken_down_once() {
 #[tokio::test]
 async fn an_end_that_cannot_be_taken_down_is_an_error_and_counts_as_crashed() {
     let (locks, stage) = staged();
-    let job = job(&locks).ttl(millis(200));
+    let job = job(&locks).ttl(millis(1000));
     let ended = job.run(async |_| {
         stage.always(Call::Write, Fate::Unreachable);
         Ok::<_, &str>(())
@@ -205,7 +205,7 @@ async fn an_end_that_cannot_be_taken_down_is_an_error_and_counts_as_crashed() {
 #[tokio::test]
 async fn nothing_runs_where_its_beginning_cannot_be_taken_down() {
     let (locks, stage) = staged();
-    let job = job(&locks).ttl(millis(200));
+    let job = job(&locks).ttl(millis(1000));
     stage.always(Call::Write, Fate::ReplyLost);
     let begun = job.run(async |_| -> Result<(), &str> { panic!("it must not run") });
     assert_eq!(soon(begun).await.unwrap_err().effect(), Effect::Unknown);

@@ -124,11 +124,11 @@ async fn no_handovers_means_none() {
 async fn a_lease_past_half_its_ttl_is_not_handed_on() {
     let (locks, stage) = staged_with(255, std::time::Duration::MAX);
     stage.always(Call::Renew, Fate::Unreachable);
-    let first = locks.lock(NAME).ttl(millis(400)).acquire().await.unwrap();
+    let first = locks.lock(NAME).ttl(millis(4000)).acquire().await.unwrap();
     let grant = first.token().grant();
-    let second = tokio::spawn(locks.lock(NAME).ttl(millis(400)).acquire());
+    let second = tokio::spawn(locks.lock(NAME).ttl(millis(4000)).acquire());
     tokio::task::yield_now().await;
-    tokio::time::sleep(millis(210)).await;
+    tokio::time::sleep(millis(2050)).await;
     first.release().await.unwrap();
     assert!(soon(second).await.unwrap().unwrap().token().grant() > grant, "a fresh grant");
 }
