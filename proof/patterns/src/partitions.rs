@@ -14,6 +14,9 @@ use crate::stage::{hall, locks, ttl, within};
 /// A TTL that a case waits for.
 const SHORT: Duration = Duration::from_millis(500);
 
+/// A TTL that a case waits for in the end, and through which a busy machine keeps every partition until then.
+const KEPT: Duration = Duration::from_secs(3);
+
 /// How many partitions the works of these cases have: so many that of two members none goes without.
 const COUNT: u32 = 40;
 
@@ -285,7 +288,7 @@ pub async fn partitions_are_taken_when_the_hand_over_is_over(harness: &dyn Harne
 /// Who is no member any more has to finish with everything, and is told so in the end.
 pub async fn partitions_are_revoked_when_the_membership_is_lost(harness: &dyn Harness) -> Verdict {
     let (ann, bob, name) = (locks(harness).await, locks(harness).await, fresh());
-    let short = ttl(&ann, 2 * SHORT);
+    let short = ttl(&ann, KEPT);
     let (mut first, own) = join_alone(&ann.partitions(&name, COUNT).ttl(short)).await;
     bob.evict(format!("partitions/{name}/members"), first.id()).await.expect("an eviction");
     let mut own: BTreeMap<u32, Partition> = own.into_iter().map(|own| (own.number(), own)).collect();
@@ -323,7 +326,7 @@ pub async fn partitions_of_one_that_is_cut_off_are_known_to_be_gone(harness: &dy
     let connected = harness.connect_by_cable();
     let cable = connected.ok_or(NotApplicable("the harness cuts no client off"))?.await;
     let (ann, bob, name) = (hall(harness, cable.client()), locks(harness).await, fresh());
-    let short = ttl(&ann, 2 * SHORT);
+    let short = ttl(&ann, KEPT);
     let (_first, own) = join_alone(&ann.partitions(&name, COUNT).ttl(short)).await;
     let mut second = join(&bob.partitions(&name, COUNT).ttl(short)).await;
     cable.cut();

@@ -9,7 +9,7 @@ use crate::harness::{Harness, Verdict};
 /// A renewed lease outlives its first TTL.
 pub async fn renewal_extends(harness: &dyn Harness) -> Verdict {
     // Long enough for a busy machine to renew in time, five times in each.
-    const TTL: Duration = Duration::from_secs(1);
+    const TTL: Duration = Duration::from_secs(3);
     let [ann, bob] = clients(harness).await;
     let name = fresh("renewal_extends");
     let lease = ann.hold(&name, Mode::Exclusive, TTL).await;

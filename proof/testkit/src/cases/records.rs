@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ringfence_core::{
@@ -6,7 +7,7 @@ use ringfence_core::{
     Version,
 };
 
-use crate::client::{Client, LONG, SHORT, clients, expect_refused, fresh, within};
+use crate::client::{Client, LONG, clients, expect_refused, fresh, within};
 use crate::harness::{Harness, NotApplicable, Verdict};
 
 /// A record of this lock in another field than the usual one.
@@ -196,6 +197,8 @@ pub async fn records_refuse_a_stale_write(harness: &dyn Harness) -> Verdict {
 /// The token of a lease that was released, lapsed or was evicted is refused, even if no successor came near the
 /// record.
 pub async fn records_refuse_the_token_of_a_lease_that_ended(harness: &dyn Harness) -> Verdict {
+    // Long enough for a busy machine to open the record under it.
+    const LAPSES: Duration = Duration::from_secs(2);
     let [ann, eve] = clients(harness).await;
     if ann.guarantees().record_guard != RecordGuard::LiveLease {
         return Err(NotApplicable("its records check the mark alone, not whether the lease lives"));
@@ -213,7 +216,7 @@ pub async fn records_refuse_the_token_of_a_lease_that_ended(harness: &dyn Harnes
 
     let released = overtaken(&ann, &key).await;
     check("was released", &released).await;
-    let lapsed = ann.hold(key.lock(), Mode::Exclusive, SHORT).await;
+    let lapsed = ann.hold(key.lock(), Mode::Exclusive, LAPSES).await;
     ann.opens(&key, &lapsed).await;
     ann.sees_lapsed(&lapsed).await;
     check("lapsed", &lapsed).await;
