@@ -390,8 +390,8 @@ mod tests {
     #[tokio::test]
     async fn a_lease_that_is_renewed_is_not_left() {
         let locks = Locks::connect("memory:").await.unwrap();
-        let guard = locks.lock("a").ttl(Duration::from_millis(500)).acquire().await.unwrap();
-        assert!(timeout(Duration::from_secs(2), loss(&guard, OnLost::Term)).await.is_err());
+        let guard = locks.lock("a").ttl(Duration::from_secs(3)).acquire().await.unwrap();
+        assert!(timeout(Duration::from_secs(4), loss(&guard, OnLost::Term)).await.is_err());
     }
 
     #[tokio::test]

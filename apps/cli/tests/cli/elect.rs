@@ -201,12 +201,13 @@ async fn a_lock_delay_begins_when_the_command_is_ended_and_not_with_the_term() {
     const DELAY: Duration = Duration::from_secs(2);
     let Some(server) = RedisServer::start().await else { return };
     let (store, url) = (Store::new(), server.url());
-    let flags = ["--url", &url, "--ttl", "1s", "--lock-delay", "2s"];
+    // Long enough for a busy machine to renew in time.
+    let flags = ["--url", &url, "--ttl", "3s", "--lock-delay", "2s"];
     let first = candidate(&store, &flags, LEAD);
     let (term, pid) = term_of(&first);
     let second = candidate(&store, &flags, LEAD);
     // The time for which the first term's own grant would have been kept.
-    tokio::time::sleep(Duration::from_secs(1) + DELAY).await;
+    tokio::time::sleep(Duration::from_secs(3) + DELAY).await;
     server.stop();
     until_gone(pid);
     let ended = now();

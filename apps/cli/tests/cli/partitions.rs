@@ -107,7 +107,7 @@ fn partitions_move_when_a_member_joins_and_back_when_it_is_killed() {
 #[test]
 fn one_that_was_stopped_past_its_leases_ends_its_commands_and_takes_part_again() {
     let store = Store::new();
-    let mut first = member(&store, &["--ttl", "1s"], WORK);
+    let mut first = member(&store, &["--ttl", "3s"], WORK);
     let alone = starts(&first, COUNT);
     first.signal(Signal::SIGSTOP);
     let second = member(&store, &[], WORK);
