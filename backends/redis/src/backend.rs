@@ -515,8 +515,8 @@ impl Place<'_> {
         let lease = LeaseKey::new(self.request.name.clone(), self.request.nonce, self.request.ttl);
         match self.client.release(&[lease]).await {
             Ok(_) => Ok(Attempt::Busy(contention)),
-            // The line is left in the background, where nobody waits for it.
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
+            // The line is left in the background, where nobody waits for it: by a server that is there again, or can write again.
+            Err(error) if error.retry() == Retry::Later => {
                 self.withdraw_in_background();
                 Ok(Attempt::Busy(contention))
             }

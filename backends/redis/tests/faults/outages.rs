@@ -1,10 +1,13 @@
 //! Connections that die, a server that stalls or restarts: while somebody holds, waits, acquires and releases.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ringfence::{Guard, Locks, Result};
-use ringfence_core::{Attempt, Backend, Clock, Effect, Error, ErrorKind, Release, Retry, SystemClock, Wait};
+use ringfence_core::{
+    Attempt, Backend, Clock, Effect, Error, ErrorKind, Release, Retry, SystemClock, Wait, abandonment,
+};
 use ringfence_servers::{Proxy, RedisOptions};
 
 use crate::stage::{
@@ -359,10 +362,7 @@ async fn a_waiter_keeps_its_place_while_the_server_cannot_write() {
     let held = granted(&ann, exclusive(Wait::No)).await;
     let waiting = tokio::spawn(async move { (granted(&ben, exclusive(FOR_EVER)).await, ben) });
     stage.sees_waiters(1).await;
-    // No snapshot can take the place of a folder.
-    let snapshot = stage.server.socket().with_file_name("data").join("dump.rdb");
-    fs::create_dir(&snapshot).expect("a folder");
-    save(&stage, "err").await;
+    let snapshot = cannot_write(&stage).await;
     let refusal = renew(&ann, &held).await.expect_err("it takes no changes");
     assert_eq!((refusal.kind(), refusal.retry()), (ErrorKind::Full, Retry::Later), "{refusal}");
     // The waiter has looked after its place in vain, and again.
@@ -376,12 +376,44 @@ async fn a_waiter_keeps_its_place_while_the_server_cannot_write() {
         };
         within("a look", again).await;
     }
-    fs::remove_dir(&snapshot).expect("it is empty");
-    save(&stage, "ok").await;
+    can_write(&stage, &snapshot).await;
     stage.sees_waiters(1).await;
     assert_eq!(release(&ann, &held).await.expect("an answer"), Release::Released);
     let (next, ben) = within("a turn", waiting).await.expect("no panic");
     assert_eq!(release(&ben, &next).await.expect("an answer"), Release::Released);
+}
+
+/// It waited for as long as its lease could have lived, to take back what had never been given.
+#[tokio::test]
+async fn a_wait_ends_while_the_server_cannot_write_and_the_line_is_left_afterwards() {
+    let Some(stage) = Stage::with(RedisOptions::new().set("save", &["3600", "1"])).await else { return };
+    let (ann, ben) = (stage.client().await, stage.client().await);
+    granted(&ann, exclusive(Wait::No)).await;
+    let (wanted, abandoned) = abandonment();
+    let waiting = tokio::spawn(async move {
+        let attempt = ben.acquire(exclusive(FOR_EVER).abandoned_by(abandoned)).await;
+        (attempt, ben)
+    });
+    stage.sees_waiters(1).await;
+    let snapshot = cannot_write(&stage).await;
+    drop(wanted);
+    let (attempt, _ben) = within("the end of a wait", waiting).await.expect("no panic");
+    assert!(matches!(attempt, Ok(Attempt::Busy(_))), "{attempt:?}");
+    can_write(&stage, &snapshot).await;
+    stage.sees_waiters(0).await;
+}
+
+/// Has the server take no changes, because no snapshot can take the place of a folder, until that is [gone](can_write).
+async fn cannot_write(stage: &Stage) -> PathBuf {
+    let snapshot = stage.server.socket().with_file_name("data").join("dump.rdb");
+    fs::create_dir(&snapshot).expect("a folder");
+    save(stage, "err").await;
+    snapshot
+}
+
+async fn can_write(stage: &Stage, snapshot: &Path) {
+    fs::remove_dir(snapshot).expect("it is empty");
+    save(stage, "ok").await;
 }
 
 /// Has the server write a snapshot, with this outcome.
