@@ -72,6 +72,15 @@ pub(crate) fn refused(code: Code) -> Error {
         Code::AUTH_FAILED | Code::INVALID_ACL => {
             (ErrorKind::Refused, "it refuses our user or password: check the URL")
         }
+        Code::LOGIN_NEEDED => (
+            ErrorKind::Refused,
+            "it serves only those who log in: write user:password@ before the hosts, where it takes digest; SASL is not spoken",
+        ),
+        Code::NO_CHILDREN_FOR_EPHEMERALS => (
+            ErrorKind::Corrupt,
+            "where the node of the lock should be is one that ends with its session, below which nothing can stand: see whose it is, or \
+             give the lock another name",
+        ),
         Code::SESSION_EXPIRED => return session_over(),
         Code::QUOTA_EXCEEDED => (ErrorKind::Full, "the quota of a node is used up: raise it, or make room"),
         Code::SESSION_MOVED => (ErrorKind::Unavailable, "the session has moved to another server"),

@@ -23,11 +23,14 @@ impl Code {
     pub(crate) const BAD_VERSION: Self = Self(-103);
     pub(crate) const NO_AUTH: Self = Self(-102);
     pub(crate) const NO_NODE: Self = Self(-101);
+    pub(crate) const NO_CHILDREN_FOR_EPHEMERALS: Self = Self(-108);
     pub(crate) const NODE_EXISTS: Self = Self(-110);
     pub(crate) const SESSION_EXPIRED: Self = Self(-112);
     pub(crate) const INVALID_ACL: Self = Self(-114);
     pub(crate) const AUTH_FAILED: Self = Self(-115);
     pub(crate) const SESSION_MOVED: Self = Self(-118);
+    /// Of a server that is told to serve only those who have logged in (`enforce.auth.enabled`), or who did by SASL.
+    pub(crate) const LOGIN_NEEDED: Self = Self(-124);
     pub(crate) const QUOTA_EXCEEDED: Self = Self(-125);
     /// Of an operation in a `multi` whose neighbour failed.
     const NEIGHBOUR_FAILED: Self = Self(-2);

@@ -116,6 +116,35 @@ async fn a_verbatim_name_that_is_no_path_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test]
+async fn a_lock_whose_node_can_have_none_below_it_is_no_matter_of_trying_again() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let client = connect(&format!("{}?keys=verbatim", servers.url())).await.expect("a server");
+    let ttl = Ttl::DEFAULT.as_duration();
+    assert!(matches!(ask(&client, "orders", ttl).await, Ok(Attempt::Granted(_))));
+    // A place in line ends with its session, as the nodes of many others do.
+    let place = servers.children("/orders").await.pop().expect("somebody holds it");
+    let error = ask(&client, &format!("orders/{place}"), ttl).await.expect_err("nothing can stand below it");
+    let about = (error.kind(), error.retry(), error.effect());
+    assert_eq!(about, (ErrorKind::Corrupt, Retry::Never, Effect::None), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_wants_to_know_everybody_says_so() {
+    let options = ZooKeeperOptions::new()
+        .property("zookeeper.enforce.auth.enabled", "true")
+        .property("zookeeper.enforce.auth.schemes", "digest");
+    let Some(servers) = options.start().await else { return };
+    let ttl = Ttl::DEFAULT.as_duration();
+    let nobody = connect(&servers.url()).await.expect("sessions may begin");
+    let error = within("an answer", ask(&nobody, "orders", ttl)).await.expect_err("it does not know us");
+    let about = (error.kind(), error.retry(), error.effect());
+    assert_eq!(about, (ErrorKind::Refused, Retry::Never, Effect::None), "{error:?}");
+    assert!(error.to_string().contains("user:password@"), "{error}");
+    let ann = connect(&as_user(&servers, "ann:s3cret")).await.expect("any login is taken");
+    assert!(matches!(ask(&ann, "orders", ttl).await, Ok(Attempt::Granted(_))));
+}
+
+#[tokio::test]
 async fn locks_among_the_nodes_of_others_are_listed_page_by_page() {
     // Longer than it takes on any machine: nobody renews these leases.
     const TTL: Duration = Duration::from_mins(10);
