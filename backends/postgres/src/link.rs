@@ -380,8 +380,16 @@ impl Link {
         })
     }
 
-    /// Makes the schema where it is not there, and sets what the session needs.
+    /// Sets what the session needs, and makes the schema where it is not there.
     async fn make_ready(&self, mut greeted: Greeted) -> Result<Arc<Live>> {
+        // First, so that the server itself gives up what stands in line behind a table of ours that somebody has locked.
+        if !greeted.session.is_pooled {
+            let (names, values): (Vec<&str>, Vec<&str>) =
+                self.settings.iter().map(|(name, value)| (*name, value.as_str())).unzip();
+            let params: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&names, Type::TEXT_ARRAY), (&values, Type::TEXT_ARRAY)];
+            greeted.ask(SET, &params).await?;
+        }
         let schema = &self.options.schema;
         let [usage, execute] = schema.grants(&greeted.role);
         let is_current = match greeted.schema {
@@ -389,13 +397,8 @@ impl Link {
             Found { may_ask: Some(false), .. } => return Err(lacks(&execute)),
             Found { may_ask: None, .. } => false,
             Found { may_ask: Some(true), .. } => {
-                let text = format!("SELECT {schema}.version()");
-                let row = greeted
-                    .client
-                    .query_typed_one(&text, &[])
-                    .await
-                    .map_err(|why| error::of_connecting(&why))?;
-                schema.is_current(row.get(0))?
+                let rows = greeted.ask(&format!("SELECT {schema}.version()"), &[]).await?;
+                schema.is_current(rows[0].get(0))?
             }
         };
         if !is_current {
@@ -404,20 +407,8 @@ impl Link {
                 .await
                 .unwrap_or_else(|_| Err(error::no_answer()))?;
         }
-        if !greeted.session.is_pooled {
-            let (names, values): (Vec<&str>, Vec<&str>) =
-                self.settings.iter().map(|(name, value)| (*name, value.as_str())).unzip();
-            let params: [(&(dyn ToSql + Sync), Type); 2] =
-                [(&names, Type::TEXT_ARRAY), (&values, Type::TEXT_ARRAY)];
-            greeted.client.query_typed(SET, &params).await.map_err(|why| error::of_connecting(&why))?;
-        }
-        let arrive = schema.sql(ARRIVE, &[]);
-        let row = greeted
-            .client
-            .query_typed_one(&arrive.text, &[])
-            .await
-            .map_err(|why| error::of_connecting(&why))?;
-        self.arrive(Place::of(&row))?;
+        let rows = greeted.ask(&schema.sql(ARRIVE, &[]).text, &[]).await?;
+        self.arrive(Place::of(&rows[0]))?;
         let Greeted { client, session, host, way, state, task, .. } = greeted;
         Ok(Arc::new(Live { session, client, host, way, state, task, statements: Mutex::default() }))
     }
@@ -564,6 +555,14 @@ struct Greeted {
     task: AbortOnDrop,
     schema: Found,
     role: Role,
+}
+
+impl Greeted {
+    /// Carries out a statement on the way to a connection that is ready, for no longer than an answer is waited for.
+    async fn ask(&self, text: &str, params: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>> {
+        let rows = tokio::time::timeout(ANSWER_PATIENCE, self.client.query_typed(text, params)).await;
+        rows.map_err(|_| error::no_answer())?.map_err(|why| error::of_connecting(&why))
+    }
 }
 
 /// What there is of our schema.
@@ -902,6 +901,27 @@ pub(crate) mod tests {
         assert_error(&error, ErrorKind::Unavailable, Effect::None, "does not answer in time");
         server.resume();
         ask(&link, WHO).await.unwrap();
+    }
+
+    /// A `VACUUM FULL` of the whole database comes to these tables as well, and waits there for whoever reads them.
+    #[tokio::test]
+    async fn who_connects_while_a_table_of_ours_is_locked_is_told_so() {
+        let Some(server) = Postgres::start().await else { return };
+        link(&server.url()).unwrap().connect().await.unwrap();
+        for table in ["meta", "histories"] {
+            let mut theirs = server.session();
+            let lock = format!("BEGIN; LOCK TABLE ringfence.{table} IN ACCESS EXCLUSIVE MODE");
+            assert_eq!(theirs.ask(&lock).await, "");
+            let late = link(&server.url()).unwrap();
+            let told = tokio::time::timeout(10 * ANSWER_PATIENCE, late.connect()).await;
+            let error = told.unwrap_or_else(|_| panic!("{table}: nobody says anything")).unwrap_err();
+            assert_error(&error, ErrorKind::Unavailable, Effect::None, "in time");
+            // Nobody is left on the server who waits for it.
+            let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+            while server.psql(waits).await != "0" {}
+            assert_eq!(theirs.ask("COMMIT").await, "");
+            late.connect().await.expect(table);
+        }
     }
 
     #[tokio::test]

@@ -181,8 +181,9 @@ impl Schema {
 }
 
 /// What an operator chose for other programs does not change what our scripts mean, or end the wait for one who is carrying them out.
-/// That wait has an end on our side.
+/// That wait has an end on our side. And what an operator has done whenever something is made, by an event trigger, finds what is his.
 const IN_OUR_WORDS: &str = "
+SET LOCAL search_path TO DEFAULT;
 SET LOCAL standard_conforming_strings = on;
 SET LOCAL statement_timeout = 0;
 SET LOCAL lock_timeout = 0;
@@ -293,6 +294,19 @@ mod tests {
             link.await.unwrap().unwrap();
         }
         assert_eq!(server.psql("SELECT version FROM mine.meta").await, Schema::needed().to_string());
+    }
+
+    #[tokio::test]
+    async fn an_operators_event_trigger_finds_what_is_his() {
+        let Some(server) = Postgres::start().await else { return };
+        server.psql("CREATE TABLE made (tag text)").await;
+        let note = "BEGIN INSERT INTO made VALUES (tg_tag); END";
+        server
+            .psql(&format!("CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS '{note}'"))
+            .await;
+        server.psql("CREATE EVENT TRIGGER note ON ddl_command_end EXECUTE FUNCTION note()").await;
+        link(&server.url()).unwrap().connect().await.unwrap();
+        assert_eq!(server.psql("SELECT count(*) FROM made WHERE tag = 'CREATE SCHEMA'").await, "1");
     }
 
     #[tokio::test]
