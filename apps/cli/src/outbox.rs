@@ -34,9 +34,10 @@ pub(crate) enum OutboxVerb {
 ///
 /// Calling it again makes nothing twice. To enqueue a message is an INSERT, in your own transaction:
 ///
-///   INSERT INTO ringfence_outbox.messages (topic, key, payload) VALUES ('orders', '42', '{"state":"paid"}');
+///   INSERT INTO ringfence_outbox.messages (topic, key, payload)
+///       VALUES ('orders', '42', convert_to('{"state":"paid"}', 'UTF8'));
 ///
-/// In SQLite the table is ringfence_outbox_messages.
+/// In SQLite the table is ringfence_outbox_messages, and a payload is a text as it stands.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct OutboxSetupArgs {

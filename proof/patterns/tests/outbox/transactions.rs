@@ -31,12 +31,13 @@ async fn a_message_is_sent_if_its_transaction_is_committed_and_not_otherwise(sta
 
 async fn a_row_from_any_language_is_a_message(stage: Stage) {
     let (sink, table) = (Memory::new(), stage.table());
-    let bytes = match stage.database {
-        Database::Postgres(..) => r"'\x00ff'",
-        Database::Sqlite(_) => "x'00ff'",
+    let json = r#"{"path":"C:\\new","said":"\"no\"\n"}"#;
+    let (text, bytes) = match stage.database {
+        Database::Postgres(..) => (format!("convert_to('{json}', 'UTF8')"), r"'\x00ff'"),
+        Database::Sqlite(_) => (format!("'{json}'"), "x'00ff'"),
     };
     let insert = format!(
-        "INSERT INTO {table} (topic, key, payload) VALUES ('orders', '42', '{{\"a\":1}}'), ('orders', NULL, {bytes})"
+        "INSERT INTO {table} (topic, key, payload) VALUES ('orders', '42', {text}), ('orders', NULL, {bytes})"
     );
     stage.sql(&insert).await.unwrap();
     let relay = stage.relay(|relay| relay, &sink);
@@ -45,7 +46,7 @@ async fn a_row_from_any_language_is_a_message(stage: Stage) {
     let mut taken = sink.taken();
     taken.sort_by_key(|message| message.number);
     assert_eq!((taken[0].topic.as_str(), taken[0].key.as_deref()), ("orders", Some("42")));
-    assert_eq!((&taken[0].payload[..], &taken[1].payload[..]), (&b"{\"a\":1}"[..], &[0, 255][..]));
+    assert_eq!((&taken[0].payload[..], &taken[1].payload[..]), (json.as_bytes(), &[0, 255][..]));
     assert_eq!(taken[1].key, None);
     assert!(taken[0].enqueued_at.as_millis() > 1_700_000_000_000, "{:?}", taken[0].enqueued_at);
 }

@@ -36,10 +36,12 @@
 //! ```
 //!
 //! # From any language
-//! A message is a row. In PostgreSQL, and with `ringfence_outbox_messages` in SQLite:
+//! A message is a row. In PostgreSQL its payload is bytes, which `convert_to` makes of a text; without that a backslash in the text has a
+//! meaning of its own. In SQLite the table is `ringfence_outbox_messages`, and a text is taken as it is.
 //!
 //! ```sql
-//! INSERT INTO ringfence_outbox.messages (topic, key, payload) VALUES ('orders', '42', '{"id":42,"state":"paid"}');
+//! INSERT INTO ringfence_outbox.messages (topic, key, payload)
+//!     VALUES ('orders', '42', convert_to('{"id":42,"state":"paid"}', 'UTF8'));
 //! ```
 //!
 //! # What is promised
