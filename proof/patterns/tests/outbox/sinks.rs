@@ -104,25 +104,32 @@ async fn an_answer_says_whether_it_is_the_messages_fault() {
     assert!(error.kind() == ErrorKind::InvalidRequest && !error.to_string().contains("secret"), "{error:?}");
 }
 
-/// What has said yes has taken it, or it would be sent again without end.
+/// What has said yes has taken it, and what has said no has refused it: else it would be sent again without end.
 #[tokio::test]
-async fn a_webhook_that_says_yes_and_nothing_more_has_taken_it() {
+async fn a_webhook_that_does_not_come_to_the_end_of_its_answer_has_answered() {
     let delivery = a_delivery().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let sink = Webhook::new(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
-    let payload = delivery.payload.clone();
-    let hook = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut read = Vec::new();
-        while !read.ends_with(&payload) {
-            assert!(stream.read_buf(&mut read).await.unwrap() > 0, "the whole request comes");
+    for (status, kind) in [(200, None), (400, Some(ErrorKind::Refused)), (503, Some(ErrorKind::Unavailable))]
+    {
+        let hook = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = Vec::new();
+            while !read.ends_with(&delivery.payload) {
+                assert!(stream.read_buf(&mut read).await.unwrap() > 0, "the whole request comes");
+            }
+            let answer = format!("HTTP/1.1 {status} Status\r\nContent-Length: 9\r\n\r\nno");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(10), sink.deliver(&delivery));
+        let (answer, _open) = tokio::join!(answer, hook);
+        let answer = answer.expect("it does not wait for the rest");
+        assert_eq!(answer.as_ref().err().map(ringfence::Error::kind), kind, "{status}: {answer:?}");
+        if let Err(error) = answer {
+            assert!(error.to_string().ends_with(": no"), "{error}");
         }
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.unwrap();
-        stream
-    });
-    let answer = tokio::time::timeout(Duration::from_secs(10), sink.deliver(&delivery)).await;
-    answer.expect("it does not wait for the rest").expect("it was taken");
-    drop(hook.await.unwrap());
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::{BoxFuture, Error, ErrorKind, Result};
 /// What of an answer that says no is read, to be shown.
 const SHOWN_MAX: usize = 500;
 
-/// How long the rest of an answer that says yes is waited for. Then its connection serves nobody else.
+/// How long the rest of an answer is waited for. Then its connection serves nobody else.
 const REST_WITHIN: Duration = Duration::from_millis(250);
 
 /// What a header cannot carry as it is. The percent sign is among it, so that it reads back the same.
@@ -124,15 +124,20 @@ impl Sink for Webhook {
             };
             let answer = self.client.request(request).await.map_err(unavailable)?;
             let status = answer.status();
+            let mut body = Limited::new(answer.into_body(), 64 * 1024);
+            let mut said = Vec::new();
             // Read to its end, so that its connection serves the next request as well.
-            let body = Limited::new(answer.into_body(), 64 * 1024).collect();
+            let rest = async {
+                while let Some(Ok(frame)) = body.frame().await {
+                    said.extend(frame.into_data().unwrap_or_default());
+                }
+            };
+            // The status is the answer, whatever else is said, and however slowly.
+            let _ = timeout(REST_WITHIN, rest).await;
             if status.is_success() {
-                // It is taken, whatever else is said, and however slowly.
-                let _ = timeout(REST_WITHIN, body).await;
                 return Ok(());
             }
-            let body = body.await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-            let said: String = String::from_utf8_lossy(&body).chars().take(SHOWN_MAX).collect();
+            let said: String = String::from_utf8_lossy(&said).chars().take(SHOWN_MAX).collect();
             let kind = if is_for_now(status) { ErrorKind::Unavailable } else { ErrorKind::Refused };
             Err(Error::new(kind, format!("the webhook answers {status}: {said}")))
         })
