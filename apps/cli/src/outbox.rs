@@ -60,8 +60,8 @@ pub(crate) struct OutboxSetupArgs {
 /// attempt above 1. What the sink refuses is tried again with growing pauses, and is a dead letter after --refusals; what cannot be
 /// sent because the sink is not there is tried again without end.
 ///
-/// On a signal it ends what is under way and gives back its claim. Killed, it loses nothing: what it had sent and not settled is
-/// sent again when its claim is over. It logs to standard error; RINGFENCE_LOG says how much [default: ringfence=info].
+/// On a signal it ends what is under way and gives back its claim; a second one ends it at once. Killed, it loses nothing: what it had
+/// sent and not settled is sent again when its claim is over. It logs to standard error; RINGFENCE_LOG says how much [default: ringfence=info].
 #[derive(Debug, Args)]
 pub(crate) struct OutboxRelayArgs {
     #[command(flatten)]
@@ -203,14 +203,25 @@ async fn relay(args: &OutboxRelayArgs, global: &Global) -> Result<u8, Failure> {
     let (broken, mut breaks) = watch::channel(None);
     let sink = sink(&args.to, args.headers.as_deref(), broken)?;
     let signals = Signals::take(&SIGNALS)?;
+    let (told, mut is_told) = watch::channel(false);
     let stop = async {
         tokio::select! {
             signal = signals.next() => drop(signal),
             // Another sink than standard output never breaks.
             Ok(_) = breaks.wait_for(Option::is_some) => {}
         }
+        told.send_replace(true);
     };
-    let done = relay.run(sink, stop).await?;
+    let again = async {
+        // From then on nobody else takes signals.
+        let _ = is_told.wait_for(|told| *told).await;
+        signals.next().await
+    };
+    let done = tokio::select! {
+        biased;
+        done = relay.run(sink, stop) => done?,
+        signal = again => return Err(Failure::Interrupted(signal?)),
+    };
     if let Some(kind) = *breaks.borrow() {
         return Err(io::Error::from(kind).into());
     }

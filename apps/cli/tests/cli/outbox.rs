@@ -506,6 +506,23 @@ fn a_sink_that_is_not_there_takes_nothing_again() {
     assert_eq!(relay.end().code(), Some(0));
 }
 
+/// The first one waits for a sink that may take its time.
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let store = Store::new();
+    let Some(database) = sqlite(&store) else { return };
+    database.put([("42".to_owned(), "one".to_owned())]);
+    let hook = Hook::start(|_| None);
+    let relay = relay(&store, &database, &hook.url(), &["--claim", "1h", "--timeout", "30m"]);
+    hook.until("it sends", |posted| !posted.is_empty());
+    relay.signal(Signal::SIGTERM);
+    relay.signal(Signal::SIGINT);
+    // Which of two that come together is the second is the kernel's to say.
+    let code = relay.end().code();
+    assert!([Some(128 + 15), Some(128 + 2)].contains(&code), "{code:?}");
+    assert_eq!(pending(&store, &database.url), 1, "it comes again");
+}
+
 #[tokio::test]
 async fn a_stream_of_redis() {
     let Some(server) = RedisServer::start().await else { return };
