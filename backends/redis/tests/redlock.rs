@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, Effect, Error, ErrorKind, FencingToken,
-    HolderInfo, Lease, ListQuery, LockName, Mode, RecordKey, Release, Renewal, Result, Severity, SystemClock,
-    Ttl, Wait,
+    AcquireRequest, Attempt, Backend, BackendUrl, Backoff, BootInstant, Clock, Effect, Error, ErrorKind,
+    FencingToken, HolderInfo, Lease, ListQuery, LockName, Mode, RecordKey, Release, Renewal, Result, Retry,
+    Severity, SystemClock, Ttl, Wait,
 };
 use ringfence_redis::RedlockBackend;
 use ringfence_servers::{Event, Process, Proxy, RedisOptions, RedisServer, Taker, WallClock, node};
@@ -652,18 +652,35 @@ async fn a_number_that_somebody_else_may_have_is_not_granted() {
 #[tokio::test]
 async fn many_who_share_a_lock_and_come_together_all_get_it() {
     const EACH: usize = 20;
+    // None on an idle machine, and up to 163 with less than a ninth of a core; 261 and more where all mark the same number.
+    const REFUSALS_MOST: usize = 210;
     let Some(nodes) = Nodes::start().await else { return };
     let clients =
         [Client::of(&nodes).await, Client::of(&nodes).await, Client::of(&nodes).await].map(Arc::new);
+    let mut all_refusals = 0;
     for mode in [Mode::Shared, permit(1000)] {
         let mut asked = JoinSet::new();
         for client in clients.iter().flat_map(|client| std::iter::repeat_n(client, EACH)) {
             let client = Arc::clone(client);
-            asked.spawn(async move { (client.ask(mode, Wait::No).await, client) });
+            asked.spawn(async move {
+                let mut refusals = 0;
+                let mut pauses = Backoff::new(Duration::from_millis(250), Duration::from_secs(1));
+                loop {
+                    match client.ask(mode, Wait::No).await {
+                        // On a busy machine one may be overtaken for as long as it tries at a time.
+                        Err(error) if error.retry() == Retry::Later && refusals < REFUSALS_MOST => {
+                            refusals += 1;
+                            tokio::time::sleep(pauses.pause()).await;
+                        }
+                        attempt => break (granted(attempt), client, refusals),
+                    }
+                }
+            });
         }
         let mut leases = Vec::new();
-        for (attempt, client) in asked.join_all().await {
-            leases.push((granted(attempt), client));
+        for (lease, client, refusals) in asked.join_all().await {
+            leases.push((lease, client));
+            all_refusals += refusals;
         }
         let sequences: BTreeSet<u64> = leases.iter().map(|(lease, _)| lease.token.sequence()).collect();
         assert_eq!(sequences.len(), leases.len(), "{mode}: everyone has a number of its own");
@@ -672,6 +689,10 @@ async fn many_who_share_a_lock_and_come_together_all_get_it() {
         }
         nodes.until_taken(0).await;
     }
+    assert!(
+        all_refusals < REFUSALS_MOST,
+        "they overtook each other again and again: {all_refusals} refusals"
+    );
 }
 
 /// Each node counts permits for itself, so they need more nodes than a majority: then no three can have two.
