@@ -20,7 +20,7 @@ use ringfence_testkit::PATIENCE;
 const KEY: &str = "orders:{42}";
 
 /// Waiters look every quarter of a second, because other clients tell nobody; the rest is for a busy machine.
-const LOOKS_WITHIN: Duration = Duration::from_secs(1);
+const LOOKS_WITHIN: Duration = Duration::from_secs(3);
 
 /// A server that we and somebody else use for one lock.
 struct Stage {
@@ -158,8 +158,8 @@ async fn ours_keeps_theirs_out_in_every_mode(mut stage: Stage) {
 async fn a_wait_of_ours_ends_soon_after_their_release(mut stage: Stage) {
     assert!(stage.they_acquire().await);
     let waiter = waits(&stage.ours).await;
-    let released = SystemClock::new().now();
     stage.theirs.release(&stage.server).await;
+    let released = SystemClock::new().now();
     let (lease, at) = granted(waiter).await;
     assert!(at.saturating_since(released) < LOOKS_WITHIN, "after {:?}", at.saturating_since(released));
     assert!(!stage.they_acquire().await, "now it is ours");
