@@ -46,7 +46,8 @@ pub(crate) fn of_sentinel(error: RedisError) -> Error {
 /// The error of one change of a lock, among others that were made. A change that failed in its middle may be half done.
 pub(crate) fn of_change(error: RedisError, change: &Change, server: &str) -> Error {
     let error = explain(error).about(server).about(format_args!("lock {:?}", change.lock()));
-    if error.kind() == ErrorKind::Corrupt && !change.asks() { error.with_unknown_effect() } else { error }
+    let may_be_half_done = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported);
+    if may_be_half_done && !change.asks() { error.with_unknown_effect() } else { error }
 }
 
 /// What is kept under a key is not what the scripts write there.
@@ -119,6 +120,11 @@ fn explain(error: RedisError) -> Error {
             (ErrorKind::InvalidUrl, "it is no cluster: write redis:// for one server")
         }
         (_, "WRONGTYPE" | "DAMAGED") => (ErrorKind::Corrupt, DAMAGED),
+        // In a script the server has other words for it.
+        _ if ["unknown command", "Unknown Redis command"].iter().any(|words| says.contains(words)) => (
+            ErrorKind::Unsupported,
+            "it lacks a command that we need, or has it under another name (rename-command): docs/redis.md names them all",
+        ),
         // A script that stumbled over what it found.
         (_, "ERR") if says.contains("user_script") => (ErrorKind::Corrupt, DAMAGED),
         (Theirs::Server(ServerErrorKind::BusyLoading), _) => {

@@ -301,6 +301,19 @@ async fn a_server_without_memory() {
     assert_snapshot!(message(&error, server.port()), @r#"lock "ringfence:{orders/42}": redis://127.0.0.1:PORT: it is out of memory: make room, or raise its maxmemory"#);
 }
 
+/// Whoever runs a server may take commands away, and one who is told to try again soon, or to delete the key, looks in vain.
+#[tokio::test]
+async fn a_server_without_a_command_that_we_need() {
+    for command in ["HELLO", "SUBSCRIBE", "SCRIPT", "EVALSHA", "TIME", "GETRANGE"] {
+        let without = RedisOptions::new().set("rename-command", &[command, ""]);
+        let Some(server) = without.start().await else { return };
+        let asked = async { ask(&connect(&server.url()).await?, &name("orders/42"), Mode::Shared).await };
+        let error = asked.await.expect_err("there is nothing to do without it");
+        expect(&error, ErrorKind::Unsupported, Retry::Never, Effect::None);
+        assert!(error.to_string().contains("rename-command"), "{command}: {error}");
+    }
+}
+
 #[tokio::test]
 async fn a_database_that_is_not_there() {
     let Some(server) = RedisServer::start().await else { return };
