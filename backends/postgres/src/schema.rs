@@ -183,11 +183,11 @@ impl Schema {
 /// What an operator chose for other programs does not change what our scripts mean, or end the wait for one who is carrying them out.
 /// That wait has an end on our side. And what an operator has done whenever something is made, by an event trigger, finds what is his.
 const IN_OUR_WORDS: &str = "
-SET LOCAL search_path TO DEFAULT;
 SET LOCAL standard_conforming_strings = on;
 SET LOCAL statement_timeout = 0;
 SET LOCAL lock_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL search_path TO DEFAULT;
 ";
 
 /// Whoever makes or changes a schema. Held until the end of the transaction.

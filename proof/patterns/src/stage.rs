@@ -1,21 +1,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence::{Backend, Locks, Nonce, Retry};
+use ringfence::{Backend, Clock, Locks, Nonce, Retry, SystemClock};
 use ringfence_testkit::{Harness, PATIENCE};
 
 /// The hall of one more process, as far as the store can tell.
 pub(crate) async fn locks(harness: &dyn Harness) -> Locks {
-    let connected = async {
-        loop {
-            match harness.connect().await {
-                // A machine that runs a dozen servers and processes may take longer than one wants to wait for an answer.
-                Err(error) if error.retry() == Retry::Later => {}
-                connected => break connected.expect("the harness connects a client"),
-            }
+    let until = SystemClock::new().now().saturating_add(PATIENCE);
+    loop {
+        match harness.connect().await {
+            // A machine that runs a dozen servers and processes may take longer than one wants to wait for an answer.
+            Err(error) if error.retry() == Retry::Later && SystemClock::new().now() < until => {}
+            connected => return hall(harness, connected.expect("the harness connects a client")),
         }
-    };
-    hall(harness, within("a connection", connected).await)
+    }
 }
 
 /// The hall of a process whose backend is this one.
