@@ -3,6 +3,7 @@ use std::fs;
 use std::io;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use ringfence::patterns::outbox::{
 };
 use ringfence::{BackendUrl, BoxFuture, Error, ErrorKind, Result, parse_duration};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::cli::Global;
 use crate::exit_codes;
@@ -203,25 +204,23 @@ async fn relay(args: &OutboxRelayArgs, global: &Global) -> Result<u8, Failure> {
     let (broken, mut breaks) = watch::channel(None);
     let sink = sink(&args.to, args.headers.as_deref(), broken)?;
     let signals = Signals::take(&SIGNALS)?;
-    let (told, mut is_told) = watch::channel(false);
-    let stop = async {
+    let asked = async {
         tokio::select! {
             signal = signals.next() => drop(signal),
             // Another sink than standard output never breaks.
             Ok(_) = breaks.wait_for(Option::is_some) => {}
         }
-        told.send_replace(true);
     };
-    let again = async {
-        // From then on nobody else takes signals.
-        let _ = is_told.wait_for(|told| *told).await;
-        signals.next().await
-    };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut relayed = pin!(relay.run(sink, async { drop(stopped.await) }));
     let done = tokio::select! {
         biased;
-        done = relay.run(sink, stop) => done?,
-        signal = again => return Err(Failure::Interrupted(signal?)),
-    };
+        done = &mut relayed => done,
+        () = asked => {
+            drop(stop);
+            signals.unless_interrupted(relayed).await?
+        }
+    }?;
     if let Some(kind) = *breaks.borrow() {
         return Err(io::Error::from(kind).into());
     }
