@@ -11,6 +11,7 @@ use foldhash::fast::RandomState;
 use redis::{Cmd, RedisError, Value};
 use ringfence_core::{BootInstant, Nonce};
 
+use crate::error;
 use crate::route::entry;
 use crate::scripts::text;
 
@@ -55,7 +56,7 @@ impl CompareAndDelete {
 
 /// Whether a server does not let us have the command, or has none.
 pub(crate) fn is_out_of_reach(error: &RedisError) -> bool {
-    error.code() == Some("NOPERM") || error.to_string().contains("unknown command")
+    error.code() == Some("NOPERM") || error::is_of_unknown_command(error)
 }
 
 /// The values that this process wrote, by the nonces of their leases, until the first change of each: whoever renews a lease

@@ -50,6 +50,12 @@ pub(crate) fn of_change(error: RedisError, change: &Change, server: &str) -> Err
     if may_be_half_done && !change.asks() { error.with_unknown_effect() } else { error }
 }
 
+/// Whether the server does not know a command, in its words or in those that it has for it in a script.
+pub(crate) fn is_of_unknown_command(error: &RedisError) -> bool {
+    let says = error.to_string();
+    ["unknown command", "Unknown Redis command"].iter().any(|words| says.contains(words))
+}
+
 /// What is kept under a key is not what the scripts write there.
 pub(crate) fn damaged(server: &str) -> Error {
     Error::new(ErrorKind::Corrupt, DAMAGED).about(server)
@@ -120,8 +126,7 @@ fn explain(error: RedisError) -> Error {
             (ErrorKind::InvalidUrl, "it is no cluster: write redis:// for one server")
         }
         (_, "WRONGTYPE" | "DAMAGED") => (ErrorKind::Corrupt, DAMAGED),
-        // In a script the server has other words for it.
-        _ if ["unknown command", "Unknown Redis command"].iter().any(|words| says.contains(words)) => (
+        _ if is_of_unknown_command(&error) => (
             ErrorKind::Unsupported,
             "it lacks a command that we need, or has it under another name (rename-command): docs/redis.md names them all",
         ),
