@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringfence::patterns::{Missed, Once, OnceOutcome, OnceStart, Run, RunEntry, RunOutcome, Skipped, Window};
 use ringfence::{BootInstant, Clock, Error, ErrorKind, Locks, Result, WallTime};
-use ringfence_testkit::{Harness, NotApplicable, Verdict};
+use ringfence_testkit::{Harness, NotApplicable, Verdict, connected};
 use tokio::sync::Notify;
 
 use crate::stage::{fresh, hall, locks, ttl, within};
@@ -275,12 +275,12 @@ impl Clock for WrongClock {
 pub async fn once_a_wrong_clock_runs_no_window_twice(harness: &dyn Harness) -> Verdict {
     const THIRTY_YEARS: Duration = Duration::from_hours(30 * 365 * 24);
     let name = fresh("once");
-    let backend = harness.connect().await.expect("the harness connects a client");
+    let backend = connected(harness).await;
     let has_a_clock = backend.time().await.expect("the time").is_some();
     let ann = locks(harness).await;
     let host = async |set_to: fn(WallTime) -> WallTime| {
         let clock = Arc::new(WrongClock { clock: harness.clock(), set_to });
-        let backend = harness.connect().await.expect("the harness connects a client");
+        let backend = connected(harness).await;
         let locks = Locks::builder().clock(clock).with_backend(backend).expect("no choice is wrong");
         locks.once(&name).every(GENERATION).retry_failed(true)
     };

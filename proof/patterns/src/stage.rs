@@ -1,19 +1,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence::{Backend, Clock, Locks, Nonce, Retry, SystemClock};
-use ringfence_testkit::{Harness, PATIENCE};
+use ringfence::{Backend, Locks, Nonce};
+use ringfence_testkit::{Harness, PATIENCE, connected};
 
 /// The hall of one more process, as far as the store can tell.
 pub(crate) async fn locks(harness: &dyn Harness) -> Locks {
-    let until = SystemClock::new().now().saturating_add(PATIENCE);
-    loop {
-        match harness.connect().await {
-            // A machine that runs a dozen servers and processes may take longer than one wants to wait for an answer.
-            Err(error) if error.retry() == Retry::Later && SystemClock::new().now() < until => {}
-            connected => return hall(harness, connected.expect("the harness connects a client")),
-        }
-    }
+    hall(harness, connected(harness).await)
 }
 
 /// The hall of a process whose backend is this one.

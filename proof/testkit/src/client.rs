@@ -5,7 +5,7 @@ use bytes::Bytes;
 use ringfence_core::{
     Abandoner, AcquireRequest, Attempt, Backend, BootInstant, Clock, Contention, Error, ErrorKind, Eviction,
     Guarantees, HolderInfo, Lease, LeaseKey, LockName, LockState, Mode, Nonce, Opened, Permits, Record,
-    RecordKey, Release, Renewal, Result, Ttl, Version, Wait, abandonment,
+    RecordKey, Release, Renewal, Result, Retry, SystemClock, Ttl, Version, Wait, abandonment,
 };
 use tokio::task::JoinHandle;
 
@@ -34,10 +34,21 @@ pub(crate) struct Client {
 pub(crate) async fn clients<const N: usize>(harness: &dyn Harness) -> [Client; N] {
     let mut clients = Vec::new();
     for number in 1..=N {
-        let backend = harness.connect().await.expect("the harness connects a client");
+        let backend = connected(harness).await;
         clients.push(Client::new(harness, backend, &format!("client {number}")));
     }
     clients.try_into().unwrap_or_else(|_| unreachable!("one client was pushed for each number"))
+}
+
+/// The backend of one more process. A machine that runs a dozen servers and processes may answer later than one wants to wait for it.
+pub async fn connected(harness: &dyn Harness) -> Arc<dyn Backend> {
+    let until = SystemClock::new().now().saturating_add(PATIENCE);
+    loop {
+        match harness.connect().await {
+            Err(error) if error.retry() == Retry::Later && SystemClock::new().now() < until => {}
+            connected => return connected.expect("the harness connects a client"),
+        }
+    }
 }
 
 /// A lock name that no other case and no other run uses.

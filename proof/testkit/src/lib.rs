@@ -36,7 +36,7 @@ mod drops;
 mod harness;
 mod history;
 
-pub use client::PATIENCE;
+pub use client::{PATIENCE, connected};
 pub use clock::ShiftedClock;
 pub use drops::drop_after;
 pub use harness::{Cable, Harness, NotApplicable, OtherProcess, Verdict, run};

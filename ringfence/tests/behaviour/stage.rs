@@ -14,8 +14,8 @@ use bytes::Bytes;
 use ringfence::{
     AcquireRequest, Agreement, Attempt, Backend, BootInstant, BoxFuture, Clock, Error, ErrorKind, Eviction,
     FencedStore, FencingToken, Finding, Guarantees, LeaseKey, ListQuery, LockName, LockState, Locks,
-    LossListener, Nonce, Opened, Page, Record, RecordKey, Release, Renewal, Result, SystemClock, Version,
-    WallTime,
+    LocksBuilder, LossListener, Nonce, Opened, Page, Record, RecordKey, Release, Renewal, Result,
+    SystemClock, Version, WallTime,
 };
 use ringfence_memory::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -363,10 +363,14 @@ impl Clock for JumpingClock {
 
 /// Locks on a stage, which are handed on however late a busy machine is, and the stage.
 pub(crate) fn staged() -> (Locks, Arc<Stage>) {
+    on_stage(Locks::builder().handover_time(Duration::MAX))
+}
+
+/// Such locks on a stage, and the stage.
+pub(crate) fn on_stage(builder: LocksBuilder) -> (Locks, Arc<Stage>) {
     let stage = Stage::new();
     let backend: Arc<dyn Backend> = Arc::clone(&stage) as _;
-    let locks = Locks::builder().handover_time(Duration::MAX).with_backend(backend);
-    (locks.expect("a lawful choice"), stage)
+    (builder.with_backend(backend).expect("a lawful choice"), stage)
 }
 
 pub(crate) async fn memory() -> Locks {

@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ringfence::{Backend, ErrorKind, FencingToken, Locks};
+use ringfence::{ErrorKind, FencingToken, Locks};
 
-use crate::stage::{Call, Fate, Gate, Stage, eventually, free, in_line, millis, poll_and_drop, soon, staged};
+use crate::stage::{
+    Call, Fate, Gate, Stage, eventually, free, in_line, millis, on_stage, poll_and_drop, soon, staged,
+};
 
 const NAME: &str = "orders/42";
 
 fn staged_with(handovers: u8, time: std::time::Duration) -> (Locks, Arc<Stage>) {
-    let stage = Stage::new();
-    let backend: Arc<dyn Backend> = Arc::clone(&stage) as _;
-    let locks = Locks::builder().handovers(handovers).handover_time(time).with_backend(backend).unwrap();
-    (locks, stage)
+    on_stage(Locks::builder().handovers(handovers).handover_time(time))
 }
 
 /// Starts tasks that each take the lock once, and waits until each has its seat.

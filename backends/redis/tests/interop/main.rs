@@ -20,7 +20,7 @@ use ringfence_testkit::PATIENCE;
 const KEY: &str = "orders:{42}";
 
 /// Waiters look every quarter of a second, because other clients tell nobody; the rest is for a busy machine.
-const LOOKS_WITHIN: Duration = Duration::from_secs(3);
+const LOOKS_WITHIN: Duration = Duration::from_secs(1);
 
 /// A server that we and somebody else use for one lock.
 struct Stage {
