@@ -414,8 +414,10 @@ impl Pending<'_> {
                         && sent.saturating_since(looked_at) < self.request.ttl.as_duration() + LOOK_EVERY =>
                 {
                     tracing::debug!(%error, "a waiter cannot look where it stands");
-                    // What was heard is looked at again.
-                    heard = u64::MAX;
+                    if has_news {
+                        // What was heard is looked at again.
+                        heard = u64::MAX;
+                    }
                 }
                 Err(error) => return Err(error),
             }

@@ -200,12 +200,10 @@ async fn watch_all(servers: Arc<Servers>, mut orders: mpsc::UnboundedReceiver<Or
             Ended::Worked => backoff = Backoff::new(PAUSE_FIRST, PAUSE_MOST),
             Ended::Failed => {}
         }
-        // Something may have happened that nobody tells of any more.
+        // What happens now nobody tells of. Whoever waits looks when it is watched again, at what is in its way alone: if all of them asked
+        // whether their turn has come, a thousand of them would keep a server so busy that the next stream breaks as well.
         for listener in listening.values_mut() {
             listener.has_missed = true;
-            if let Ear::Waiter(news) = &listener.ear {
-                news.tell();
-            }
         }
         tokio::time::sleep(backoff.pause()).await;
     }

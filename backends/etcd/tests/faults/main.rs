@@ -446,7 +446,8 @@ fn metric_of(cluster: &EtcdCluster, member: usize, name: &str) -> usize {
 async fn who_waits_and_hears_nothing_writes_nothing() {
     const WAITERS: usize = 20;
     let Some(cluster) = EtcdCluster::start(1).await else { return };
-    let ann = Arc::new(client(&cluster.url()).await);
+    let proxy = Proxy::start(cluster.port(0)).await;
+    let ann = Arc::new(client(&format!("etcd://127.0.0.1:{}", proxy.port())).await);
     let held = hold(&ann, NAME, LONG).await;
     let waiting: Vec<_> = (0..WAITERS)
         .map(|_| {
@@ -458,11 +459,17 @@ async fn who_waits_and_hears_nothing_writes_nothing() {
     let writes = || metric(&cluster, "etcd_server_proposals_committed_total");
     // What each sees behind its joining may still be looked at.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = writes();
-    // Longer than it takes until everybody looks where it stands, twice.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let written = writes() - before;
-    assert!(written < WAITERS, "{written} writes while nothing happened");
+    // A thousand who claim their turn because their connection broke are enough that the next one breaks as well.
+    for breaks in [false, true] {
+        let before = writes();
+        if breaks {
+            proxy.cut_connections();
+        }
+        // Longer than it takes until everybody looks where it stands, twice.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let written = writes() - before;
+        assert!(written < WAITERS, "{written} writes while nothing happened; the connection broke: {breaks}");
+    }
     for waiting in &waiting {
         waiting.abort();
     }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::common::{LONG, client, hold, release, renew, request, within};
 use crate::line::{FOR_EVER, sees_waiters};
-use crate::{NAME, now};
+use crate::{NAME, metric_of, now};
 
 /// A client behind a proxy.
 async fn behind(proxy: &Proxy) -> Arc<EtcdBackend> {
@@ -80,9 +80,20 @@ async fn a_claim_whose_answer_is_lost_and_whose_place_is_gone_leaves_no_key() {
     sees_waiters(&bob, NAME, 1).await;
     let (key, place, _) = last_place(&cluster).await;
 
-    proxy.hold_replies();
+    // It hears of its turn, and its claim is answered, but the answer takes longer than it takes us to see that.
+    proxy.delay(Duration::from_millis(120));
     release(&bob, &held).await.unwrap();
-    within("the turn is claimed", async { while last_place(&cluster).await.1 == place {} }).await;
+    let changes = || metric_of(&cluster, leader, "etcd_server_proposals_committed_total");
+    let before = changes();
+    within("the turn is claimed", async {
+        while changes() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    proxy.hold_replies();
+    assert_ne!(last_place(&cluster).await.1, place, "it lives by another lease");
+    proxy.delay(Duration::ZERO);
     // The wait shall end while the next claim is under way, so that nobody joins the line again.
     let is_nearly_over = deadline.saturating_since(now().saturating_add(Duration::from_millis(1500)));
     tokio::time::sleep(is_nearly_over).await;
