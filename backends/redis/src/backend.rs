@@ -242,7 +242,8 @@ impl Client {
             may_stand: false,
             settled: false,
         };
-        let outcome = match place.seek(&standing).await {
+        // Of the two pieces each is small enough for what a thread's allocator keeps at hand, which the whole is not.
+        let outcome = match Box::pin(place.seek(&standing)).await {
             Err(error) if place.may_stand => {
                 let (nonce, ttl) = (place.request.nonce, place.request.ttl);
                 let is_undone = Box::pin(self.withdraw(&keys, nonce, ttl)).await;
