@@ -15,7 +15,7 @@ import org.apache.curator.framework.recipes.locks.InterProcessMutex;
 import org.apache.curator.retry.RetryForever;
 
 /**
- * The mutex of Curator as a contender of the benchmark: src/network/contender.rs says what is asked of it. Tasks are threads; those
+ * The mutex of Curator as a contender of the benchmark: src/contender/mod.rs says what is asked of it. Tasks are threads; those
  * that want the same lock have a client each.
  */
 class Curator {
@@ -121,6 +121,8 @@ class Curator {
                     outcome.handovers.add(Math.max(entered - last.getLong(8), 0));
                 }
                 count += counts ? 1 : 0;
+                // Without a time it comes back at once.
+                Thread.sleep(Long.parseLong(asked.getOrDefault("--hold-ms", "0")));
                 last.clear().putLong(id).putLong(System.nanoTime()).flip();
                 file.getChannel().write(last, 0);
                 lock.release();

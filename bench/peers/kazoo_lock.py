@@ -1,4 +1,4 @@
-"""The Lock of kazoo as a contender of the benchmark: src/network/contender.rs says what is asked of it.
+"""The Lock of kazoo as a contender of the benchmark: src/contender/mod.rs says what is asked of it.
 
 Several tasks, each with a lock of its own, are threads that share a client.
 """
@@ -20,6 +20,7 @@ arguments.add_argument("--servers", required=True)
 arguments.add_argument("--tasks", type=int, required=True)
 arguments.add_argument("--settle-ms", type=int, default=0)
 arguments.add_argument("--millis", type=int, required=True)
+arguments.add_argument("--hold-ms", type=int, default=0)
 arguments.add_argument("--id", type=int, required=True)
 arguments.add_argument("--inside")
 asked_for = arguments.parse_args()
@@ -84,6 +85,8 @@ def take_same():
                 waits.append(entered - asked)
                 handovers.append(max(entered - left, 0))
         count += counts
+        if asked_for.hold_ms:
+            time.sleep(asked_for.hold_ms / 1000)
         os.pwrite(inside, struct.pack("<QQ", asked_for.id, now()), 0)
         lock.release()
     return {"counts": [count], "pairs": [], "waits": waits, "handovers": handovers}

@@ -1,8 +1,9 @@
-// node-redlock on ioredis as a contender of the benchmark: src/network/contender.rs says what is asked of it.
+// node-redlock on ioredis as a contender of the benchmark: src/contender/mod.rs says what is asked of it.
 'use strict';
 
 const fs = require('node:fs');
 const { once } = require('node:events');
+const { setTimeout: sleep } = require('node:timers/promises');
 const { parseArgs } = require('node:util');
 const Redis = require('ioredis');
 const Redlock = require('redlock');
@@ -14,6 +15,7 @@ const options = {
   tasks: text,
   'settle-ms': { type: 'string', default: '0' },
   millis: text,
+  'hold-ms': { type: 'string', default: '0' },
   id: text,
   inside: text,
   'pause-ms': text,
@@ -21,6 +23,7 @@ const options = {
 const { values: asked } = parseArgs({ options });
 const settle = BigInt(asked['settle-ms']) * 1000000n;
 const length = BigInt(asked.millis) * 1000000n;
+const hold = Number(asked['hold-ms']);
 const now = process.hrtime.bigint;
 const first = Number(asked.id);
 
@@ -65,6 +68,9 @@ async function takeSame() {
       handovers.push(Math.max(passed, 0));
     }
     count += Number(counts);
+    if (hold > 0) {
+      await sleep(hold);
+    }
     last.writeBigUInt64LE(BigInt(first), 0);
     last.writeBigUInt64LE(now(), 8);
     fs.writeSync(inside, last, 0, 16, 0);

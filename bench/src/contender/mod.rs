@@ -30,6 +30,10 @@ pub(crate) struct Contender {
     settle_ms: u64,
     #[arg(long)]
     millis: u64,
+    /// How long the lock that all want is held each time, as one that protects some work; who has one of its own is idle for as
+    /// long after each pair.
+    #[arg(long, default_value_t = 0)]
+    hold_ms: u64,
     /// The number of the first task; those of other processes have other numbers.
     #[arg(long, default_value_t = 1)]
     id: u64,
@@ -108,7 +112,8 @@ impl Contender {
     /// Begins now.
     fn window(&self) -> Window {
         let from = Instant::now() + Duration::from_millis(self.settle_ms);
-        Window { from, until: from + Duration::from_millis(self.millis) }
+        let hold = Duration::from_millis(self.hold_ms);
+        Window { from, until: from + Duration::from_millis(self.millis), hold }
     }
 }
 
@@ -134,6 +139,7 @@ pub(crate) fn runtime_of_these_cores() -> tokio::runtime::Runtime {
 struct Window {
     from: Instant,
     until: Instant,
+    hold: Duration,
 }
 
 impl Window {
@@ -143,6 +149,13 @@ impl Window {
 
     fn has(&self, instant: Instant) -> bool {
         self.from <= instant && instant < self.until
+    }
+
+    /// Lets the time pass that a lock is held.
+    async fn work(&self) {
+        if !self.hold.is_zero() {
+            tokio::time::sleep(self.hold).await;
+        }
     }
 }
 
@@ -157,6 +170,7 @@ async fn take_own<Client: LockClient>(client: Client, id: u64, window: Window) -
         if pair >= window.from {
             pairs.push(pair.elapsed());
         }
+        window.work().await;
         tokio::task::consume_budget().await;
     }
     Outcome { counts: vec![pairs.len()], pairs, lost, ..Outcome::default() }
@@ -183,6 +197,7 @@ async fn take_same<Client: LockClient>(client: Client, inside: Inside, window: W
             outcome.handovers.push(entered.saturating_sub(left));
         }
         count += usize::from(counts);
+        window.work().await;
         inside.leave();
         outcome.lost += usize::from(!client.release(held).await);
         // A lock that nobody else wants would keep the thread to itself.
@@ -234,6 +249,7 @@ async fn take_turns<Client: SignalClient>(
             outcome.handovers.push(entered.saturating_sub(left));
         }
         client.watch().await;
+        window.work().await;
         inside.leave();
         client.write().await;
     }

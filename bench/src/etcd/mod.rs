@@ -13,6 +13,7 @@ pub(crate) const SYSTEM: System = System {
     name: "etcd",
     start: server::start,
     ours: Subject::new("ringfence etcd", Program::Ours("etcd://HOSTS")),
+    our_tasks: Subject::new("ringfence etcd, tasks", Program::OurTasks("etcd://HOSTS")),
     our_waiters: Subject::new("ringfence etcd", Program::OurWaiters("etcd://HOSTS")),
     raw: Subject::new("Put and DeleteRange, tonic", Program::Here(Whose::EtcdWrites)),
     event: Subject::new("a Put and its event", Program::Here(Whose::EtcdEvent)),

@@ -34,6 +34,28 @@ impl LockClient for Locks {
     }
 }
 
+/// Many tasks of one process, as a service has them: they share its `Locks`, and are one waiter to the server.
+#[derive(Clone)]
+pub(crate) struct Tasks(Locks);
+
+impl LockClient for Tasks {
+    type Held = Guard;
+
+    const IS_SHARED: bool = true;
+
+    async fn connect(servers: &Servers) -> Self {
+        Self(<Locks as LockClient>::connect(servers).await)
+    }
+
+    async fn acquire(&self, name: &str) -> Guard {
+        LockClient::acquire(&self.0, name).await
+    }
+
+    async fn release(&self, guard: Guard) -> bool {
+        LockClient::release(&self.0, guard).await
+    }
+}
+
 /// Many waiters of one process, as the server sees them when it has a thousand: tasks of one `Locks` that want one name are one waiter
 /// to it, so these ask the backend itself. They share its connection and what keeps them alive.
 #[derive(Clone)]

@@ -14,6 +14,8 @@ use crate::report::{Figures, Report};
 pub(crate) enum Program {
     /// This one, with our own locks: their URL, with `HOSTS` where the servers are to stand.
     Ours(&'static str),
+    /// The same, where the clients of a process are tasks that share its `Locks`.
+    OurTasks(&'static str),
     /// The same, where the clients of a process are waiters of one backend.
     OurWaiters(&'static str),
     /// This one.
@@ -33,11 +35,20 @@ pub(crate) struct Subject {
     pub(crate) name: &'static str,
     program: Program,
     pause: Option<Duration>,
+    hold: Duration,
     processes_max: u64,
 }
 
 /// The most processes of clients that want the same lock, unless a subject says otherwise; more clients than these share one.
 pub(crate) const PROCESSES_MAX: u64 = 17;
+
+/// How long a lock is held that protects some work: long enough for who had it before to be in line again, which costs a server the most.
+pub(crate) const HOLD: Duration = Duration::from_millis(5);
+
+/// What the name of a case says of that.
+pub(crate) fn held_for(hold: Duration) -> String {
+    if hold.is_zero() { String::new() } else { format!(", held for {} ms", hold.as_millis()) }
+}
 
 /// Each machine of Java costs as much as all others together.
 const JAVA_PROCESSES_MAX: u64 = 2;
@@ -45,11 +56,16 @@ const JAVA_PROCESSES_MAX: u64 = 2;
 impl Subject {
     pub(crate) const fn new(name: &'static str, program: Program) -> Self {
         let processes_max = if let Program::Java(_) = program { JAVA_PROCESSES_MAX } else { PROCESSES_MAX };
-        Self { name, program, pause: None, processes_max }
+        Self { name, program, pause: None, hold: Duration::ZERO, processes_max }
     }
 
     pub(crate) const fn pausing(self, millis: u64) -> Self {
         Self { pause: Some(Duration::from_millis(millis)), ..self }
+    }
+
+    /// The same, where who has the lock that all want holds it for so long.
+    pub(crate) fn holding(self, hold: Duration) -> Self {
+        Self { hold, ..self }
     }
 
     /// The same, in up to so many processes.
@@ -107,6 +123,9 @@ impl Subject {
             &id.to_string(),
         ]);
         command.args(["--millis", &length.as_millis().to_string()]);
+        if !self.hold.is_zero() {
+            command.args(["--hold-ms", &self.hold.as_millis().to_string()]);
+        }
         if let Some(pause) = self.pause {
             command.args(["--pause-ms", &pause.as_millis().to_string()]);
         }
@@ -122,6 +141,7 @@ impl Subject {
         };
         match self.program {
             Program::Ours(url) => ours(Whose::Ringfence, url),
+            Program::OurTasks(url) => ours(Whose::Tasks, url),
             Program::OurWaiters(url) => ours(Whose::Waiters, url),
             Program::Here(Whose::Etcdctl) => {
                 ringfence_servers::require("etcdctl").map(|_| Whose::Etcdctl.program())

@@ -5,7 +5,7 @@ use std::process::Command;
 use clap::ValueEnum;
 use ringfence::Locks;
 
-use super::ours::Waiters;
+use super::ours::{Tasks, Waiters};
 use crate::contender::Contender;
 use crate::{etcd, patterns, postgres, redis, zookeeper};
 
@@ -22,6 +22,8 @@ pub(crate) struct Taker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Whose {
     Ringfence,
+    /// Tasks that share a `Locks`.
+    Tasks,
     /// Waiters that share one client of a backend of ours.
     Waiters,
     RedisCommands,
@@ -79,6 +81,7 @@ impl Taker {
         let Self { whose, contender } = self;
         match whose {
             Whose::Ringfence => contender.run_with::<Locks>(),
+            Whose::Tasks => contender.run_with::<Tasks>(),
             Whose::Waiters => contender.run_with::<Waiters>(),
             Whose::RedisCommands => contender.run_with::<redis::clients::Raw>(),
             Whose::RedisPing => contender.run_with::<redis::clients::Ping>(),

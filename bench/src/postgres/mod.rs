@@ -17,6 +17,7 @@ use crate::report::Goal;
 struct Recipe {
     url: &'static str,
     ours: Subject,
+    our_tasks: Subject,
     our_waiters: Subject,
     raw: Subject,
     /// `pgbench` with the script of the same name.
@@ -33,6 +34,7 @@ const RECIPES: [Recipe; 2] = [
     Recipe {
         url: LEASES_URL,
         ours: Subject::new("ringfence leases", Program::Ours(LEASES_URL)),
+        our_tasks: Subject::new("ringfence leases, tasks", Program::OurTasks(LEASES_URL)),
         our_waiters: Subject::new("ringfence leases", Program::OurWaiters(LEASES_URL)),
         raw: Subject::new("upsert and release", Program::Here(Whose::PostgresLeases)),
         limit: "pgbench, upsert and release",
@@ -42,6 +44,7 @@ const RECIPES: [Recipe; 2] = [
     Recipe {
         url: ADVISORY_URL,
         ours: Subject::new("ringfence advisory", Program::Ours(ADVISORY_URL)),
+        our_tasks: Subject::new("ringfence advisory, tasks", Program::OurTasks(ADVISORY_URL)),
         our_waiters: Subject::new("ringfence advisory", Program::OurWaiters(ADVISORY_URL)),
         raw: Subject::new("pg_try_advisory_lock", Program::Here(Whose::PostgresAdvisory)),
         limit: "pgbench, pg_try_advisory_lock",

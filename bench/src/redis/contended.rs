@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::server::Server;
 use crate::network::figures;
-use crate::network::subject::{Program, Subject, installed, interleave};
+use crate::network::subject::{HOLD, Program, Subject, held_for, installed, interleave};
 use crate::network::whose::Whose;
 use crate::report::{Better, Figure, Figures, Goal, Report};
 
@@ -30,15 +30,18 @@ const PEERS: &[Subject] = &[
 
 pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
     let Some(server) = Server::start() else { return };
-    let few = contend(report, &server, rounds, length, 1, &[]);
+    let few = contend(report, &server, rounds, length, (1, Duration::ZERO), &[]);
 
     let peers = installed(PEERS);
-    let case = contend(report, &server, rounds, length, 16, &peers);
-    let ours = |name| Figure { case: &case, subject: OURS.name, name };
-    for (subject, goal) in [(PING.name, Goal::AtMost(1.5)), (PING_APART, Goal::None("for comparison"))] {
-        report.compare(ours("handover p50 us"), Figure { case: &case, subject, name: "p50 us" }, goal);
+    let case = contend(report, &server, rounds, length, (16, Duration::ZERO), &peers);
+    let held = contend(report, &server, rounds, length, (16, HOLD), &peers);
+    for case in [&case, &held] {
+        let ours = |name| Figure { case, subject: OURS.name, name };
+        for (subject, goal) in [(PING.name, Goal::AtMost(1.5)), (PING_APART, Goal::None("for comparison"))] {
+            report.compare(ours("handover p50 us"), Figure { case, subject, name: "p50 us" }, goal);
+        }
     }
-    report.check(ours("fairness"), Goal::AtMost(1.2));
+    report.check(Figure { case: &case, subject: OURS.name, name: "fairness" }, Goal::AtMost(1.2));
     let own_pace: Vec<&str> = peers.iter().filter(|peer| peer.has_own_pace()).map(|peer| peer.name).collect();
     if let Some(best) = report.best(&case, "handovers/s", Better::More, &own_pace) {
         report.ratio(
@@ -58,35 +61,35 @@ pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
     }
 
     // Longer, because a thousand have to come, and to have their turn a few times.
-    let many = contend(report, &server, rounds, 3 * length, 1000, &[]);
+    let many = contend(report, &server, rounds, 3 * length, (1000, Duration::ZERO), &[]);
     let ours = |case, name| Figure { case, subject: OURS.name, name };
     report.compare(ours(&many, "handover p50 us"), ours(&few, "handover p50 us"), Goal::AtMost(1.5));
     report.compare(ours(&few, "handovers/s"), ours(&many, "handovers/s"), Goal::AtMost(1.5));
 }
 
-/// One holds the lock and so many wait for it, all the time; the name of the case.
+/// One holds the lock, for so long each time, and so many wait for it, all the time; the name of the case.
 fn contend(
     report: &mut Report,
     server: &Server,
     rounds: usize,
     length: Duration,
-    waiters: u64,
+    (waiters, hold): (u64, Duration),
     peers: &[&Subject],
 ) -> String {
-    let case = format!("redis, contended, {waiters} waiters");
+    let case = format!("redis, contended, {waiters} waiters{}", held_for(hold));
     #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
     let take = |subject: &Subject| {
         server.forget();
         let executed = || server.executed();
         let (outcome, executed) =
-            subject.take_same(&[server.port()], waiters + 1, length / 4, length, &executed);
+            subject.holding(hold).take_same(&[server.port()], waiters + 1, length / 4, length, &executed);
         let handovers = outcome.handovers.len();
         let mut figures = figures::contended(outcome, length);
         figures.insert("commands/handover", executed as f64 / handovers as f64);
         figures
     };
     let ping = |processes| {
-        let mut outcome = PING.take_own(&[server.port()], 1, processes, length);
+        let mut outcome = PING.holding(hold).take_own(&[server.port()], 1, processes, length);
         Figures::from([("p50 us", outcome.pairs.micros_at(0.5))])
     };
     let (ping_alone, ping_apart) = (|| ping(1), || ping(2));

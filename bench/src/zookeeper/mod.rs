@@ -15,6 +15,7 @@ pub(crate) const SYSTEM: System = System {
     name: "zookeeper",
     start: server::start,
     ours: Subject::new("ringfence zookeeper", Program::Ours("zookeeper://HOSTS")),
+    our_tasks: Subject::new("ringfence zookeeper, tasks", Program::OurTasks("zookeeper://HOSTS")),
     our_waiters: Subject::new("ringfence zookeeper", Program::OurWaiters("zookeeper://HOSTS")),
     raw: Subject::new("create and delete, a bare socket", Program::Here(Whose::ZookeeperWrites)),
     event: Subject::new("a setData and its event", Program::Here(Whose::ZookeeperEvent)),
