@@ -452,7 +452,8 @@ async fn who_waits_and_hears_nothing_writes_nothing() {
     let waiting: Vec<_> = (0..WAITERS)
         .map(|_| {
             let ann = Arc::clone(&ann);
-            tokio::spawn(async move { granted(&ann, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await })
+            // Nobody gives up while this is looked at.
+            tokio::spawn(async move { ann.acquire(request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await })
         })
         .collect();
     sees_waiters(&ann, NAME, WAITERS).await;
