@@ -322,6 +322,7 @@ impl Pending<'_> {
         let news = Arc::new(News::default());
         let _own = client.watches.watch(What::end_of(&key, created), Ear::Waiter(Arc::clone(&news)));
         let mut in_the_way = (self.watch_for(&behind.standing, &news), behind);
+        // How much of what was heard has been looked at.
         let mut heard = 0;
         let mut looked_at = client.now();
         // What the turn will live by, so that it need not be granted first when it comes.
@@ -345,7 +346,6 @@ impl Pending<'_> {
             let so_far = news.heard();
             let hears_from = news.hears_from();
             let (has_news, has_missed) = (so_far != heard, hears_from > looked);
-            heard = so_far;
             let seen = async {
                 let (is_alive, is_lasting, seen) = tokio::join!(
                     client.leases.refresh(&lease, FRESH_PART),
@@ -382,6 +382,7 @@ impl Pending<'_> {
             };
             match seen.await {
                 Ok(None) => {
+                    heard = so_far;
                     looked = looked.max(hears_from);
                     if is_due {
                         looked_at = sent;
@@ -395,7 +396,7 @@ impl Pending<'_> {
                     return self.grant(Granted { key, created, lease: lasting, sent }).map(Some);
                 }
                 Ok(Some(Seen::Behind(behind, revision))) => {
-                    (looked, looked_at) = (revision, sent);
+                    (heard, looked, looked_at) = (so_far, revision, sent);
                     if behind.standing != in_the_way.1.standing {
                         in_the_way.0 = self.watch_for(&behind.standing, &news);
                     }
@@ -406,7 +407,6 @@ impl Pending<'_> {
                     lasting.end();
                     client.held.lost_with(&lasting);
                     lasting = client.leases.get(self.request.ttl.as_duration()).await?;
-                    heard = u64::MAX;
                 }
                 // A cluster without a leader for a moment costs nobody a place: its leases live on until it has one.
                 Err(error)
@@ -414,10 +414,6 @@ impl Pending<'_> {
                         && sent.saturating_since(looked_at) < self.request.ttl.as_duration() + LOOK_EVERY =>
                 {
                     tracing::debug!(%error, "a waiter cannot look where it stands");
-                    if has_news {
-                        // What was heard is looked at again.
-                        heard = u64::MAX;
-                    }
                 }
                 Err(error) => return Err(error),
             }

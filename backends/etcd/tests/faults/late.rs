@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::common::{LONG, client, granted, hold, release, request, within};
 use crate::line::{FOR_EVER, sees_waiters};
-use crate::{LOCKS, NAME, metric_of};
+use crate::{LOCKS, NAME, metric_reaches};
 
 /// Three members, and which of them leads and which does not.
 async fn three(options: EtcdOptions) -> Option<(EtcdCluster, usize, usize)> {
@@ -31,12 +31,7 @@ fn waits(client: &Arc<EtcdBackend>) -> JoinHandle<Lease> {
 
 /// Waits until somebody watches at a member.
 async fn is_watched_at(cluster: &EtcdCluster, member: usize, watches: usize) {
-    within("the watches are at the other member", async {
-        while metric_of(cluster, member, "etcd_debugging_mvcc_watcher_total") < watches {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    metric_reaches(cluster, member, "etcd_debugging_mvcc_watcher_total", watches).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,12 +135,7 @@ async fn a_holder_whose_member_was_given_a_snapshot_learns_of_a_loss_afterwards(
     // What it has missed is in no log any more, and it ends the watches that begin before that.
     cluster.mend();
     cluster.is_healthy(behind).await;
-    within("it has caught up", async {
-        while metric_of(&cluster, behind, "etcd_debugging_mvcc_compact_revision") < 1 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    metric_reaches(&cluster, behind, "etcd_debugging_mvcc_compact_revision", 1).await;
     cluster.etcdctl(&["del", "--prefix", &format!("{LOCKS}{NAME}!")]).await;
     within("the loss is told", held.lost()).await;
 }

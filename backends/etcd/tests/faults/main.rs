@@ -24,6 +24,7 @@ use ringfence_core::{
     Attempt, Backend, Clock, Effect, ErrorKind, FencingToken, Mode, RecordKey, Release, Renewal, Retry,
     SystemClock, Wait, abandonment,
 };
+use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy, Taker};
 use ringfence_testkit::drop_after;
 
@@ -37,6 +38,11 @@ const HEALS: Duration = Duration::from_secs(30);
 
 fn now() -> ringfence_core::BootInstant {
     SystemClock::new().now()
+}
+
+/// A client behind a proxy.
+async fn behind(proxy: &Proxy) -> Arc<EtcdBackend> {
+    Arc::new(client(&format!("etcd://127.0.0.1:{}", proxy.port())).await)
 }
 
 async fn locks(cluster: &EtcdCluster) -> Locks {
@@ -205,7 +211,7 @@ async fn all_is_said(proxy: &Proxy) {
 async fn an_attempt_whose_answer_was_lost_is_withdrawn_before_its_error_is_told() {
     let Some(cluster) = EtcdCluster::start(1).await else { return };
     let proxy = Proxy::start(cluster.port(0)).await;
-    let ann = Arc::new(client(&format!("etcd://127.0.0.1:{}", proxy.port())).await);
+    let ann = behind(&proxy).await;
     // Its lease is there, so that the next thing it asks for is the lock.
     let warm = hold(&ann, "warm", LONG).await;
     for wait in [Wait::No, FOR_EVER] {
@@ -349,7 +355,7 @@ async fn a_lease_that_nobody_renews_is_ended_after_the_network_was_gone_when_it_
     const TTL: Duration = Duration::from_secs(8);
     let Some(cluster) = EtcdCluster::start(1).await else { return };
     let proxy = Proxy::start(cluster.port(0)).await;
-    let ann = client(&format!("etcd://127.0.0.1:{}", proxy.port())).await;
+    let ann = behind(&proxy).await;
     // They share a lease of the server.
     let (left, kept) = (hold(&ann, "left", TTL).await, hold(&ann, "kept", TTL).await);
     let is_nearly_due = left.deadline().saturating_since(now().saturating_add(Duration::from_secs(1)));
@@ -442,12 +448,22 @@ fn metric_of(cluster: &EtcdCluster, member: usize, name: &str) -> usize {
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("a counter")
 }
 
+/// Waits until a member has counted so many.
+async fn metric_reaches(cluster: &EtcdCluster, member: usize, name: &str, count: usize) {
+    within(name, async {
+        while metric_of(cluster, member, name) < count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_and_hears_nothing_writes_nothing() {
     const WAITERS: usize = 20;
     let Some(cluster) = EtcdCluster::start(1).await else { return };
     let proxy = Proxy::start(cluster.port(0)).await;
-    let ann = Arc::new(client(&format!("etcd://127.0.0.1:{}", proxy.port())).await);
+    let ann = behind(&proxy).await;
     let held = hold(&ann, NAME, LONG).await;
     let waiting: Vec<_> = (0..WAITERS)
         .map(|_| {
@@ -670,7 +686,7 @@ async fn a_lease_that_is_renewed_outlives_many_ttls() {
 async fn a_record_refuses_a_lease_that_ends_between_the_look_and_the_write() {
     let Some(cluster) = EtcdCluster::start(1).await else { return };
     let proxy = Proxy::start(cluster.port(0)).await;
-    let ann = Arc::new(client(&format!("etcd://127.0.0.1:{}", proxy.port())).await);
+    let ann = behind(&proxy).await;
     let lease = hold(&ann, NAME, LONG).await;
     let key = RecordKey::of(name(NAME));
     ann.records().open(&key, lease.token).await.unwrap();

@@ -11,12 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::common::{LONG, client, hold, release, renew, request, within};
 use crate::line::{FOR_EVER, sees_waiters};
-use crate::{NAME, metric_of, now};
-
-/// A client behind a proxy.
-async fn behind(proxy: &Proxy) -> Arc<EtcdBackend> {
-    Arc::new(client(&format!("etcd://127.0.0.1:{}", proxy.port())).await)
-}
+use crate::{NAME, behind, metric_of, metric_reaches, now};
 
 fn asks(
     client: &Arc<EtcdBackend>,
@@ -82,15 +77,10 @@ async fn a_claim_whose_answer_is_lost_and_whose_place_is_gone_leaves_no_key() {
 
     // It hears of its turn, and its claim is answered, but the answer takes longer than it takes us to see that.
     proxy.delay(Duration::from_millis(120));
-    let changes = || metric_of(&cluster, leader, "etcd_server_proposals_committed_total");
-    let release_and_claim = changes() + 2;
+    let changes = "etcd_server_proposals_committed_total";
+    let release_and_claim = metric_of(&cluster, leader, changes) + 2;
     release(&bob, &held).await.unwrap();
-    within("the turn is claimed", async {
-        while changes() < release_and_claim {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    metric_reaches(&cluster, leader, changes, release_and_claim).await;
     proxy.hold_replies();
     assert_ne!(last_place(&cluster).await.1, place, "it lives by another lease");
     proxy.delay(Duration::ZERO);
