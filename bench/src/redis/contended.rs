@@ -30,11 +30,11 @@ const PEERS: &[Subject] = &[
 
 pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
     let Some(server) = Server::start() else { return };
-    let few = contend(report, &server, rounds, length, (1, Duration::ZERO), &[]);
+    let few = contend(report, &server, rounds, length, 1, Duration::ZERO, &[]);
 
     let peers = installed(PEERS);
-    let case = contend(report, &server, rounds, length, (16, Duration::ZERO), &peers);
-    let held = contend(report, &server, rounds, length, (16, HOLD), &peers);
+    let case = contend(report, &server, rounds, length, 16, Duration::ZERO, &peers);
+    let held = contend(report, &server, rounds, length, 16, HOLD, &peers);
     for case in [&case, &held] {
         let ours = |name| Figure { case, subject: OURS.name, name };
         for (subject, goal) in [(PING.name, Goal::AtMost(1.5)), (PING_APART, Goal::None("for comparison"))] {
@@ -61,7 +61,7 @@ pub(crate) fn measure(report: &mut Report, rounds: usize, length: Duration) {
     }
 
     // Longer, because a thousand have to come, and to have their turn a few times.
-    let many = contend(report, &server, rounds, 3 * length, (1000, Duration::ZERO), &[]);
+    let many = contend(report, &server, rounds, 3 * length, 1000, Duration::ZERO, &[]);
     let ours = |case, name| Figure { case, subject: OURS.name, name };
     report.compare(ours(&many, "handover p50 us"), ours(&few, "handover p50 us"), Goal::AtMost(1.5));
     report.compare(ours(&few, "handovers/s"), ours(&many, "handovers/s"), Goal::AtMost(1.5));
@@ -73,7 +73,8 @@ fn contend(
     server: &Server,
     rounds: usize,
     length: Duration,
-    (waiters, hold): (u64, Duration),
+    waiters: u64,
+    hold: Duration,
     peers: &[&Subject],
 ) -> String {
     let case = format!("redis, contended, {waiters} waiters{}", held_for(hold));
