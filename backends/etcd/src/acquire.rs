@@ -309,7 +309,7 @@ impl Pending<'_> {
     /// A place at the front, unless the cluster has said meanwhile that what it lives by is no more.
     async fn holds(&mut self, granted: Granted) -> Result<Asked> {
         if granted.lease.is_over() {
-            self.forget(&granted.key).await?;
+            Box::pin(self.forget(&granted.key)).await?;
             return Ok(Asked::Again);
         }
         Ok(Asked::Holds(granted))
@@ -496,7 +496,7 @@ impl Pending<'_> {
             return if answer.succeeded { Ok(Seen::Claimed) } else { seen(&answer) };
         }
         let txn = TxnRequest { success: vec![look], ..TxnRequest::default() };
-        match seen(&client.servers.call(TXN, txn).await?)? {
+        match seen(&client.servers.call(TXN, &txn).await?)? {
             Seen::Behind(Behind { standing: Standing::Holds, .. }, _) => {}
             waits => return Ok(waits),
         }

@@ -197,8 +197,8 @@ impl Client {
             // Before version 3.5.7 a member whose database is full refuses every transaction, and deletes all the same.
             Err(error) if error.kind() == ErrorKind::Full => {
                 let question = DeleteRangeRequest { key: key.to_vec() };
-                let answer: DeleteRangeResponse = self.servers.call(DELETE_RANGE, question).await?;
-                answer.deleted
+                let asked = Box::pin(self.servers.call::<DeleteRangeResponse>(DELETE_RANGE, &question));
+                asked.await?.deleted
             }
             Err(error) => return Err(error),
         };
@@ -207,7 +207,7 @@ impl Client {
 
     async fn release(&self, lease: &LeaseKey) -> Result<Release> {
         let Some(holding) = self.held.giving_back(lease.nonce) else {
-            return self.release_of_another(lease).await;
+            return Box::pin(self.release_of_another(lease)).await;
         };
         let was_there = self.delete_held(&holding).await?;
         self.held.remove(lease.nonce);

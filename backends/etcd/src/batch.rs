@@ -1,6 +1,7 @@
 //! Several changes of one process in one replicated write.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::mem;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -74,7 +75,8 @@ fn shutting_down() -> Error {
 
 async fn look_at_all(servers: Arc<Servers>, keys: Vec<Vec<u8>>) -> Vec<Result<i64>> {
     let success = keys.iter().map(|key| ops::range(look_at(key))).collect();
-    let seen: Result<TxnResponse> = servers.call(TXN, TxnRequest { success, ..TxnRequest::default() }).await;
+    let question = TxnRequest { success, ..TxnRequest::default() };
+    let seen: Result<TxnResponse> = servers.call(TXN, &question).await;
     match seen.map_err(Error::without_effect) {
         Ok(answer) => {
             let odd = || error::odd_answer("not as many keys as were asked for", servers.shown());
@@ -87,7 +89,7 @@ async fn look_at_all(servers: Arc<Servers>, keys: Vec<Vec<u8>>) -> Vec<Result<i6
             for (place, key) in keys.into_iter().enumerate() {
                 let servers = Arc::clone(&servers);
                 looking.spawn(async move {
-                    let seen: Result<RangeResponse> = servers.call(RANGE, look_at(&key)).await;
+                    let seen: Result<RangeResponse> = servers.call(RANGE, &look_at(&key)).await;
                     (place, seen.map(|found| created(&found)).map_err(Error::without_effect))
                 });
             }
@@ -110,20 +112,27 @@ fn created(found: &RangeResponse) -> i64 {
 /// Sends changes, and returns the answer of each.
 async fn send_all(servers: Arc<Servers>, changes: Vec<Change>) -> Vec<Result<TxnResponse>> {
     let mut answers: Vec<Option<Result<TxnResponse>>> = changes.iter().map(|_| None).collect();
-    let mut left: Vec<(usize, Change)> = changes.into_iter().enumerate().collect();
     // All keys of one transaction are created at one revision, so that it can hold one change of a lock: nobody could say which
     // of two came first.
-    let mut under_way = JoinSet::new();
-    while !left.is_empty() {
-        let mut names: HashSet<LockName, RandomState> = HashSet::default();
-        let (now, later) = left.into_iter().partition(|(_, change)| names.insert(change.name.clone()));
-        under_way.spawn(send_together(Arc::clone(&servers), now));
-        left = later;
-    }
-    while let Some(sent) = under_way.join_next().await {
-        for (place, answer) in sent.into_iter().flatten() {
-            answers[place] = Some(answer);
+    let mut seen: HashMap<LockName, usize, RandomState> = HashMap::default();
+    let (mut first, mut later) = (Vec::with_capacity(changes.len()), Vec::<Vec<_>>::new());
+    for (place, Change { name, txn }) in changes.into_iter().enumerate() {
+        let before = seen.entry(name).or_default();
+        match *before {
+            0 => first.push((place, txn)),
+            before if before > later.len() => later.push(vec![(place, txn)]),
+            before => later[before - 1].push((place, txn)),
         }
+        *before += 1;
+    }
+    let mut under_way: JoinSet<_> =
+        later.into_iter().map(|changes| send_together(Arc::clone(&servers), changes)).collect();
+    let mut answered = send_together(servers, first).await;
+    while let Some(sent) = under_way.join_next().await {
+        answered.extend(sent.into_iter().flatten());
+    }
+    for (place, answer) in answered {
+        answers[place] = Some(answer);
     }
     let bug = || Err(Error::new(ErrorKind::Bug, "a change panicked on its way").with_unknown_effect());
     answers.into_iter().map(|answer| answer.unwrap_or_else(bug)).collect()
@@ -131,50 +140,47 @@ async fn send_all(servers: Arc<Servers>, changes: Vec<Change>) -> Vec<Result<Txn
 
 async fn send_together(
     servers: Arc<Servers>,
-    changes: Vec<(usize, Change)>,
+    mut changes: Vec<(usize, TxnRequest)>,
 ) -> Vec<(usize, Result<TxnResponse>)> {
     if let [(place, change)] = &changes[..] {
-        return vec![(*place, send_alone(&servers, change.txn.clone()).await)];
+        return vec![(*place, Box::pin(send_alone(&servers, change)).await)];
     }
-    let together = TxnRequest {
-        success: changes.iter().map(|(_, change)| ops::txn(change.txn.clone())).collect(),
-        ..TxnRequest::default()
-    };
-    match servers.call(TXN, together).await {
-        Ok(answer) => {
-            let answer: TxnResponse = answer;
-            let header = answer.header;
-            let each = changes.iter().enumerate().map(|(index, (place, _))| {
-                let made = ops::nested(&answer, index)
-                    .map(|nested| TxnResponse { header, ..nested.clone() })
-                    .ok_or_else(|| error::odd_answer("a batch without its parts", servers.shown()));
-                (*place, made)
+    let success = changes.iter_mut().map(|(_, change)| ops::txn(mem::take(change))).collect();
+    let together = TxnRequest { success, ..TxnRequest::default() };
+    let places = changes.iter().map(|(place, _)| *place);
+    match servers.call::<TxnResponse>(TXN, &together).await {
+        Ok(TxnResponse { header, responses, .. }) => {
+            let mut parts = responses.into_iter().map(ops::into_nested);
+            let each = places.map(|place| {
+                let made = parts.next().flatten().map(|made| TxnResponse { header, ..made });
+                let odd = || error::odd_answer("a batch without its parts", servers.shown());
+                (place, made.ok_or_else(odd))
             });
             each.collect()
         }
         // Nobody knows whose fault it was, and nothing was done.
         Err(error) if error.effect() == Effect::None && error.kind() != ErrorKind::Unavailable => {
             let mut alone = JoinSet::new();
-            for (place, change) in changes {
+            for (place, change) in places.zip(together.success.into_iter().filter_map(ops::into_txn)) {
                 let servers = Arc::clone(&servers);
-                alone.spawn(async move { (place, send_alone(&servers, change.txn).await) });
+                alone.spawn(async move { (place, send_alone(&servers, &change).await) });
             }
             alone.join_all().await
         }
-        Err(error) => changes.into_iter().map(|(place, _)| (place, Err(error.clone()))).collect(),
+        Err(error) => places.map(|place| (place, Err(error.clone()))).collect(),
     }
 }
 
 /// Sends a change for itself. A mere deletion is no transaction, for each of which version 3.4 copies what was written in the last
 /// tenth of a second.
-async fn send_alone(servers: &Servers, change: TxnRequest) -> Result<TxnResponse> {
+async fn send_alone(servers: &Servers, change: &TxnRequest) -> Result<TxnResponse> {
     let [RequestOp { request: Some(Request::Delete(deletion)) }] = &change.success[..] else {
         return servers.call(TXN, change).await;
     };
     if !change.compare.is_empty() {
         return servers.call(TXN, change).await;
     }
-    let deleted = servers.call(DELETE_RANGE, deletion.clone()).await?;
+    let deleted = servers.call(DELETE_RANGE, deletion).await?;
     let responses = vec![ResponseOp { response: Some(Response::Delete(deleted)) }];
     Ok(TxnResponse { succeeded: true, responses, ..TxnResponse::default() })
 }

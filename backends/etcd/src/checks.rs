@@ -97,7 +97,7 @@ pub(crate) fn cluster(status: &StatusResponse) -> u64 {
 
 /// Looks at the cluster: two round trips, and one to each member of the URL, with its connection.
 pub(crate) async fn examine(client: &Arc<Client>) -> Result<Vec<Finding>> {
-    let statuses = client.servers.call_each(STATUS, StatusRequest {}).await;
+    let statuses = client.servers.call_each(STATUS, &StatusRequest {}).await;
     if let Some((_, Err(error))) = statuses.first()
         && statuses.iter().all(|(_, status)| status.is_err())
     {
@@ -115,12 +115,12 @@ pub(crate) async fn examine(client: &Arc<Client>) -> Result<Vec<Finding>> {
         }
     }
     findings.extend(of_clusters(&statuses));
-    let members: Result<MemberListResponse> = client.servers.call(MEMBERS, MemberListRequest {}).await;
+    let members: Result<MemberListResponse> = client.servers.call(MEMBERS, &MemberListRequest {}).await;
     findings.push(match members {
         Ok(members) => of_members(&members, statuses.len()),
         Err(error) => not_allowed("members", &error),
     });
-    let alarms: Result<AlarmResponse> = client.servers.call(ALARM, AlarmRequest {}).await;
+    let alarms: Result<AlarmResponse> = client.servers.call(ALARM, &AlarmRequest {}).await;
     match alarms {
         Ok(alarms) => findings.extend(of_alarms(&alarms)),
         Err(error) => findings.push(not_allowed("alarms", &error)),

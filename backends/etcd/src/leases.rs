@@ -143,9 +143,13 @@ impl Leases {
 
     /// The lease of this TTL, or a new one.
     pub(crate) async fn get(&self, ttl: Duration) -> Result<Arc<ServerLease>> {
-        if let Some(lease) = self.present(ttl) {
-            return Ok(lease);
+        match self.present(ttl) {
+            Some(lease) => Ok(lease),
+            None => Box::pin(self.grant_for_all(ttl)).await,
         }
+    }
+
+    async fn grant_for_all(&self, ttl: Duration) -> Result<Arc<ServerLease>> {
         let _granting = self.granting.lock().await;
         if let Some(lease) = self.present(ttl) {
             return Ok(lease);
@@ -161,7 +165,7 @@ impl Leases {
         let sent = self.clock.now();
         let question = LeaseGrantRequest { ttl: i64::try_from(seconds(ttl)).unwrap_or(i64::MAX) };
         let granted: LeaseGrantResponse =
-            self.servers.call("/etcdserverpb.Lease/LeaseGrant", question).await?;
+            self.servers.call("/etcdserverpb.Lease/LeaseGrant", &question).await?;
         let life = u64::try_from(granted.ttl).ok().filter(|life| *life >= seconds(ttl) && granted.id != 0);
         let Some(life) = life else {
             return Err(error::odd_answer("a lease shorter than was asked for", self.servers.shown()));
@@ -192,7 +196,7 @@ impl Leases {
     pub(crate) async fn revoke(&self, lease: &ServerLease) -> Result<()> {
         lease.end();
         let question = LeaseRevokeRequest { id: lease.id() };
-        let _: LeaseRevokeResponse = self.servers.call("/etcdserverpb.Lease/LeaseRevoke", question).await?;
+        let _: LeaseRevokeResponse = self.servers.call("/etcdserverpb.Lease/LeaseRevoke", &question).await?;
         Ok(())
     }
 

@@ -100,6 +100,22 @@ pub(crate) fn deleted(answer: &TxnResponse, index: usize) -> Option<i64> {
     }
 }
 
+/// The transaction that an operation is.
+pub(crate) fn into_txn(operation: RequestOp) -> Option<TxnRequest> {
+    match operation.request? {
+        request_op::Request::Txn(txn) => Some(txn),
+        _ => None,
+    }
+}
+
+/// What a transaction within a transaction answered.
+pub(crate) fn into_nested(response: ResponseOp) -> Option<TxnResponse> {
+    match response.response? {
+        response_op::Response::Txn(nested) => Some(nested),
+        _ => None,
+    }
+}
+
 /// The transaction within a transaction.
 pub(crate) fn nested(answer: &TxnResponse, index: usize) -> Option<&TxnResponse> {
     match answer.responses.get(index)? {

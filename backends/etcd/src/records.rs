@@ -95,7 +95,7 @@ impl Client {
             };
             let answer: TxnResponse = self
                 .servers
-                .call(TXN, txn)
+                .call(TXN, &txn)
                 .await
                 .map_err(|error| error.about(format_args!("record {key}")))?;
             if answer.succeeded {
@@ -125,7 +125,7 @@ impl Client {
             ],
             ..TxnRequest::default()
         };
-        let answer: TxnResponse = self.servers.call(TXN, txn).await.map_err(Error::without_effect)?;
+        let answer: TxnResponse = self.servers.call(TXN, &txn).await.map_err(Error::without_effect)?;
         let odd = || error::odd_answer("a transaction without its parts", self.servers.shown());
         let found = ops::found(&answer, 0).ok_or_else(odd)?.kvs.first();
         let kept = found.map(|found| self.read_kept(key, found)).transpose()?;
@@ -164,7 +164,7 @@ impl Client {
         while locks <= query.page_size() + 1 {
             let range =
                 RangeRequest { limit: LIST_STEP, ..ops::get_range(&Range { begin, end: end.clone() }) };
-            let found: RangeResponse = self.servers.call(RANGE, range).await?;
+            let found: RangeResponse = self.servers.call(RANGE, &range).await?;
             for found in &found.kvs {
                 let Some(record) = self.keys.record_of(&found.key) else { continue };
                 match self.read_kept(&record, found) {
@@ -251,7 +251,7 @@ impl FencedStore for EtcdBackend {
         Box::pin(async move {
             self.client.keys.check(key.lock())?;
             let range = ops::get(&self.client.keys.record(key));
-            let found: RangeResponse = self.client.servers.call(RANGE, range).await?;
+            let found: RangeResponse = self.client.servers.call(RANGE, &range).await?;
             let kept = found.kvs.first().map(|found| self.client.read_kept(key, found)).transpose()?;
             Ok(kept.and_then(Kept::into_record))
         })

@@ -67,7 +67,7 @@ impl Client {
         let until = since.saturating_add(ttl);
         let Some(holding) = self.held.renewing(lease.nonce, since, until) else { return Ok(Renewal::Lost) };
         let found: RangeResponse =
-            self.servers.call(RANGE, ops::get(&holding.key)).await.map_err(Error::without_effect)?;
+            self.servers.call(RANGE, &ops::get(&holding.key)).await.map_err(Error::without_effect)?;
         let place = found.kvs.first().map(Place::read).filter(|place| place.created == holding.created);
         let Some(place) = place else { return Ok(self.settle(lease, false, until)) };
         let lasting = self.leases.get(ttl).await?;

@@ -1,19 +1,22 @@
 //! The members of the cluster: one of them is spoken to, and the next one when it does not answer.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::{BufMut, Bytes};
 use http::uri::PathAndQuery;
 use prost::Message;
 use ringfence_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 use tokio_stream::Stream;
 use tonic::client::Grpc;
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder, HEADER_SIZE};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::checks;
 use crate::error;
@@ -99,26 +102,17 @@ impl Servers {
     }
 
     /// Asks the member at hand. Effects are unknown where it does not answer.
-    pub(crate) async fn call<Q: Message + Clone + 'static, A: Message + Default + 'static>(
+    pub(crate) async fn call<A: Message + Default + 'static>(
         &self,
         path: &'static str,
-        question: Q,
+        question: &impl Message,
     ) -> Result<A> {
-        self.call_within(ANSWER_PATIENCE, path, question).await
-    }
-
-    /// As [`Self::call`], with another patience.
-    pub(crate) async fn call_within<Q: Message + Clone + 'static, A: Message + Default + 'static>(
-        &self,
-        patience: Duration,
-        path: &'static str,
-        question: Q,
-    ) -> Result<A> {
-        let ask = |link: Arc<Link>| {
+        let question = Bytes::from(question.encode_to_vec());
+        self.with_link(ANSWER_PATIENCE, |link| {
             let question = question.clone();
             async move { link.ask(path, question).await }
-        };
-        self.with_link(patience, ask).await
+        })
+        .await
     }
 
     /// Has something done on a connection, and once more where the cluster has forgotten who we are, because that was not done.
@@ -137,7 +131,8 @@ impl Servers {
             };
             let outcome = tokio::select! {
                 biased;
-                outcome = act(Arc::clone(&link)) => outcome,
+                // Apart, so that whoever asks is no larger for it.
+                outcome = Box::pin(act(Arc::clone(&link))) => outcome,
                 () = &mut ends => {
                     self.leave(&link);
                     return Err(error::no_answer(&link.address).with_unknown_effect());
@@ -165,11 +160,12 @@ impl Servers {
     }
 
     /// Asks every member, by a connection of its own.
-    pub(crate) async fn call_each<Q: Message + Clone + 'static, A: Message + Default + 'static>(
+    pub(crate) async fn call_each<A: Message + Default + 'static>(
         &self,
         path: &'static str,
-        question: Q,
+        question: &impl Message,
     ) -> Vec<(&str, Result<A>)> {
+        let question = Bytes::from(question.encode_to_vec());
         let mut answers = Vec::new();
         for member in &self.members {
             let asked = async {
@@ -189,6 +185,10 @@ impl Servers {
         if let Some(link) = &self.current().link {
             return Ok(Arc::clone(link));
         }
+        Box::pin(self.new_link()).await
+    }
+
+    async fn new_link(&self) -> Result<Arc<Link>> {
         let _connecting = self.connecting.lock().await;
         if let Some(link) = &self.current().link {
             return Ok(Arc::clone(link));
@@ -265,7 +265,7 @@ impl Servers {
     /// dead or stopped, a proxy or its kernel, accepts one for it.
     async fn try_to_connect(&self, member: &Member, patience: Duration) -> Result<(Link, bool)> {
         let mut link = open(member).await?;
-        let asked = link.ask(checks::STATUS, StatusRequest {});
+        let asked = link.ask(checks::STATUS, Bytes::from(StatusRequest {}.encode_to_vec()));
         let answer = tokio::time::timeout(patience, asked).await;
         let status: StatusResponse = match answer.map_err(|_| error::no_answer(&member.address))? {
             Ok(status) => status,
@@ -285,7 +285,7 @@ impl Servers {
     async fn logged_in(&self, member: &Member, mut link: Link) -> Result<Link> {
         if let Some(Login { name, password }) = &self.login {
             let question = AuthenticateRequest { name: name.clone(), password: password.clone() };
-            let asked = link.ask("/etcdserverpb.Auth/Authenticate", question);
+            let asked = link.ask("/etcdserverpb.Auth/Authenticate", Bytes::from(question.encode_to_vec()));
             let answer = tokio::time::timeout(ANSWER_PATIENCE, asked).await;
             let answer: Result<AuthenticateResponse, Status> =
                 answer.map_err(|_| error::no_answer(&member.address))?;
@@ -336,14 +336,14 @@ async fn open(member: &Member) -> Result<Link> {
 }
 
 impl Link {
-    /// A question with one answer.
-    pub(crate) async fn ask<Q: Message + 'static, A: Message + Default + 'static>(
+    /// A question, as it is sent, with one answer.
+    async fn ask<A: Message + Default + 'static>(
         &self,
         path: &'static str,
-        question: Q,
+        question: Bytes,
     ) -> Result<A, Status> {
         let mut grpc = self.ready().await?;
-        let codec: ProstCodec<Q, A> = ProstCodec::default();
+        let codec = Encoded { length: question.len(), answer: PhantomData };
         let answer = grpc.unary(self.dressed(question), PathAndQuery::from_static(path), codec).await?;
         Ok(answer.into_inner())
     }
@@ -378,5 +378,45 @@ impl Link {
             request.metadata_mut().insert("token", token.clone());
         }
         request
+    }
+}
+
+/// Sends a question that is encoded already: the same bytes may have to be sent again, and what many share is not written twice.
+struct Encoded<A> {
+    length: usize,
+    answer: PhantomData<A>,
+}
+
+impl<A: Message + Default + 'static> Codec for Encoded<A> {
+    type Encode = Bytes;
+    type Decode = A;
+    type Encoder = EncodedWriter;
+    type Decoder = ProstDecoder<A>;
+
+    fn encoder(&mut self) -> EncodedWriter {
+        EncodedWriter { length: self.length }
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<A> {
+        ProstDecoder::default()
+    }
+}
+
+struct EncodedWriter {
+    length: usize,
+}
+
+impl Encoder for EncodedWriter {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, question: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(question);
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        let whole = HEADER_SIZE + self.length;
+        BufferSettings::new(whole, whole)
     }
 }

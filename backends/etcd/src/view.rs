@@ -25,7 +25,7 @@ const NO_AGE: Option<Duration> = None;
 /// Everybody in line for a lock, the first one first.
 pub(crate) async fn line(client: &Client, name: &LockName) -> Result<Vec<Place>> {
     let range = ops::oldest_first(ops::get_range(&client.keys.line(name)));
-    let found: RangeResponse = client.servers.call(RANGE, range).await?;
+    let found: RangeResponse = client.servers.call(RANGE, &range).await?;
     Ok(found.kvs.iter().map(Place::read).collect())
 }
 
@@ -47,7 +47,7 @@ pub(crate) async fn list(client: &Arc<Client>, query: ListQuery) -> Result<Page<
     let mut lines: BTreeMap<LockName, Vec<Place>> = BTreeMap::new();
     loop {
         let range = RangeRequest { limit: STEP, ..ops::get_range(&Range { begin, end: end.clone() }) };
-        let found: RangeResponse = client.servers.call(RANGE, range).await?;
+        let found: RangeResponse = client.servers.call(RANGE, &range).await?;
         for key in &found.kvs {
             let Some(name) = client.keys.name_of(&key.key) else { continue };
             let is_meant = name.as_str().starts_with(&query.prefix)
@@ -82,7 +82,7 @@ async fn states(client: &Arc<Client>, lines: BTreeMap<LockName, Vec<Place>>) -> 
     let asked = client.each(leases.into_iter(), |client, id| async move {
         let question = LeaseTimeToLiveRequest { id };
         let answer: LeaseTimeToLiveResponse =
-            client.servers.call("/etcdserverpb.Lease/LeaseTimeToLive", question).await?;
+            client.servers.call("/etcdserverpb.Lease/LeaseTimeToLive", &question).await?;
         // Less than a second is none, and less than none is no lease.
         let left =
             u64::try_from(answer.ttl).map_or(Duration::ZERO, |left| Duration::from_secs(left).max(SOME));
