@@ -29,6 +29,13 @@ const KEEP_EVERY: Duration = Duration::from_millis(500);
 /// How often a waiter looks where it stands, whatever it hears: the net under an event that was lost.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// A watch that begins while others write may be behind from its beginning. The server brings such watches up to date ten times a
+/// second, and a hand-over until then is heard that late. So a new watch is not waited for alone: the first look comes soon, a little
+/// later for each one in line, and each next one after twice as long, until the watch must have caught up.
+const LOOK_FIRST: Duration = Duration::from_millis(4);
+const LOOK_LATER: Duration = Duration::from_micros(500);
+const WATCH_CATCHES_UP: Duration = Duration::from_millis(100);
+
 /// A place is kept alive when this part of its life is over, and so is the lease of a grant, so that it is fresh.
 const FRESH_PART: u32 = 8;
 
@@ -171,6 +178,8 @@ struct Behind {
     standing: Standing,
     /// Whether there is no other that does not stand behind it.
     is_only: bool,
+    /// How many stand in line.
+    length: u32,
 }
 
 impl Pending<'_> {
@@ -325,6 +334,7 @@ impl Pending<'_> {
         // How much of what was heard has been looked at.
         let mut heard = 0;
         let mut looked_at = client.now();
+        let mut look_in = self.look_first(&in_the_way.1);
         // What the turn will live by, so that it need not be granted first when it comes.
         let mut lasting = client.leases.get(self.request.ttl.as_duration()).await?;
         loop {
@@ -332,7 +342,8 @@ impl Pending<'_> {
             if now >= deadline {
                 return Box::pin(self.give_up(&key)).await.map(Some);
             }
-            let wake_at = now.saturating_add(KEEP_EVERY).min(deadline);
+            let look_at = looked_at.saturating_add(look_in);
+            let wake_at = now.saturating_add(KEEP_EVERY).min(look_at).min(deadline);
             let nap = client.clock.nap(wake_at).unwrap_or_default();
             tokio::select! {
                 biased;
@@ -341,7 +352,7 @@ impl Pending<'_> {
                 () = tokio::time::sleep(nap) => {}
             }
             let sent = client.now();
-            let is_due = sent.saturating_since(looked_at) >= LOOK_EVERY;
+            let is_due = sent >= look_at;
             // Read once: what comes from now on is looked at the next time.
             let so_far = news.heard();
             let hears_from = news.hears_from();
@@ -385,7 +396,7 @@ impl Pending<'_> {
                     heard = so_far;
                     looked = looked.max(hears_from);
                     if is_due {
-                        looked_at = sent;
+                        (looked_at, look_in) = (sent, look_next(look_in));
                     }
                 }
                 Ok(Some(Seen::Gone)) => {
@@ -397,8 +408,10 @@ impl Pending<'_> {
                 }
                 Ok(Some(Seen::Behind(behind, revision))) => {
                     (heard, looked, looked_at) = (so_far, revision, sent);
+                    look_in = look_next(look_in);
                     if behind.standing != in_the_way.1.standing {
                         in_the_way.0 = self.watch_for(&behind.standing, &news);
+                        look_in = self.look_first(&behind);
                     }
                     in_the_way.1 = behind;
                 }
@@ -418,6 +431,13 @@ impl Pending<'_> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// In how long it looks where it stands when it has begun to watch. For others than those who want it alone a look costs what the
+    /// line does, so that a watch that is behind is waited for.
+    fn look_first(&self, behind: &Behind) -> Duration {
+        let soon = LOOK_FIRST + LOOK_LATER.saturating_mul(behind.length.saturating_sub(2));
+        if self.request.mode == Mode::Exclusive && soon < WATCH_CATCHES_UP { soon } else { LOOK_EVERY }
     }
 
     /// Watches what is in the way.
@@ -591,6 +611,10 @@ impl Drop for Pending<'_> {
     }
 }
 
+fn look_next(last: Duration) -> Duration {
+    if last < WATCH_CATCHES_UP { 2 * last } else { LOOK_EVERY }
+}
+
 /// What one that stands in line sees.
 enum Seen {
     /// Its key is not there any more.
@@ -624,7 +648,8 @@ fn look(mode: Mode, key: &[u8], found: &RangeResponse) -> Option<(i64, Behind)> 
     let standing = line::standing(mode, &places[..own]);
     // It is said of how many keys these are.
     let is_only = own == 1 && found.count == 2;
-    Some((places[own].created, Behind { standing, is_only }))
+    let length = u32::try_from(found.count).unwrap_or(u32::MAX);
+    Some((places[own].created, Behind { standing, is_only, length }))
 }
 
 /// Who is in the way, by what [`front`] found.

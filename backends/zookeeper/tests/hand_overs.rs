@@ -64,7 +64,7 @@ async fn what_a_hand_over_reads_does_not_grow_with_the_line() {
     let proxy = Proxy::start(servers.ports()[0]).await;
     let (ann, bob) = (connect(servers.ports()[0]).await, connect(proxy.port()).await);
     let mut read = Vec::new();
-    for count in [5, 500] {
+    for count in [10, 1000] {
         let name: LockName = format!("line-of-{count}").parse().expect("a lawful name");
         let held = hold(Arc::clone(&ann), name.clone()).await;
         let mut line = JoinSet::new();
@@ -83,8 +83,11 @@ async fn what_a_hand_over_reads_does_not_grow_with_the_line() {
         within("the end of a line", line.join_all()).await;
         read.push((proxy.heard() - before) / u64::try_from(count).expect("a small number"));
     }
-    // A list of five hundred has twenty kilobytes and more. Whoever waits for more than five seconds looks for the one before it.
-    assert!(read[1] < 2 * read[0] + 1000, "bytes read for a hand-over in lines of 5 and of 500: {read:?}");
+    // A list of a thousand has forty kilobytes and more. Whoever waits for more than five seconds looks for the one before it.
+    assert!(
+        2 * read[1] < 3 * read[0] + 1000,
+        "bytes read for a hand-over in lines of 10 and of 1,000: {read:?}"
+    );
 }
 
 #[tokio::test]

@@ -493,6 +493,26 @@ async fn who_waits_and_hears_nothing_writes_nothing() {
     release(&ann, &held).await.unwrap();
 }
 
+/// A server may tell a new watch of what it missed a tenth of a second late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_just_begun_to_wait_looks_as_well() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let (ann, bob) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let held = hold(&ann, NAME, LONG).await;
+    let looks = "grpc_server_msg_received_total{grpc_method=\"Txn\"";
+    let before = metric(&cluster, looks);
+    let since = now();
+    let waiting =
+        tokio::spawn(async move { bob.acquire(request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await });
+    // It joins, which may take two, and looks when it is watched and five times until the watch must be up to date.
+    metric_reaches(&cluster, 0, looks, before + 7).await;
+    let took = now().saturating_since(since);
+    // Who looks every two seconds only, has looked once by then.
+    assert!(took < Duration::from_secs(3), "seven calls of one that waits took {took:?}");
+    waiting.abort();
+    release(&ann, &held).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_that_is_given_back_at_once_costs_two_calls_and_no_watch() {
     const COUNT: usize = 30;
