@@ -335,6 +335,7 @@ impl Pending<'_> {
         let mut heard = 0;
         let mut looked_at = client.now();
         let mut look_in = self.look_first(&in_the_way.1);
+        let mut look_at = looked_at.saturating_add(look_in);
         // What the turn will live by, so that it need not be granted first when it comes.
         let mut lasting = client.leases.get(self.request.ttl.as_duration()).await?;
         loop {
@@ -342,7 +343,6 @@ impl Pending<'_> {
             if now >= deadline {
                 return Box::pin(self.give_up(&key)).await.map(Some);
             }
-            let look_at = looked_at.saturating_add(look_in);
             let wake_at = now.saturating_add(KEEP_EVERY).min(look_at).min(deadline);
             let nap = client.clock.nap(wake_at).unwrap_or_default();
             tokio::select! {
@@ -397,6 +397,7 @@ impl Pending<'_> {
                     looked = looked.max(hears_from);
                     if is_due {
                         (looked_at, look_in) = (sent, look_next(look_in));
+                        look_at = sent.saturating_add(look_in);
                     }
                 }
                 Ok(Some(Seen::Gone)) => {
@@ -413,6 +414,7 @@ impl Pending<'_> {
                         in_the_way.0 = self.watch_for(&behind.standing, &news);
                         look_in = self.look_first(&behind);
                     }
+                    look_at = sent.saturating_add(look_in);
                     in_the_way.1 = behind;
                 }
                 // What the turn was to live by is no more, and the place is there as before.
@@ -420,6 +422,7 @@ impl Pending<'_> {
                     lasting.end();
                     client.held.lost_with(&lasting);
                     lasting = client.leases.get(self.request.ttl.as_duration()).await?;
+                    look_at = sent.saturating_add(KEEP_EVERY);
                 }
                 // A cluster without a leader for a moment costs nobody a place: its leases live on until it has one.
                 Err(error)
@@ -427,6 +430,7 @@ impl Pending<'_> {
                         && sent.saturating_since(looked_at) < self.request.ttl.as_duration() + LOOK_EVERY =>
                 {
                     tracing::debug!(%error, "a waiter cannot look where it stands");
+                    look_at = sent.saturating_add(KEEP_EVERY);
                 }
                 Err(error) => return Err(error),
             }

@@ -12,7 +12,7 @@ mod slots;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +27,7 @@ use ringfence_core::{
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy, Taker};
 use ringfence_testkit::drop_after;
+use tokio::net::TcpListener;
 
 const NAME: &str = "orders/42";
 
@@ -511,6 +512,29 @@ async fn who_has_just_begun_to_wait_looks_as_well() {
     assert!(took < Duration::from_secs(3), "seven calls of one that waits took {took:?}");
     waiting.abort();
     release(&ann, &held).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_at_a_member_that_hangs_up_pauses_before_it_asks_again() {
+    let Some(mut cluster) = EtcdCluster::start(1).await else { return };
+    let (ann, bob) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let _held = hold(&ann, NAME, LONG).await;
+    let waiting =
+        tokio::spawn(async move { bob.acquire(request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await });
+    sees_waiters(&ann, NAME, 1).await;
+    cluster.kill(0);
+    let in_its_place = TcpListener::bind((Ipv4Addr::LOCALHOST, cluster.port(0))).await.unwrap();
+    let mut calls = 0;
+    let counted = async {
+        loop {
+            drop(in_its_place.accept().await.unwrap());
+            calls += 1;
+        }
+    };
+    // Longer than it takes until it looks where it stands, whatever it hears.
+    let counted = tokio::time::timeout(Duration::from_secs(5), counted).await;
+    assert!(counted.is_err() && calls < 100, "{calls} connections of one that waits");
+    waiting.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
