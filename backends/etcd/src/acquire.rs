@@ -182,6 +182,33 @@ struct Behind {
     length: u32,
 }
 
+/// When a waiter looks where it stands, whatever it hears.
+struct Looks {
+    last: BootInstant,
+    next: BootInstant,
+    pause: Duration,
+}
+
+impl Looks {
+    /// With a new watch. For others than those who want the lock alone a look costs what the line does, so that a watch that is behind
+    /// is waited for.
+    fn begin(mode: Mode, behind: &Behind, now: BootInstant) -> Self {
+        let soon = LOOK_FIRST + LOOK_LATER.saturating_mul(behind.length.saturating_sub(2));
+        let pause = if mode == Mode::Exclusive && soon < WATCH_CATCHES_UP { soon } else { LOOK_EVERY };
+        Self { last: now, next: now.saturating_add(pause), pause }
+    }
+
+    fn looked(&mut self, now: BootInstant) {
+        self.pause = if self.pause < WATCH_CATCHES_UP { 2 * self.pause } else { LOOK_EVERY };
+        (self.last, self.next) = (now, now.saturating_add(self.pause));
+    }
+
+    /// It could not look, and tries again a while later.
+    fn failed(&mut self, now: BootInstant) {
+        self.next = now.saturating_add(KEEP_EVERY);
+    }
+}
+
 impl Pending<'_> {
     /// Asks until it is granted, or nobody waits any more.
     async fn seek(&mut self) -> Result<Attempt> {
@@ -333,9 +360,7 @@ impl Pending<'_> {
         let mut in_the_way = (self.watch_for(&behind.standing, &news), behind);
         // How much of what was heard has been looked at.
         let mut heard = 0;
-        let mut looked_at = client.now();
-        let mut look_in = self.look_first(&in_the_way.1);
-        let mut look_at = looked_at.saturating_add(look_in);
+        let mut looks = Looks::begin(self.request.mode, &in_the_way.1, client.now());
         // What the turn will live by, so that it need not be granted first when it comes.
         let mut lasting = client.leases.get(self.request.ttl.as_duration()).await?;
         loop {
@@ -343,7 +368,7 @@ impl Pending<'_> {
             if now >= deadline {
                 return Box::pin(self.give_up(&key)).await.map(Some);
             }
-            let wake_at = now.saturating_add(KEEP_EVERY).min(look_at).min(deadline);
+            let wake_at = now.saturating_add(KEEP_EVERY).min(looks.next).min(deadline);
             let nap = client.clock.nap(wake_at).unwrap_or_default();
             tokio::select! {
                 biased;
@@ -352,11 +377,10 @@ impl Pending<'_> {
                 () = tokio::time::sleep(nap) => {}
             }
             let sent = client.now();
-            let is_due = sent >= look_at;
             // Read once: what comes from now on is looked at the next time.
             let so_far = news.heard();
             let hears_from = news.hears_from();
-            let (has_news, has_missed) = (so_far != heard, hears_from > looked);
+            let (has_news, has_missed, is_due) = (so_far != heard, hears_from > looked, sent >= looks.next);
             let seen = async {
                 let (is_alive, is_lasting, seen) = tokio::join!(
                     client.leases.refresh(&lease, FRESH_PART),
@@ -396,8 +420,7 @@ impl Pending<'_> {
                     heard = so_far;
                     looked = looked.max(hears_from);
                     if is_due {
-                        (looked_at, look_in) = (sent, look_next(look_in));
-                        look_at = sent.saturating_add(look_in);
+                        looks.looked(sent);
                     }
                 }
                 Ok(Some(Seen::Gone)) => {
@@ -408,13 +431,12 @@ impl Pending<'_> {
                     return self.grant(Granted { key, created, lease: lasting, sent }).map(Some);
                 }
                 Ok(Some(Seen::Behind(behind, revision))) => {
-                    (heard, looked, looked_at) = (so_far, revision, sent);
-                    look_in = look_next(look_in);
+                    (heard, looked) = (so_far, revision);
+                    looks.looked(sent);
                     if behind.standing != in_the_way.1.standing {
                         in_the_way.0 = self.watch_for(&behind.standing, &news);
-                        look_in = self.look_first(&behind);
+                        looks = Looks::begin(self.request.mode, &behind, sent);
                     }
-                    look_at = sent.saturating_add(look_in);
                     in_the_way.1 = behind;
                 }
                 // What the turn was to live by is no more, and the place is there as before.
@@ -422,26 +444,20 @@ impl Pending<'_> {
                     lasting.end();
                     client.held.lost_with(&lasting);
                     lasting = client.leases.get(self.request.ttl.as_duration()).await?;
-                    look_at = sent.saturating_add(KEEP_EVERY);
+                    looks.failed(sent);
                 }
                 // A cluster without a leader for a moment costs nobody a place: its leases live on until it has one.
                 Err(error)
                     if error.retry() == Retry::Later
-                        && sent.saturating_since(looked_at) < self.request.ttl.as_duration() + LOOK_EVERY =>
+                        && sent.saturating_since(looks.last)
+                            < self.request.ttl.as_duration() + LOOK_EVERY =>
                 {
                     tracing::debug!(%error, "a waiter cannot look where it stands");
-                    look_at = sent.saturating_add(KEEP_EVERY);
+                    looks.failed(sent);
                 }
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// In how long it looks where it stands when it has begun to watch. For others than those who want it alone a look costs what the
-    /// line does, so that a watch that is behind is waited for.
-    fn look_first(&self, behind: &Behind) -> Duration {
-        let soon = LOOK_FIRST + LOOK_LATER.saturating_mul(behind.length.saturating_sub(2));
-        if self.request.mode == Mode::Exclusive && soon < WATCH_CATCHES_UP { soon } else { LOOK_EVERY }
     }
 
     /// Watches what is in the way.
@@ -613,10 +629,6 @@ impl Drop for Pending<'_> {
             self.withdraw_in_background();
         }
     }
-}
-
-fn look_next(last: Duration) -> Duration {
-    if last < WATCH_CATCHES_UP { 2 * last } else { LOOK_EVERY }
 }
 
 /// What one that stands in line sees.
