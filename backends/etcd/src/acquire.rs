@@ -11,6 +11,7 @@ use ringfence_core::{
 use crate::backend::Client;
 use crate::batch::TXN;
 use crate::error;
+use crate::follower::Next;
 use crate::held::Holding;
 use crate::keys::Range;
 use crate::leases::ServerLease;
@@ -18,7 +19,7 @@ use crate::line::{self, Place, Standing};
 use crate::ops;
 use crate::proto::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 use crate::slots::Slot;
-use crate::watch::{Ear, News, Watch, What};
+use crate::watch::{Ear, News, Tells, Watch, What};
 
 /// How long a place in line lives without its waiter, at most: one that is stopped or cut off costs the next one as much.
 const PLACE: Duration = Duration::from_secs(2);
@@ -35,6 +36,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOOK_FIRST: Duration = Duration::from_millis(4);
 const LOOK_LATER: Duration = Duration::from_micros(500);
 const WATCH_CATCHES_UP: Duration = Duration::from_millis(100);
+
+/// How long a line is at most in which each listens for who comes next. To look for one who came before costs the server what the line
+/// does, and a thousand who join at the same time and all look would keep it from everything else.
+const LISTENS_UP_TO: u32 = 128;
 
 /// A place is kept alive when this part of its life is over, and so is the lease of a grant, so that it is fresh.
 const FRESH_PART: u32 = 8;
@@ -160,6 +165,7 @@ struct Granted {
     created: i64,
     lease: Arc<ServerLease>,
     sent: BootInstant,
+    next: Option<Next>,
 }
 
 /// A place that is not at the front.
@@ -316,7 +322,7 @@ impl Pending<'_> {
         let odd = || error::odd_answer("a place in line that is not there", client.servers.shown());
         if answer.succeeded {
             let created = ops::revision(&answer);
-            return self.holds(Granted { key, created, lease, sent }).await;
+            return self.holds(Granted { key, created, lease, sent, next: None }).await;
         }
         let Some(place) = in_line.filter(|_| joins) else {
             // It is in nobody's way, and nothing was written.
@@ -334,7 +340,7 @@ impl Pending<'_> {
         let found = ops::found(joined, 1).ok_or_else(odd)?;
         let (created, behind) = look(mode, &key, found).ok_or_else(odd)?;
         match behind.standing {
-            Standing::Holds => self.holds(Granted { key, created, lease: place, sent }).await,
+            Standing::Holds => self.holds(Granted { key, created, lease: place, sent, next: None }).await,
             Standing::Behind(..) | Standing::BehindAny => {
                 let looked = ops::revision(&answer);
                 Ok(Asked::Stands(Stand { key, created, lease: place, behind, looked }))
@@ -352,92 +358,75 @@ impl Pending<'_> {
     }
 
     /// Stands in line until its turn comes or the wait ends. `None`: its place is gone, and it has to ask again.
-    async fn wait(&mut self, stand: Stand, deadline: BootInstant) -> Result<Option<Attempt>> {
+    async fn wait(&mut self, mut stand: Stand, deadline: BootInstant) -> Result<Option<Attempt>> {
         let client = self.client;
-        let Stand { key, created, lease, behind, mut looked } = stand;
+        let created = stand.created;
         let news = Arc::new(News::default());
-        let _own = client.watches.watch(What::end_of(&key, created), Ear::Waiter(Arc::clone(&news)));
-        let mut in_the_way = (self.watch_for(&behind.standing, &news), behind);
+        let next = self.listens_for_the_next(&stand);
+        let own = What { tells: Tells::Changes, ..What::end_of(&stand.key, created) };
+        let _own = client.watches.watch(own, Ear::Turn(created, Arc::clone(&news)));
+        let mut _in_the_way = self.watch_for(&stand.behind.standing, &news);
         // How much of what was heard has been looked at.
         let mut heard = 0;
-        let mut looks = Looks::begin(self.request.mode, &in_the_way.1, client.now());
+        let mut looks = Looks::begin(self.request.mode, &stand.behind, client.now());
         // What the turn will live by, so that it need not be granted first when it comes.
         let mut lasting = client.leases.get(self.request.ttl.as_duration()).await?;
         loop {
             let now = client.now();
             if now >= deadline {
-                return Box::pin(self.give_up(&key)).await.map(Some);
+                return Box::pin(self.give_up(&stand.key)).await.map(Some);
             }
             let wake_at = now.saturating_add(KEEP_EVERY).min(looks.next).min(deadline);
             let nap = client.clock.nap(wake_at).unwrap_or_default();
             tokio::select! {
                 biased;
-                () = &mut self.request.abandoned => return Box::pin(self.give_up(&key)).await.map(Some),
+                () = &mut self.request.abandoned => return Box::pin(self.give_up(&stand.key)).await.map(Some),
                 () = news.next() => {}
                 () = tokio::time::sleep(nap) => {}
             }
+            // What was told together is heard together.
+            tokio::task::yield_now().await;
             let sent = client.now();
             // Read once: what comes from now on is looked at the next time.
             let so_far = news.heard();
             let hears_from = news.hears_from();
-            let (has_news, has_missed, is_due) = (so_far != heard, hears_from > looked, sent >= looks.next);
-            let seen = async {
-                let (is_alive, is_lasting, seen) = tokio::join!(
-                    client.leases.refresh(&lease, FRESH_PART),
-                    client.leases.refresh(&lasting, LASTING_PART),
-                    async {
-                        if !has_news && !has_missed && !is_due {
-                            return Ok(None);
-                        }
-                        let behind = &in_the_way.1;
-                        let look = async {
-                            if !has_news && self.stands_as_before(&key, created, &behind.standing).await? {
-                                return Ok(None);
-                            }
-                            let last_ahead = self.last_ahead(behind, &news);
-                            self.claim(&key, created, last_ahead, &lasting).await.map(Some)
-                        };
-                        // It may take longer than the place lives.
-                        tokio::select! {
-                            biased;
-                            seen = look => seen,
-                            never = client.leases.keep_on(&lease, KEEP_EVERY, FRESH_PART) => match never {},
-                        }
-                    }
-                );
-                if let Ok(false) = is_lasting {
-                    client.held.lost_with(&lasting);
+            let (has_news, has_missed, is_due) =
+                (so_far != heard, hears_from > stand.looked, sent >= looks.next);
+            let reason =
+                if has_news { Some(Reason::News) } else { (has_missed || is_due).then_some(Reason::Caution) };
+            let seen = tokio::select! {
+                biased;
+                () = self.is_given_the_turn(&stand.lease, &news) => {
+                    let Stand { key, lease, .. } = stand;
+                    let granted = Granted { key, created, sent: lease.renewed(), lease, next };
+                    return self.grant(granted).map(Some);
                 }
-                // Whoever has its turn has no need of a place any more, but of what it is to live by.
-                if let Ok(Some(Seen::Claimed)) = seen {
-                    return if lasting.is_over() { Ok(Some(Seen::Gone)) } else { seen };
-                }
-                is_lasting?;
-                if is_alive? { seen } else { Ok(Some(Seen::Gone)) }
+                seen = self.stay(&stand, &lasting, &news, reason) => seen,
             };
-            match seen.await {
+            match seen {
                 Ok(None) => {
                     heard = so_far;
-                    looked = looked.max(hears_from);
+                    stand.looked = stand.looked.max(hears_from);
                     if is_due {
                         looks.looked(sent);
                     }
                 }
                 Ok(Some(Seen::Gone)) => {
-                    self.forget(&key).await?;
+                    self.forget(&stand.key).await?;
                     return Ok(None);
                 }
                 Ok(Some(Seen::Claimed)) => {
-                    return self.grant(Granted { key, created, lease: lasting, sent }).map(Some);
+                    let granted = Granted { key: stand.key, created, lease: lasting, sent, next };
+                    return self.grant(granted).map(Some);
                 }
                 Ok(Some(Seen::Behind(behind, revision))) => {
-                    (heard, looked) = (so_far, revision);
+                    (heard, stand.looked) = (so_far, revision);
                     looks.looked(sent);
-                    if behind.standing != in_the_way.1.standing {
-                        in_the_way.0 = self.watch_for(&behind.standing, &news);
+                    if behind.standing != stand.behind.standing {
+                        _in_the_way = self.watch_for(&behind.standing, &news);
                         looks = Looks::begin(self.request.mode, &behind, sent);
                     }
-                    in_the_way.1 = behind;
+                    stand.behind = behind;
                 }
                 // What the turn was to live by is no more, and the place is there as before.
                 Err(error) if error::is_of_lease(&error) => {
@@ -460,18 +449,77 @@ impl Pending<'_> {
         }
     }
 
+    /// Keeps alive what the place lives by and what the turn will live by, and looks where it stands, if there is a reason to.
+    async fn stay(
+        &self,
+        stand: &Stand,
+        lasting: &ServerLease,
+        news: &News,
+        reason: Option<Reason>,
+    ) -> Result<Option<Seen>> {
+        let Stand { key, created, lease, behind, .. } = stand;
+        let client = self.client;
+        let (is_alive, is_lasting, seen) = tokio::join!(
+            client.leases.refresh(lease, FRESH_PART),
+            client.leases.refresh(lasting, LASTING_PART),
+            async {
+                let Some(reason) = reason else { return Ok(None) };
+                let look = async {
+                    let standing = &behind.standing;
+                    if reason == Reason::Caution && self.stands_as_before(key, *created, standing).await? {
+                        return Ok(None);
+                    }
+                    let last_ahead = self.last_ahead(behind, news);
+                    self.claim(key, *created, last_ahead, lasting).await.map(Some)
+                };
+                // It may take longer than the place lives.
+                tokio::select! {
+                    biased;
+                    seen = look => seen,
+                    never = client.leases.keep_on(lease, KEEP_EVERY, FRESH_PART) => match never {},
+                }
+            }
+        );
+        if let Ok(false) = is_lasting {
+            client.held.lost_with(lasting);
+        }
+        // Whoever has its turn has no need of a place any more, but of what it is to live by.
+        if let Ok(Some(Seen::Claimed)) = seen {
+            return if lasting.is_over() { Ok(Some(Seen::Gone)) } else { seen };
+        }
+        is_lasting?;
+        if is_alive? { seen } else { Ok(Some(Seen::Gone)) }
+    }
+
+    /// Listens for who comes behind a place, to whom it is to be handed over.
+    fn listens_for_the_next(&self, stand: &Stand) -> Option<Next> {
+        let listens = self.request.mode == Mode::Exclusive && stand.behind.length <= LISTENS_UP_TO;
+        listens.then(|| Next::behind(self.client, self.client.keys.line(&self.request.name), stand.created))
+    }
+
+    /// Waits until the one ahead has given it its turn. Where its place is not known to live on for a while, that is for a claim to say.
+    async fn is_given_the_turn(&self, place: &ServerLease, news: &News) {
+        news.turn(place.id()).await;
+        if self.client.now() >= place.renewed().saturating_add(place.lasts() / 2) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Watches what is in the way.
     fn watch_for(&self, behind: &Standing, news: &Arc<News>) -> Watch {
         let what = match behind {
             // A holder that becomes a reader lets other readers in.
             Standing::Behind(key, created) => What {
-                changes: self.request.mode == Mode::Shared,
-                is_ahead: self.request.mode == Mode::Exclusive,
+                tells: match self.request.mode {
+                    Mode::Exclusive => Tells::LastWords,
+                    Mode::Shared => Tells::Changes,
+                    Mode::Permit(_) => Tells::Ends,
+                },
                 ..What::end_of(key, *created)
             },
             Standing::Holds | Standing::BehindAny => {
                 let range = self.client.keys.line(&self.request.name);
-                What { range, after: 0, changes: false, is_ahead: false }
+                What { range, after: 0, tells: Tells::Ends }
             }
         };
         self.client.watches.watch(what, Ear::Waiter(Arc::clone(news)))
@@ -547,7 +595,7 @@ impl Pending<'_> {
 
     /// The lease of a place at the front.
     fn grant(&mut self, granted: Granted) -> Result<Attempt> {
-        let Granted { key, created, lease, sent } = granted;
+        let Granted { key, created, lease, sent, next } = granted;
         let client = self.client;
         let AcquireRequest { name, nonce, ttl, .. } = &*self.request;
         let token = line::token(created, *nonce).ok_or_else(|| {
@@ -570,6 +618,7 @@ impl Pending<'_> {
             created,
             lease,
             deadline: granted.deadline(),
+            next,
         };
         let watch = client.watches.watch(What::end_of(&key, created), client.ear_of(*nonce));
         if client.held.insert(*nonce, holding, watch) {
@@ -629,6 +678,15 @@ impl Drop for Pending<'_> {
             self.withdraw_in_background();
         }
     }
+}
+
+/// Why one that stands in line looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// It has heard something.
+    News,
+    /// It may have missed something, or it is time.
+    Caution,
 }
 
 /// What one that stands in line sees.

@@ -14,13 +14,14 @@ use tokio::task::JoinSet;
 use crate::batch::{Batch, DELETE_RANGE};
 use crate::checks;
 use crate::error;
+use crate::follower::Next;
 use crate::held::{Held, Holding};
 use crate::keys::Keys;
 use crate::leases::Leases;
 use crate::line::{self, Place};
 use crate::ops;
 use crate::options::Options;
-use crate::proto::{DeleteRangeRequest, DeleteRangeResponse, TxnRequest};
+use crate::proto::{DeleteRangeRequest, DeleteRangeResponse, TxnRequest, TxnResponse};
 use crate::servers::Servers;
 use crate::slots::Slots;
 use crate::view;
@@ -179,30 +180,49 @@ impl Client {
     }
 
     /// Deletes the key of a lease, unless it is known to be gone. Says whether it was there.
-    async fn delete_held(&self, Holding { name, key, slot, .. }: &Holding) -> Result<bool> {
+    async fn delete_held(&self, Holding { name, key, slot, next, .. }: &Holding) -> Result<bool> {
         if !slot.leaves() {
             return Ok(false);
         }
-        let was_there = self.delete(name, key).await?;
+        let was_there = match next.as_ref().and_then(Next::place) {
+            Some((next, created)) => Box::pin(self.hand_over(name, key, (&next, created))).await?,
+            None => self.delete(name, key).await?,
+        };
         slot.is_gone();
         Ok(was_there)
+    }
+
+    /// Deletes the key of one that held alone, and gives the turn to the one directly behind it, if that still stands there as it was
+    /// created at this revision: then nobody is ahead of it any more. Says whether the key was there.
+    async fn hand_over(&self, name: &LockName, key: &[u8], (next, created): (&[u8], i64)) -> Result<bool> {
+        let txn = TxnRequest {
+            compare: vec![ops::created_at(next, created)],
+            success: vec![ops::delete(key), ops::touch(next)],
+            failure: vec![ops::delete(key)],
+        };
+        match self.batch.change(name, txn).await {
+            Err(error) if error.kind() == ErrorKind::Full => self.delete(name, key).await,
+            answer => self.was_deleted(&answer?),
+        }
+    }
+
+    fn was_deleted(&self, answer: &TxnResponse) -> Result<bool> {
+        let odd = || error::odd_answer("a deletion without a count", self.servers.shown());
+        ops::deleted(answer, 0).map(|deleted| deleted > 0).ok_or_else(odd)
     }
 
     /// Deletes a key. Says whether it was there. Whoever calls this has the slot of the key, so that it is nobody else's.
     pub(crate) async fn delete(&self, name: &LockName, key: &[u8]) -> Result<bool> {
         let txn = TxnRequest { success: vec![ops::delete(key)], ..TxnRequest::default() };
-        let deleted = match self.batch.change(name, txn).await {
-            Ok(answer) => ops::deleted(&answer, 0)
-                .ok_or_else(|| error::odd_answer("a deletion without a count", self.servers.shown()))?,
+        match self.batch.change(name, txn).await {
             // Before version 3.5.7 a member whose database is full refuses every transaction, and deletes all the same.
             Err(error) if error.kind() == ErrorKind::Full => {
                 let question = DeleteRangeRequest { key: key.to_vec() };
                 let asked = Box::pin(self.servers.call::<DeleteRangeResponse>(DELETE_RANGE, &question));
-                asked.await?.deleted
+                Ok(asked.await?.deleted > 0)
             }
-            Err(error) => return Err(error),
-        };
-        Ok(deleted > 0)
+            answer => self.was_deleted(&answer?),
+        }
     }
 
     async fn release(&self, lease: &LeaseKey) -> Result<Release> {

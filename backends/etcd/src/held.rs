@@ -8,6 +8,7 @@ use foldhash::fast::RandomState;
 use ringfence_core::{BootInstant, LockName, LossListener, Nonce};
 use tokio::sync::Notify;
 
+use crate::follower::Next;
 use crate::leases::ServerLease;
 use crate::slots::Slot;
 use crate::watch::Watch;
@@ -39,6 +40,8 @@ pub(crate) struct Holding {
     pub(crate) lease: Arc<ServerLease>,
     /// Until when it was granted or renewed.
     pub(crate) deadline: BootInstant,
+    /// Who is handed over to.
+    pub(crate) next: Option<Next>,
 }
 
 struct Entry {

@@ -6,8 +6,10 @@
 //! token is the revision at which the key was created. With `?keys=verbatim` the keys are `NAME/LEASE-NONCE`, so that those clients
 //! and ours stand in one line.
 //!
-//! Whoever waits watches the key that is in its way and its own, on one stream for the whole process, and claims its turn by a
-//! transaction that writes, if its own key is as it was created and none in the line is older. A read would not do.
+//! Whoever waits watches the key that is in its way and its own, on one stream for the whole process. The one that leaves gives the turn
+//! to the next, if it knows who that is: its transaction deletes its own key, and changes the next one if that is as it was created.
+//! Else the next one claims its turn by a transaction that writes, if its own key is as it was created and none in the line is older. A
+//! read would not do.
 //!
 //! Leases of the server are shared by all locks of a process that have one TTL. A place in line lives by another one, of two seconds, so
 //! that a waiter that is stopped or killed costs the next one seconds.
@@ -16,7 +18,7 @@
 //! | call | round trips |
 //! |---|---|
 //! | acquire, free or refused | 1; the first of a TTL 1 more |
-//! | acquire, in line | 1 or 2 to join it; an event and 1 for the turn, 2 for readers and permits |
+//! | acquire, in line | 1 or 2 to join it; an event of a turn that is given; an event and 1 for one that is claimed, 2 for readers and permits |
 //! | renew | 1 for each TTL, and 1 for every 128 leases, at the same time |
 //! | release | 1 |
 //! | downgrade, evict, inspect, open or write a record | 2 |
@@ -45,6 +47,7 @@ mod backend;
 mod batch;
 mod checks;
 mod error;
+mod follower;
 mod held;
 mod keys;
 mod leases;

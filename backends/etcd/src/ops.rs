@@ -54,6 +54,13 @@ pub(crate) fn move_to(key: &[u8], lease: i64) -> RequestOp {
     RequestOp { request: Some(request_op::Request::Put(put)) }
 }
 
+/// Changes nothing of a key but the revision at which it was last changed.
+pub(crate) fn touch(key: &[u8]) -> RequestOp {
+    let put =
+        PutRequest { key: key.to_vec(), ignore_value: true, ignore_lease: true, ..PutRequest::default() };
+    RequestOp { request: Some(request_op::Request::Put(put)) }
+}
+
 pub(crate) fn delete(key: &[u8]) -> RequestOp {
     RequestOp { request: Some(request_op::Request::Delete(DeleteRangeRequest { key: key.to_vec() })) }
 }

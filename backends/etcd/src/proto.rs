@@ -33,6 +33,8 @@ pub struct RangeRequest {
     pub sort_target: i32,
     #[prost(bool, tag = "8")]
     pub keys_only: bool,
+    #[prost(int64, tag = "12")]
+    pub min_create_revision: i64,
     #[prost(int64, tag = "13")]
     pub max_create_revision: i64,
 }
@@ -138,6 +140,8 @@ pub struct PutRequest {
     pub lease: i64,
     #[prost(bool, tag = "5")]
     pub ignore_value: bool,
+    #[prost(bool, tag = "6")]
+    pub ignore_lease: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutResponse {}

@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
+use crate::follower::Follower;
 use crate::keys::Range;
 use crate::line::Place;
 use crate::proto::watch_create_request::Filter;
@@ -51,17 +52,27 @@ pub(crate) struct What {
     /// Tells only of what came after this revision. A member that is behind, as when it was cut off from the others, begins with what was:
     /// it tells of the end of a key that has been made anew since.
     pub(crate) after: i64,
-    /// Tells of keys that change as well as of keys that go.
-    pub(crate) changes: bool,
-    /// Tells how the last of those before it left: whether it had held alone.
-    pub(crate) is_ahead: bool,
+    pub(crate) tells: Tells,
+}
+
+/// Which events of its keys a watch tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tells {
+    /// Keys that go.
+    Ends,
+    /// The same, and how they were when they went.
+    LastWords,
+    /// Keys that change, and those that go.
+    Changes,
+    /// Keys that come or change.
+    Arrivals,
 }
 
 impl What {
     /// One key going, as it was created at this revision.
     pub(crate) fn end_of(key: &[u8], created: i64) -> Self {
         let range = Range { begin: key.to_vec(), end: Vec::new() };
-        Self { range, after: created, changes: false, is_ahead: false }
+        Self { range, after: created, tells: Tells::Ends }
     }
 
     /// Whether an event is of what is watched, and not of what was there before.
@@ -75,6 +86,10 @@ impl What {
 pub(crate) enum Ear {
     /// One that waits, and looks again whenever something may have happened.
     Waiter(Arc<News>),
+    /// The same, to whom its turn may be given: by a change of its key, as it was created at this revision.
+    Turn(i64, Arc<News>),
+    /// One that will hand over to the next one.
+    Follower(Arc<Follower>),
     /// One that holds, and wants to know what becomes of its key.
     Holder(Arc<dyn Fn(Word) + Send + Sync>),
 }
@@ -97,6 +112,9 @@ pub(crate) struct News {
     hears_from: AtomicI64,
     /// Whether one that was directly ahead held alone until it left.
     is_front: AtomicBool,
+    turn: Notify,
+    /// The lease that the own key lived by when the turn was given to it; zero until then.
+    lives_by: AtomicI64,
 }
 
 impl News {
@@ -118,6 +136,13 @@ impl News {
     /// Waits until there is something to look at.
     pub(crate) async fn next(&self) {
         self.notify.notified().await;
+    }
+
+    /// Waits until the one ahead has given the turn to a key that lives by this lease.
+    pub(crate) async fn turn(&self, lease: i64) {
+        while self.lives_by.load(Ordering::Acquire) != lease {
+            self.turn.notified().await;
+        }
     }
 
     fn tell(&self) {
@@ -254,8 +279,10 @@ async fn watch_on_one_stream(
                     return ended;
                 };
                 ended = Ended::Worked;
-                if !tell(listening, &answer) {
-                    return ended;
+                match tell(listening, &answer) {
+                    Told::Goes => {}
+                    Told::Enough => drop(obey(listening, Order::Cancel(answer.watch_id), Some(&questions))),
+                    Told::Broken => return ended,
                 }
             }
             order = orders.recv() => match order {
@@ -307,35 +334,52 @@ fn obey(
     None
 }
 
-fn create(id: i64, What { range, changes, is_ahead, .. }: &What) -> WatchRequest {
-    let filters = if *changes { Vec::new() } else { vec![Filter::Noput.into()] };
+fn create(id: i64, What { range, tells, .. }: &What) -> WatchRequest {
+    let filters = match tells {
+        Tells::Ends | Tells::LastWords => vec![Filter::Noput.into()],
+        Tells::Changes => Vec::new(),
+        Tells::Arrivals => vec![Filter::Nodelete.into()],
+    };
     let request = Some(watch_request::Request::Create(WatchCreateRequest {
         key: range.begin.clone(),
         range_end: range.end.clone(),
         // Without a revision it begins now. One that has passed is served ten times a second, by a loop of the server.
         filters,
-        prev_kv: *is_ahead,
+        prev_kv: *tells == Tells::LastWords,
         watch_id: id,
     }));
     WatchRequest { request }
 }
 
-/// Tells who listens. Says whether the stream can be kept: a server ends watches that would begin before what it has compacted, as when it
-/// was given a snapshot after it had been cut off, and does not take their numbers again on the same stream.
-fn tell(listening: &mut Listening, answer: &WatchResponse) -> bool {
-    let Some(listener) = listening.get_mut(&answer.watch_id) else { return true };
+/// What becomes of a watch that has told something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Goes,
+    /// Who listened knows all it wanted to.
+    Enough,
+    /// The stream cannot be kept: a server ends watches that would begin before what it has compacted, as when it was given a snapshot
+    /// after it had been cut off, and does not take their numbers again on the same stream.
+    Broken,
+}
+
+/// Tells who listens.
+fn tell(listening: &mut Listening, answer: &WatchResponse) -> Told {
+    let Some(listener) = listening.get_mut(&answer.watch_id) else { return Told::Goes };
     if answer.canceled {
         tracing::debug!(id = answer.watch_id, "a watch was cancelled by the server");
     }
     if answer.canceled && !answer.created {
-        return false;
+        return Told::Broken;
     }
+    let revision = answer.header.as_ref().map_or(i64::MAX, |header| header.revision);
     let is_news = |event: &Event| listener.what.is_concerned_by(event);
     let is_gone = |event: &Event| is_news(event) && event.r#type() == event::Type::Delete;
+    let puts = answer.events.iter().filter(|event| is_news(event) && event.r#type() == event::Type::Put);
+    let written = puts.filter_map(|event| event.kv.as_ref());
+    let mut told = Told::Goes;
     match &listener.ear {
-        Ear::Waiter(news) => {
+        Ear::Waiter(news) | Ear::Turn(_, news) => {
             if answer.created {
-                let revision = answer.header.as_ref().map_or(i64::MAX, |header| header.revision);
                 news.hears_from.fetch_max(revision, Ordering::AcqRel);
                 news.notify.notify_one();
             }
@@ -343,8 +387,23 @@ fn tell(listening: &mut Listening, answer: &WatchResponse) -> bool {
             if answer.events.iter().any(|event| is_gone(event) && held_alone(event)) {
                 news.is_front.store(true, Ordering::Release);
             }
+            if let Ear::Turn(created, _) = &listener.ear {
+                for key in written.filter(|key| key.create_revision == *created) {
+                    news.lives_by.store(key.lease, Ordering::Release);
+                    news.turn.notify_one();
+                }
+            }
             if answer.canceled || answer.events.iter().any(is_news) {
                 news.tell();
+            }
+        }
+        Ear::Follower(follower) => {
+            if answer.created {
+                follower.is_listened_for(revision);
+            }
+            written.for_each(|key| follower.heard(key));
+            if follower.has_heard() {
+                told = Told::Enough;
             }
         }
         Ear::Holder(tell) if answer.events.iter().any(is_gone) => tell(Word::Gone),
@@ -356,8 +415,9 @@ fn tell(listening: &mut Listening, answer: &WatchResponse) -> bool {
     if answer.canceled {
         // It does not want to: whoever listens looks now and then.
         listening.remove(&answer.watch_id);
+        told = Told::Goes;
     }
-    true
+    told
 }
 
 #[cfg(test)]
@@ -401,7 +461,7 @@ mod tests {
         /// Says whether the stream can be kept.
         fn hears(&mut self, answer: &WatchResponse, expected: &[Word]) -> bool {
             let answer = WatchResponse { watch_id: ID, ..answer.clone() };
-            let is_kept = tell(&mut self.listening, &answer);
+            let is_kept = tell(&mut self.listening, &answer) != Told::Broken;
             assert_eq!(std::mem::take(&mut *self.told.lock().unwrap()), expected, "{answer:?}");
             is_kept
         }
@@ -432,7 +492,7 @@ mod tests {
         let cancelled = WatchResponse { canceled: true, ..WatchResponse::default() };
         assert!(!stage.hears(&cancelled, &[]) && stage.listening.contains_key(&ID));
         let of_nobody = WatchResponse { watch_id: ID + 1, ..cancelled };
-        assert!(tell(&mut stage.listening, &of_nobody), "we have cancelled that one");
+        assert_eq!(tell(&mut stage.listening, &of_nobody), Told::Goes, "we have cancelled that one");
     }
 
     #[test]
@@ -450,13 +510,38 @@ mod tests {
         for (prev_kv, expected) in [(None, false), (Some(before(7)), false), (Some(before(8)), true)] {
             let news = Arc::new(News::default());
             let mut listening = Listening::default();
-            let what = What { is_ahead: true, ..What::end_of(b"key", CREATED) };
+            let what = What { tells: Tells::LastWords, ..What::end_of(b"key", CREATED) };
             obey(&mut listening, Order::Watch(ID, what, Ear::Waiter(Arc::clone(&news))), None);
             tell(&mut listening, &gone_at(CREATED - 1, Some(before(8))));
             assert_eq!((news.heard(), news.is_front()), (0, false), "it had the key before");
             let answer = gone_at(CREATED + 1, prev_kv);
             tell(&mut listening, &answer);
             assert_eq!((news.heard(), news.is_front()), (1, expected), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_waiter_is_given_its_turn_by_a_change_of_its_key_as_it_was_made_for_it() {
+        const PLACE: i64 = 0x694d;
+        for (create_revision, lease, expected) in
+            [(CREATED, PLACE, true), (CREATED - 2, PLACE, false), (CREATED, 0, false)]
+        {
+            let news = Arc::new(News::default());
+            let mut listening = Listening::default();
+            let what = What { tells: Tells::Changes, ..What::end_of(b"key", CREATED) };
+            obey(&mut listening, Order::Watch(ID, what, Ear::Turn(CREATED, Arc::clone(&news))), None);
+            let kv = KeyValue {
+                key: b"key".to_vec(),
+                create_revision,
+                mod_revision: CREATED + 1,
+                lease,
+                ..KeyValue::default()
+            };
+            let put = Event { r#type: event::Type::Put.into(), kv: Some(kv), prev_kv: None };
+            let answer = WatchResponse { watch_id: ID, events: vec![put], ..WatchResponse::default() };
+            assert_eq!(tell(&mut listening, &answer), Told::Goes);
+            let given = tokio::time::timeout(Duration::ZERO, news.turn(PLACE)).await;
+            assert_eq!((given.is_ok(), news.heard()), (expected, 1), "{answer:?}");
         }
     }
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence::Locks;
-use ringfence_core::{Backend, Lease, Mode, abandonment};
+use ringfence_core::{Backend, Lease, Mode, Renewal, abandonment};
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::common::{LONG, client, granted, hold, release, request, within};
+use crate::common::{LONG, client, granted, hold, release, renew, request, within};
 use crate::line::{FOR_EVER, sees_waiters};
 use crate::{LOCKS, NAME, metric_reaches};
 
@@ -53,6 +53,8 @@ async fn who_hears_late_of_a_key_that_was_there_before_does_not_overtake() {
     sees_waiters(&eve, NAME, 1).await;
     release(&bob, &bobs).await.unwrap();
     let held = within("Eve's turn", eves).await.unwrap();
+    // She was given it, and holds for her TTL from now on.
+    assert_eq!(renew(&eve, &held).await.unwrap(), Renewal::Renewed);
     let (leaving, signal) = abandonment();
     let bobs = tokio::spawn(async move {
         bob.acquire(request(NAME, Mode::Exclusive, LONG, FOR_EVER).abandoned_by(signal)).await
@@ -63,7 +65,7 @@ async fn who_hears_late_of_a_key_that_was_there_before_does_not_overtake() {
 
     // Her next member has seen nothing of all that, and tells it when it does.
     drop(proxy);
-    is_watched_at(&cluster, behind, 2).await;
+    is_watched_at(&cluster, behind, 3).await;
     cluster.mend();
     cluster.is_healthy(behind).await;
     sees_waiters(&client(&at(cluster.port(behind))).await, NAME, 2).await;

@@ -9,6 +9,7 @@ mod late;
 mod line;
 mod narrow;
 mod slots;
+mod turns;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
