@@ -165,7 +165,7 @@ struct Granted {
     created: i64,
     lease: Arc<ServerLease>,
     sent: BootInstant,
-    next: Option<Next>,
+    next: Option<Arc<Next>>,
 }
 
 /// A place that is not at the front.
@@ -492,7 +492,7 @@ impl Pending<'_> {
     }
 
     /// Listens for who comes behind a place, to whom it is to be handed over.
-    fn listens_for_the_next(&self, stand: &Stand) -> Option<Next> {
+    fn listens_for_the_next(&self, stand: &Stand) -> Option<Arc<Next>> {
         let listens = self.request.mode == Mode::Exclusive && stand.behind.length <= LISTENS_UP_TO;
         listens.then(|| Next::behind(self.client, self.client.keys.line(&self.request.name), stand.created))
     }

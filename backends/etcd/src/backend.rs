@@ -14,7 +14,6 @@ use tokio::task::JoinSet;
 use crate::batch::{Batch, DELETE_RANGE};
 use crate::checks;
 use crate::error;
-use crate::follower::Next;
 use crate::held::{Held, Holding};
 use crate::keys::Keys;
 use crate::leases::Leases;
@@ -184,8 +183,8 @@ impl Client {
         if !slot.leaves() {
             return Ok(false);
         }
-        let was_there = match next.as_ref().and_then(Next::place) {
-            Some((next, created)) => Box::pin(self.hand_over(name, key, (&next, created))).await?,
+        let was_there = match next.as_ref().and_then(|next| next.place()) {
+            Some(next) => Box::pin(self.hand_over(name, key, next)).await?,
             None => self.delete(name, key).await?,
         };
         slot.is_gone();
@@ -194,10 +193,10 @@ impl Client {
 
     /// Deletes the key of one that held alone, and gives the turn to the one directly behind it, if that still stands there as it was
     /// created at this revision: then nobody is ahead of it any more. Says whether the key was there.
-    async fn hand_over(&self, name: &LockName, key: &[u8], (next, created): (&[u8], i64)) -> Result<bool> {
+    async fn hand_over(&self, name: &LockName, key: &[u8], (next, created): (Vec<u8>, i64)) -> Result<bool> {
         let txn = TxnRequest {
-            compare: vec![ops::created_at(next, created)],
-            success: vec![ops::delete(key), ops::touch(next)],
+            compare: vec![ops::created_at(&next, created)],
+            success: vec![ops::delete(key), ops::touch(&next)],
             failure: vec![ops::delete(key)],
         };
         match self.batch.change(name, txn).await {

@@ -83,21 +83,21 @@ impl Known {
 }
 
 /// Who is listened for behind a place; no longer when it is dropped.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Next {
     follower: Arc<Follower>,
-    _watch: Arc<Watch>,
+    _watch: Watch,
 }
 
 impl Next {
     /// Listens for those who come after a place that was created at this revision.
-    pub(crate) fn behind(client: &Arc<Client>, line: Range, created: i64) -> Self {
+    pub(crate) fn behind(client: &Arc<Client>, line: Range, created: i64) -> Arc<Self> {
         let what = What { range: line.clone(), after: created, tells: Tells::Arrivals };
         let known = Known { none_until: created, hears_from: None, heard: None, found: None };
         let follower = Follower { client: Arc::downgrade(client), line, created, known: Mutex::new(known) };
         let follower = Arc::new(follower);
         let watch = client.watches.watch(what, Ear::Follower(Arc::clone(&follower)));
-        Self { follower, _watch: Arc::new(watch) }
+        Arc::new(Self { follower, _watch: watch })
     }
 
     /// The key of the one behind and the revision at which it was created, if the turn can be given to it.

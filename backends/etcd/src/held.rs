@@ -41,7 +41,7 @@ pub(crate) struct Holding {
     /// Until when it was granted or renewed.
     pub(crate) deadline: BootInstant,
     /// Who is handed over to.
-    pub(crate) next: Option<Next>,
+    pub(crate) next: Option<Arc<Next>>,
 }
 
 struct Entry {

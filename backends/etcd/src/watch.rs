@@ -112,6 +112,7 @@ pub(crate) struct News {
     hears_from: AtomicI64,
     /// Whether one that was directly ahead held alone until it left.
     is_front: AtomicBool,
+    /// Notified when the turn was given.
     turn: Notify,
     /// The lease that the own key lived by when the turn was given to it; zero until then.
     lives_by: AtomicI64,

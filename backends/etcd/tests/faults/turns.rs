@@ -6,6 +6,7 @@ use std::time::Duration;
 use ringfence_core::{Attempt, Backend, Lease, Mode, Renewal, abandonment};
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Taker};
+use ringfence_testkit::drop_after;
 use tokio::task::JoinHandle;
 
 use crate::common::{LONG, client, granted, hold, of_each_version, release, renew, request, within};
@@ -138,4 +139,31 @@ async fn a_key_in_line_that_somebody_writes_by_hand_has_no_turn() {
     assert_eq!(renew(&bob, &held).await.unwrap(), Renewal::Renewed);
     release(&bob, &held).await.unwrap();
     within("its turn", waiting).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_is_dropped_while_it_is_given_its_turn_leaves_nothing_behind() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let eve = new_client(&cluster).await;
+    let (mut dropped, mut given) = (0, 0);
+    for polls in 1..30 {
+        let (bob, held) = holds_after_waiting(&cluster).await;
+        let waits = drop_after(polls, eve.acquire(request(NAME, Mode::Exclusive, LONG, FOR_EVER)));
+        let gives_back = async {
+            // It has joined by then, and has been polled a few times.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            release(&bob, &held).await.unwrap();
+        };
+        let (outcome, ()) = tokio::join!(waits, gives_back);
+        match outcome {
+            None => dropped += 1,
+            Some(Ok(Attempt::Granted(lease))) => {
+                given += 1;
+                release(&eve, &lease).await.unwrap();
+            }
+            Some(other) => panic!("the name is free: {other:?}"),
+        }
+        cluster.has_none(LOCKS).await;
+    }
+    assert!(dropped > 3 && given > 3, "{dropped} were dropped on their way, and {given} had their turn");
 }
