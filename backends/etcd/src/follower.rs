@@ -4,10 +4,9 @@
 //! hears of that by an event of its own key and need not ask. So it has to be known who that is before. Nobody comes to stand between
 //! two places later, so that it is known for good once it is.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use ringfence_core::{Mode, Result};
+use ringfence_core::Result;
 
 use crate::backend::Client;
 use crate::batch::RANGE;
@@ -18,6 +17,7 @@ use crate::proto::{KeyValue, RangeRequest, RangeResponse};
 use crate::watch::{Ear, Tells, Watch, What};
 
 /// Who comes after a place, as far as is known: those who come are heard of, and who came before that is looked for.
+#[derive(Debug)]
 pub(crate) struct Follower {
     client: Weak<Client>,
     line: Range,
@@ -50,7 +50,7 @@ struct Arrival {
 impl Arrival {
     fn of(found: &KeyValue) -> Self {
         let place = Place::read(found);
-        let can_be_given = place.ttl.is_some() && place.mode == Mode::Exclusive;
+        let can_be_given = place.is_ours_alone();
         Self { key: place.key, created: place.created, can_be_given }
     }
 }
@@ -58,8 +58,12 @@ impl Arrival {
 impl Known {
     /// The first one behind, once it is certain.
     fn first(&self) -> Option<&Arrival> {
-        let is_whole = self.hears_from.is_some_and(|from| from <= self.none_until);
-        self.found.as_ref().or(self.heard.as_ref().filter(|_| is_whole))
+        self.found.as_ref().or(self.heard.as_ref().filter(|_| self.is_whole()))
+    }
+
+    /// Whether nobody came between those who are known not to be there and those who are heard of.
+    fn is_whole(&self) -> bool {
+        self.hears_from.is_some_and(|from| from <= self.none_until)
     }
 
     fn is_listened_for(&mut self, revision: i64) {
@@ -118,9 +122,9 @@ impl Follower {
     pub(crate) fn is_listened_for(self: &Arc<Self>, revision: i64) {
         let mut known = self.known();
         known.is_listened_for(revision);
-        let is_whole = revision <= known.none_until || known.first().is_some();
+        let is_certain = known.found.is_some() || known.is_whole();
         drop(known);
-        if let Some(client) = self.client.upgrade().filter(|_| !is_whole) {
+        if let Some(client) = self.client.upgrade().filter(|_| !is_certain) {
             let follower = Arc::clone(self);
             let runtime = client.runtime.clone();
             runtime.spawn(async move {
@@ -156,15 +160,6 @@ impl Follower {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for Follower {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Follower")
-            .field("of", &self.created)
-            .field("known", &*self.known())
-            .finish_non_exhaustive()
     }
 }
 

@@ -63,11 +63,15 @@ impl Place {
         }
     }
 
-    /// Whether a key is one of ours that holds alone and came to do so after it had waited: who claims its turn changes its key, and
-    /// who waits does not.
+    /// Whether it is one of ours that holds alone, or waits to.
+    pub(crate) fn is_ours_alone(&self) -> bool {
+        self.ttl.is_some() && self.mode == Mode::Exclusive
+    }
+
+    /// Whether a key is one of ours that holds alone and came to do so after it had waited: a turn that is given or claimed changes
+    /// the key, and waiting does not.
     pub(crate) fn held_alone(found: &KeyValue) -> bool {
-        let place = Self::read(found);
-        place.ttl.is_some() && place.mode == Mode::Exclusive && found.mod_revision > found.create_revision
+        Self::read(found).is_ours_alone() && found.mod_revision > found.create_revision
     }
 }
 

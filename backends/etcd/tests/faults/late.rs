@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence::Locks;
-use ringfence_core::{Backend, Lease, Mode, Renewal, abandonment};
-use ringfence_etcd::EtcdBackend;
+use ringfence_core::{Backend, Mode, Renewal, abandonment};
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
-use crate::common::{LONG, client, granted, hold, release, renew, request, within};
+use crate::common::{LONG, client, hold, release, renew, request, within};
 use crate::line::{FOR_EVER, sees_waiters};
-use crate::{LOCKS, NAME, metric_reaches};
+use crate::{LOCKS, NAME, metric_reaches, waits};
 
 /// Three members, and which of them leads and which does not.
 async fn three(options: EtcdOptions) -> Option<(EtcdCluster, usize, usize)> {
@@ -22,11 +21,6 @@ async fn three(options: EtcdOptions) -> Option<(EtcdCluster, usize, usize)> {
 
 fn at(port: u16) -> String {
     format!("etcd://127.0.0.1:{port}")
-}
-
-fn waits(client: &Arc<EtcdBackend>) -> JoinHandle<Lease> {
-    let client = Arc::clone(client);
-    tokio::spawn(async move { granted(&client, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await })
 }
 
 /// Waits until somebody watches at a member.

@@ -22,13 +22,14 @@ use common::{LONG, client, connect, granted, hold, name, of_each_version, releas
 use line::{FOR_EVER, sees_waiters};
 use ringfence::Locks;
 use ringfence_core::{
-    Attempt, Backend, Clock, Effect, ErrorKind, FencingToken, Mode, RecordKey, Release, Renewal, Retry,
-    SystemClock, Wait, abandonment,
+    Attempt, Backend, Clock, Effect, ErrorKind, FencingToken, Lease, Mode, RecordKey, Release, Renewal,
+    Retry, SystemClock, Wait, abandonment,
 };
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy, Taker};
 use ringfence_testkit::drop_after;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 const NAME: &str = "orders/42";
 
@@ -45,6 +46,12 @@ fn now() -> ringfence_core::BootInstant {
 /// A client behind a proxy.
 async fn behind(proxy: &Proxy) -> Arc<EtcdBackend> {
     Arc::new(client(&format!("etcd://127.0.0.1:{}", proxy.port())).await)
+}
+
+/// Begins to wait for the lock, which it must get.
+fn waits(client: &Arc<EtcdBackend>) -> JoinHandle<Lease> {
+    let client = Arc::clone(client);
+    tokio::spawn(async move { granted(&client, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await })
 }
 
 async fn locks(cluster: &EtcdCluster) -> Locks {

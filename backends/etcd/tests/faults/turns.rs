@@ -7,21 +7,15 @@ use ringfence_core::{Attempt, Backend, Lease, Mode, Renewal, abandonment};
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Taker};
 use ringfence_testkit::drop_after;
-use tokio::task::JoinHandle;
 
-use crate::common::{LONG, client, granted, hold, of_each_version, release, renew, request, within};
+use crate::common::{LONG, client, hold, of_each_version, release, renew, request, within};
 use crate::line::{FOR_EVER, sees_waiters};
-use crate::{LOCKS, NAME, metric, metric_reaches, revision};
+use crate::{LOCKS, NAME, metric, metric_reaches, revision, waits};
 
 const WATCHES: &str = "etcd_debugging_mvcc_watcher_total";
 
 async fn new_client(cluster: &EtcdCluster) -> Arc<EtcdBackend> {
     Arc::new(client(&cluster.url()).await)
-}
-
-fn waits(client: &Arc<EtcdBackend>) -> JoinHandle<Lease> {
-    let client = Arc::clone(client);
-    tokio::spawn(async move { granted(&client, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await })
 }
 
 /// One that holds after it has waited.
