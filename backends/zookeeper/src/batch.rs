@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::error;
 use crate::session::{Failure, Orders, Pending};
-use crate::wire::{self, Code, Created, Data, Request, Stat};
+use crate::wire::{self, ANY_VERSION, Code, Created, Data, Request, Stat};
 
 /// How many batches are under way at a time.
 const FLIGHTS: usize = 2;
@@ -25,6 +25,8 @@ const BATCH: usize = 64;
 pub(crate) struct Change {
     /// The node of the line that it joins. `None`: it leaves one.
     joins: Option<String>,
+    /// What is written before that, in the same transaction.
+    word: Option<Request>,
     request: Request,
     /// It is dropped with the change, when nothing more is going to be sent of it.
     _ends: Option<oneshot::Sender<()>>,
@@ -35,12 +37,21 @@ impl Change {
     /// else's hands when the future of its caller is dropped.
     pub(crate) fn join(folder: &str, create: Request) -> (Self, oneshot::Receiver<()>) {
         let (ends, ended) = oneshot::channel();
-        (Self { joins: Some(folder.to_owned()), request: create, _ends: Some(ends) }, ended)
+        (Self { joins: Some(folder.to_owned()), word: None, request: create, _ends: Some(ends) }, ended)
     }
 
     /// Removes one.
     pub(crate) fn leave(path: &str) -> Self {
-        Self { joins: None, request: Request::delete(path), _ends: None }
+        Self { joins: None, word: None, request: Request::delete(path), _ends: None }
+    }
+
+    /// As [`Self::leave`], and tells who watches it that it held: its node changes before it goes.
+    pub(crate) fn leave_as_holder(path: &str) -> Self {
+        Self { word: Some(Request::set_data(path, b"", ANY_VERSION)), ..Self::leave(path) }
+    }
+
+    fn requests(&self) -> impl Iterator<Item = &Request> {
+        self.word.iter().chain([&self.request])
     }
 }
 
@@ -95,6 +106,9 @@ pub(crate) async fn make(changes: &Changes, orders: &Orders, change: Change) -> 
 
 /// Makes a change in a write of its own, which is sent before this returns.
 pub(crate) fn make_alone(orders: &Orders, change: Change) -> BoxFuture<'static, Result<Changed, Failure>> {
+    if change.word.is_some() {
+        return leave_as_holder(orders, change);
+    }
     let made = orders.call(change.request);
     let listed = change.joins.map(|folder| orders.call(Request::children(&folder, false)));
     Box::pin(async move {
@@ -103,6 +117,18 @@ pub(crate) fn make_alone(orders: &Orders, change: Change) -> BoxFuture<'static, 
         let Created { path, stat } = Created::read(made)?;
         let seen = async { Ok(Seen { stat, children: wire::children(listed.answer().await?)? }) }.await;
         Ok(Changed::Joined(Joined { path, seen }))
+    })
+}
+
+/// Who may not write into its node may still remove it.
+fn leave_as_holder(orders: &Orders, change: Change) -> BoxFuture<'static, Result<Changed, Failure>> {
+    let made = orders.call(Request::all(change.requests()));
+    let orders = orders.clone();
+    Box::pin(async move {
+        if wire::all(made.answer().await?)?.is_ok() {
+            return Ok(Changed::Left);
+        }
+        make_alone(&orders, Change { word: None, ..change }).await
     })
 }
 
@@ -139,7 +165,7 @@ fn send_together(orders: &Orders, mut changes: Vec<Change>) -> BoxFuture<'static
         let sent = make_alone(orders, change);
         return Box::pin(async move { vec![Outcome::Known(sent.await)] });
     }
-    let made = orders.call(Request::all(changes.iter().map(|change| &change.request)));
+    let made = orders.call(Request::all(changes.iter().flat_map(Change::requests)));
     let folders: Vec<&str> = changes.iter().filter_map(|change| change.joins.as_deref()).collect();
     let listed = (!folders.is_empty()).then(|| orders.call(Request::children_of_all(&folders)));
     let orders = orders.clone();

@@ -22,7 +22,7 @@
 //! |---|---|
 //! | acquire, free | 1: the child is made and all children are listed at once |
 //! | acquire, refused | 2 |
-//! | acquire, after waiting | 2 to stand in line, 1 when the one before has left |
+//! | acquire, after waiting | 2 to stand in line, none when the one before has left; 1 then for a permit, and for who has waited for half a TTL |
 //! | renew, however many | 1 for each TTL |
 //! | release | 1 for all |
 //! | downgrade, inspect | 2 |
@@ -35,7 +35,7 @@
 //!
 //! What a process asks at the same time shares writes (`batch.rs`); one that goes with others takes a round trip more to a server.
 //! A waiter lists the children once, however long it waits for those before it, and looks after its place every 5 s, whatever
-//! happens. Its turn counts only if a majority agrees after it came: it writes into its child that it holds (`seek.rs`).
+//! happens. The transaction by which the one before leaves is its turn (`seek.rs`).
 //!
 //! # Faults
 //! - **A lost reply.** A call that was under way when its connection broke has failed, and is never sent again. The session goes on
@@ -47,8 +47,8 @@
 //! - **A session that ended** has lost its leases: their holders are told when a server says so. Those who waited in it stand in line
 //!   again, at the end.
 //! - **A node that somebody removes** is seen by a watch, which is set when the lease is 0.1 s old, and its holder is told.
-//! - **A server that is cut off from the others** renews nothing, and grants nothing: whoever is told of its turn asks a majority
-//!   before it holds.
+//! - **A server that is cut off from the others** renews nothing, and tells of no turn but of one that a majority has agreed to. That one
+//!   counts from when its place was made, half a TTL ago at most; who has waited longer asks a majority before it holds.
 //!   What a server hears of a session reaches the leader half a tick later; if the server is cut off in between, the leader ends the
 //!   session earlier than the guard believes, by a quarter of the TTL and half a tick at most. Only the fence helps.
 //! - **Lost data** begins the count of transactions anew, and the tokens with it.

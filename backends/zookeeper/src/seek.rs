@@ -7,17 +7,22 @@
 //! line that is too long is first in the real one (`line.rs`). A node that is gone stays gone, whichever server says so.
 //!
 //! So it watches one of those before it, and a hand-over reads nothing that grows with the line. That the one before it has left
-//! does not say that all have: it may have given up. But who has waited writes into its node that it holds, with the transaction
-//! that it needs anyway (below), and who holds alone has nobody before it. A waiter that
+//! does not say that all have: it may have given up. But who has waited writes into its node that it holds, at the latest in the
+//! transaction by which it leaves, and who holds alone has nobody before it. Who watches a node that changes and goes at once is told of
+//! both. A waiter that
 //! finds that two before it have left, one after the other, and neither had said so (they died, or are of another client), lists all
 //! children again: once, however many have left.
 //!
 //! # How a turn is taken
-//! That write is also what proves the turn: it succeeds if a majority agrees that the session lives and the node stands, and
-//! then all of the above held up to that moment. Nothing that a server answers alone grants a lease to one who has waited.
+//! A waiter is told of what a majority has agreed to, in that order, however late: that the one before it has left, and if its own
+//! node had gone before that, of that first. So when the one before it has left and nothing came of its own node, the transaction
+//! by which the other one left was its turn, and it need not ask. What it has to know beside that is for how long its session lives:
+//! for a TTL from the moment before its place was made. When half of that is over it asks: it writes into its node that it holds, which
+//! succeeds if a majority agrees that the session lives and the node stands.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use ringfence_core::{
@@ -76,17 +81,21 @@ struct Standing {
     name: String,
     /// The transaction that made it.
     made_by: i64,
-    /// Since when the session is proven to live, of one that has not waited yet.
-    proven: Option<BootInstant>,
+    /// A moment before it was made, or was found to stand: then the session lived.
+    proven: BootInstant,
+    /// Whether somebody was in its way.
+    has_waited: bool,
     /// Everybody before it, and perhaps some who have left.
     line: Line,
     /// How many of those have left one after the other, without a word of who holds.
     missed: usize,
+    /// News of its own node: as long as there are none, it was there when the last happened of what was heard of others.
+    own: Option<News>,
 }
 
 impl Standing {
     fn new(session: Arc<Session>, name: String, made_by: i64, proven: BootInstant, line: Line) -> Self {
-        Self { session, name, made_by, proven: Some(proven), line, missed: 0 }
+        Self { session, name, made_by, proven, has_waited: false, line, missed: 0, own: None }
     }
 
     /// Where it stands. `None`: its node was not there when the line was listed.
@@ -97,7 +106,23 @@ impl Standing {
     /// One of those before it has left.
     fn misses(&mut self, place: &Place) {
         self.line.leaves(&place.name);
+        self.has_waited = true;
         self.missed += 1;
+    }
+
+    /// Whether its own node is watched, and nothing has come of it.
+    fn is_watched(&mut self) -> bool {
+        self.own.as_mut().is_some_and(|news| news.has_come().is_pending())
+    }
+
+    /// Until when it is granted its turn without asking a majority again. Half of its lease at least is left then to one that has
+    /// waited. Who waits for a permit always asks, which tells the one behind.
+    fn proven_until(&mut self, mode: Mode, ttl: Duration) -> BootInstant {
+        match mode {
+            _ if !self.has_waited => self.proven.saturating_add(ttl),
+            Mode::Exclusive | Mode::Shared if self.is_watched() => self.proven.saturating_add(ttl / 2),
+            _ => self.proven,
+        }
     }
 
     /// One of those before it came to hold; if alone, then nobody was before that one any more.
@@ -167,15 +192,26 @@ impl<'a> Seeker<'a> {
         }
         let path = format!("{}/{}", self.folder, place.name);
         let (asked, news) = standing.session.watch(Request::data(&path, true), &path, false);
+        // Nobody is ever below it. But of a node that changes and goes in one transaction, this tells that it has gone.
+        let (asked_of_end, mut end) = standing.session.watch(Request::children(&path, true), &path, true);
+        // That is answered last: its own node was there when the one before it had gone.
+        let own = (!standing.is_watched()).then(|| self.watch_own(standing));
         let step = match asked.answer().await.map(Data::read) {
-            Ok(Ok(data)) => Said::read(&data.bytes).map_or(Step::Asked, |said| said.step),
+            Ok(Ok(data)) => Some(Said::read(&data.bytes).map_or(Step::Asked, |said| said.step)),
             // It has left in this moment.
-            Err(failure) if failure.is(Code::NO_NODE) => {
-                standing.misses(&place);
-                return Ok(None);
-            }
+            Err(failure) if failure.is(Code::NO_NODE) => None,
             Ok(Err(Odd)) => return Err(self.client.odd()),
             Err(failure) => return self.bear(failure, standing).await.map(|()| None),
+        };
+        let _ = asked_of_end.answer().await;
+        if let Some((asked, news)) = own
+            && !self.sees_own(asked, news, standing).await?
+        {
+            return Ok(None);
+        }
+        let Some(step) = step else {
+            standing.misses(&place);
+            return Ok(None);
         };
         standing.missed = 0;
         if step != Step::Asked {
@@ -202,8 +238,16 @@ impl<'a> Seeker<'a> {
                 self.list(standing).await?;
             }
             Some(wire::Change::Deleted) => standing.misses(&place),
-            Some(wire::Change::Data) => standing.meets_holder(&place),
-            Some(_) | None => self.look_after_place(standing).await?,
+            Some(wire::Change::Data) => {
+                standing.meets_holder(&place);
+                if end.has_come() == Poll::Ready(Some(wire::Change::Deleted)) {
+                    standing.misses(&place);
+                }
+            }
+            Some(_) | None => {
+                let (asked, news) = self.watch_own(standing);
+                self.sees_own(asked, news, standing).await?;
+            }
         }
         Ok(None)
     }
@@ -211,7 +255,7 @@ impl<'a> Seeker<'a> {
     /// Waits until somebody comes or leaves.
     async fn wait_behind_several(&mut self, standing: &mut Standing) -> Result<()> {
         // Who is behind it waits for its word that it holds, and gets that also where the turn has come before this look.
-        standing.proven = None;
+        standing.has_waited = true;
         let listed = Request::children(self.folder, true);
         let (asked, news) = standing.session.watch(listed, self.folder, true);
         let Some(line) = self.listed(asked, standing).await? else { return Ok(()) };
@@ -238,7 +282,7 @@ impl<'a> Seeker<'a> {
 
     /// Waits for news, or until it is time to look anyway.
     async fn wait(&mut self, standing: &mut Standing, news: News) -> Option<wire::Change> {
-        standing.proven = None;
+        standing.has_waited = true;
         let look_at = self.client.now().saturating_add(LOOK_EVERY);
         let look_at = match self.request.wait {
             Wait::Until(deadline) => look_at.min(deadline),
@@ -395,17 +439,23 @@ impl<'a> Seeker<'a> {
         }
     }
 
-    /// Sees whether its node is still there.
-    async fn look_after_place(&mut self, standing: &mut Standing) -> Result<()> {
+    /// Has its own node looked at and watched.
+    fn watch_own(&self, standing: &Standing) -> (Pending, News) {
         let path = format!("{}/{}", self.folder, standing.name);
-        match standing.session.call(Request::data(&path, false)).answer().await {
-            Ok(_) => Ok(()),
-            Err(failure) if failure.is(Code::NO_NODE) => {
-                *standing = self.stand_in_line().await?;
-                Ok(())
+        standing.session.watch(Request::exists(&path, true), &path, false)
+    }
+
+    /// Sees whether its own node is still there. If not, it stands in line again, and what was known of the line is over.
+    async fn sees_own(&mut self, asked: Pending, news: News, standing: &mut Standing) -> Result<bool> {
+        match asked.answer().await {
+            Ok(_) => {
+                standing.own = Some(news);
+                return Ok(true);
             }
-            Err(failure) => self.bear(failure, standing).await,
+            Err(failure) if failure.is(Code::NO_NODE) => *standing = self.stand_in_line().await?,
+            Err(failure) => self.bear(failure, standing).await?,
         }
+        Ok(false)
     }
 
     /// Goes on after a call that failed, where that does not end the attempt.
@@ -431,23 +481,27 @@ impl<'a> Seeker<'a> {
 
     /// Takes its turn. `None`: it could not be proven, or that took longer than a lease lives.
     async fn take(&mut self, standing: &mut Standing) -> Result<Option<Lease>> {
-        let proven = match standing.proven.take() {
-            Some(proven) => proven,
-            None => match self.claim(standing).await? {
+        let AcquireRequest { mode, ttl, .. } = *self.request;
+        let is_proven = self.client.now() < standing.proven_until(mode, ttl.as_duration());
+        let proven = if is_proven {
+            standing.proven
+        } else {
+            match self.claim(standing).await? {
                 Some(proven) => proven,
                 None => return Ok(None),
-            },
+            }
         };
-        let AcquireRequest { name, nonce, ttl, .. } = &*self.request;
+        let is_unsaid = is_proven && standing.has_waited && mode == Mode::Exclusive;
+        let AcquireRequest { name, nonce, .. } = &*self.request;
         let number = u64::try_from(standing.made_by).unwrap_or(u64::MAX);
         let token =
             FencingToken::of_grant(number, *nonce).map_err(|error| error.about(self.client.shown()))?;
-        let lease = Lease::new(LeaseKey::new(name.clone(), *nonce, *ttl), token, proven);
+        let lease = Lease::new(LeaseKey::new(name.clone(), *nonce, ttl), token, proven);
         if self.client.now() >= lease.deadline() {
             return Ok(None);
         }
         let path = format!("{}/{}", self.folder, standing.name);
-        Ok(standing.session.hold(*nonce, &path, lease.deadline()).then_some(lease))
+        Ok(standing.session.hold(*nonce, &path, lease.deadline(), is_unsaid).then_some(lease))
     }
 
     /// Writes into its node that it holds: a majority agrees that its session lives and its place stands, and the one behind it is

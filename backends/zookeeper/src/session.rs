@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -145,6 +146,8 @@ pub(crate) struct Held {
     pub(crate) removal: Removal,
     /// Whether its node is watched, or about to be.
     pub(crate) is_watched: bool,
+    /// Whether those behind it cannot know that it holds, until it says so when it leaves.
+    pub(crate) is_unsaid: bool,
 }
 
 /// How the node of a lease that has lapsed or was given back is removed.
@@ -209,6 +212,14 @@ impl News {
     /// What happened; `None`: perhaps nothing, and nobody would tell any more.
     pub(crate) async fn come(self) -> Option<wire::Change> {
         self.0.await.ok()
+    }
+
+    /// As [`Self::come`], without waiting for it.
+    pub(crate) fn has_come(&mut self) -> Poll<Option<wire::Change>> {
+        match self.0.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => Poll::Pending,
+            news => Poll::Ready(news.ok()),
+        }
     }
 }
 
@@ -300,9 +311,21 @@ impl Session {
     }
 
     /// Looks after a lease from now on: until its deadline, or that of its renewals. `false`: the session is over.
-    pub(crate) fn hold(self: &Arc<Self>, nonce: Nonce, path: &str, deadline: BootInstant) -> bool {
-        let path = path.to_owned();
-        let held = Held { path, deadline, has_lapsed: false, removal: Removal::OfTheTask, is_watched: false };
+    pub(crate) fn hold(
+        self: &Arc<Self>,
+        nonce: Nonce,
+        path: &str,
+        deadline: BootInstant,
+        is_unsaid: bool,
+    ) -> bool {
+        let held = Held {
+            path: path.to_owned(),
+            deadline,
+            has_lapsed: false,
+            removal: Removal::OfTheTask,
+            is_watched: false,
+            is_unsaid,
+        };
         {
             let mut state = self.shared.state();
             if state.over.is_some() {
@@ -333,7 +356,12 @@ impl Session {
 
     /// The node of a lease that is held.
     pub(crate) fn path_of(&self, nonce: Nonce) -> Option<String> {
-        self.shared.state().held.get(&nonce).filter(|held| !held.has_lapsed).map(|held| held.path.clone())
+        self.held(nonce, |held| held.path.clone())
+    }
+
+    /// This of a lease that is held.
+    fn held<T>(&self, nonce: Nonce, of: impl FnOnce(&Held) -> T) -> Option<T> {
+        self.shared.state().held.get(&nonce).filter(|held| !held.has_lapsed).map(of)
     }
 
     /// Gives a lease back. Where that fails, its node is removed as soon as a server answers. `None`: it is not held.
@@ -347,9 +375,9 @@ impl Session {
     /// # Cancel safety
     /// If the future is dropped, it is given back all the same.
     pub(crate) async fn release_together(&self, nonce: Nonce) -> Option<Result<(), Failure>> {
-        let path = self.path_of(nonce)?;
+        let (path, is_unsaid) = self.held(nonce, |held| (held.path.clone(), held.is_unsaid))?;
         self.shared.let_go(nonce, Removal::OfItsHolder);
-        let change = Change::leave(&path);
+        let change = if is_unsaid { Change::leave_as_holder(&path) } else { Change::leave(&path) };
         let letting_go = LettingGo { orders: &self.orders, nonce, path: Some(path) };
         let left = self.change(change).await;
         if matches!(left, Ok(_) | Err(Failure::Refused(Code::NO_NODE))) {

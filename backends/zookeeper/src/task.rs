@@ -251,8 +251,10 @@ impl Task {
     }
 
     fn watch_lease(&mut self, nonce: Nonce, path: String) {
-        if let Some(held) = self.shared.state().held.get(&nonce) {
-            self.next_lapse = self.next_lapse.min(held.deadline);
+        match self.shared.state().held.get(&nonce) {
+            Some(held) if !held.has_lapsed => self.next_lapse = self.next_lapse.min(held.deadline),
+            // It says that it held, and leaves.
+            _ => return,
         }
         let number = self.next_number();
         Request::data(&path, true).write(number, &mut self.out);

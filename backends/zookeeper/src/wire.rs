@@ -132,6 +132,11 @@ impl Request {
         Self::new(4).path(path).flag(watch)
     }
 
+    /// Whether a node is there; with a watch, word of its next change or its end too. Answered with a [`Stat`].
+    pub(crate) fn exists(path: &str, watch: bool) -> Self {
+        Self::new(3).path(path).flag(watch)
+    }
+
     /// Replaces what a node holds, where it has this version. Answered with a [`Stat`].
     pub(crate) fn set_data(path: &str, data: &[u8], version: i32) -> Self {
         Self::new(5).path(path).bytes(data).int(version)

@@ -10,7 +10,7 @@ use ringfence_core::{
 use ringfence_servers::{Ensemble, Proxy};
 use ringfence_testkit::PATIENCE;
 use ringfence_zookeeper::ZooKeeperBackend;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// A TTL that no test outlives.
 const LONG: Duration = Duration::from_mins(1);
@@ -88,6 +88,65 @@ async fn what_a_hand_over_reads_does_not_grow_with_the_line() {
         2 * read[1] < 3 * read[0] + 1000,
         "bytes read for a hand-over in lines of 10 and of 1,000: {read:?}"
     );
+}
+
+/// A line for a lock that the first one holds: those who wait for it, in their order, with the task in which each does.
+async fn line(
+    servers: &Ensemble,
+    name: &LockName,
+    count: usize,
+) -> (Vec<Arc<ZooKeeperBackend>>, Lease, Vec<JoinHandle<Lease>>) {
+    let mut clients = Vec::new();
+    for _ in 0..=count {
+        clients.push(connect(servers.ports()[0]).await);
+    }
+    let held = hold(Arc::clone(&clients[0]), name.clone()).await;
+    let mut waiting = Vec::new();
+    for (client, standing) in clients[1..].iter().zip(2..) {
+        waiting.push(tokio::spawn(hold(Arc::clone(client), name.clone())));
+        stand(servers, name, standing).await;
+    }
+    (clients, held, waiting)
+}
+
+#[tokio::test]
+async fn a_turn_comes_with_the_transaction_by_which_the_one_before_leaves() {
+    const COUNT: usize = 8;
+    let Some(servers) = Ensemble::start().await else { return };
+    let name: LockName = "turns".parse().expect("a lawful name");
+    let (clients, mut held, waiting) = line(&servers, &name, COUNT).await;
+    let other: LockName = "another".parse().expect("a lawful name");
+    let before = hold(Arc::clone(&clients[0]), other.clone()).await;
+    release(&clients[0], &before).await;
+    for (at, waiting) in waiting.into_iter().enumerate() {
+        release(&clients[at], &held).await;
+        held = within("a turn", waiting).await.expect("no panic");
+    }
+    let after = hold(Arc::clone(&clients[0]), other).await;
+    // The release of the first one, a hand-over each, and the making of the second.
+    let transactions = after.token.grant() - before.token.grant();
+    assert_eq!(transactions, u64::try_from(1 + COUNT + 1).expect("a small number"));
+}
+
+#[tokio::test]
+async fn who_holds_and_dies_without_a_word_is_followed_all_the_same() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let name: LockName = "without-a-word".parse().expect("a lawful name");
+    let (clients, first, waiting) = line(&servers, &name, 3).await;
+    let [second, third, fourth] = <[_; 3]>::try_from(waiting).expect("three wait");
+    let places = stand(&servers, &name, 4).await;
+    release(&clients[0], &first).await;
+    within("the second one's turn", second).await.expect("no panic");
+    servers.end_session_of(&places[1]).await;
+    let third = within("the third one's turn", third).await.expect("no panic");
+    assert!(!fourth.is_finished(), "the lock is held");
+    release(&clients[2], &third).await;
+    let fourth = within("the fourth one's turn", fourth).await.expect("no panic");
+    assert!(fourth.token.sequence() > third.token.sequence(), "{fourth:?} came after {third:?}");
+    // Somebody removes its node, and it is given back before it is told.
+    servers.delete(&places[3]).await;
+    let released = clients[3].release(std::slice::from_ref(&fourth.key)).await;
+    assert_eq!(released.expect("an answer"), [Release::NotHeld]);
 }
 
 #[tokio::test]

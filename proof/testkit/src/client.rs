@@ -212,6 +212,21 @@ impl Client {
         .await;
     }
 
+    /// Is told that a lease is lost: by the next server, where the one that has just ended its session does not answer any more.
+    pub(crate) async fn sees_lost(&self, lease: &Lease) {
+        let keys = [lease.key.clone()];
+        let renewals = within("word of a lease that ended", async {
+            loop {
+                match self.backend.renew(&keys).await {
+                    Err(error) if error.retry() == Retry::Later => {}
+                    renewals => break renewals.expect("a renewal"),
+                }
+            }
+        })
+        .await;
+        assert_eq!(renewals, [Renewal::Lost], "a lease that ended is lost");
+    }
+
     pub(crate) async fn renew(&self, lease: &Lease) -> Renewal {
         self.renew_all(&[lease]).await[0]
     }

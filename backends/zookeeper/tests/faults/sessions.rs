@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use ringfence::Locks;
 use ringfence_core::{
-    Attempt, Backend, BackendUrl, ErrorKind, LockState, Mode, RecordKey, Release, Renewal, SystemClock, Wait,
+    Backend, BackendUrl, BootInstant, ErrorKind, Lease, LockState, Mode, RecordKey, Release, Renewal,
+    SystemClock, Wait,
 };
 use ringfence_servers::{Ensemble, Proxy, ZooKeeperOptions};
 use ringfence_zookeeper::ZooKeeperBackend;
+use tokio::task::JoinHandle;
 
 use crate::{
-    AT_ONCE, FOLDER, LONG, NAME, connect, connect_over, for_ever, granted, hold, now, release, renew,
-    request, sees, within,
+    AT_ONCE, FOLDER, LONG, NAME, connect, connect_over, granted, hold, now, release, renew, request, sees,
+    within,
 };
 
 /// A connection that owes an answer is given up after a third of it.
@@ -117,40 +119,74 @@ async fn a_session_has_time_to_begin_however_short_it_is() {
     assert_eq!(client.guarantees().ttl_min.as_millis(), 400);
 }
 
+/// Somebody who waits, and whose turn it is, of which he hears from a leader that has lost the others and does not know for five seconds.
+struct Alone {
+    servers: Ensemble,
+    /// On the way from him to the leader.
+    _proxy: Proxy,
+    bob: Arc<ZooKeeperBackend>,
+    waiting: JoinHandle<Lease>,
+    /// Whose turn was before his.
+    held: Lease,
+}
+
+impl Alone {
+    /// He waits for a lease of this TTL, for so long.
+    async fn begin(ttl: Duration, waits: Duration) -> Option<Self> {
+        let options = ZooKeeperOptions::new().servers(3).interconnected();
+        let servers = options.set("syncLimit", "25").start().await?;
+        let leader = servers.leader().await.expect("servers that serve have a leader");
+        let proxy = Proxy::start(servers.ports()[leader]).await;
+        let follower = servers.ports()[(leader + 1) % 3];
+        let ann = connect(&format!("zookeeper://127.0.0.1:{follower}")).await;
+        let bob = connect_over(&proxy).await;
+        let held = hold(&ann).await;
+        let client = Arc::clone(&bob);
+        let request = request(Mode::Exclusive, ttl, Wait::Until(BootInstant::MAX));
+        let waiting = tokio::spawn(async move { granted(client.acquire(request).await) });
+        // Of the one before him, of its end, and of his own node.
+        within("his watches", async { while servers.watches(leader).await != 3 {} }).await;
+        tokio::time::sleep(waits).await;
+        // The word of his turn waits on its way to him until the leader is alone.
+        proxy.cut();
+        assert_eq!(release(&ann, &held).await, Release::Released);
+        servers.cut_off(leader);
+        proxy.mend();
+        Some(Self { servers, _proxy: proxy, bob, waiting, held })
+    }
+}
+
 #[tokio::test]
-async fn a_turn_that_a_leader_without_the_others_tells_of_is_none() {
-    let options = ZooKeeperOptions::new().servers(3).interconnected();
-    let Some(servers) = options.set("syncLimit", "25").start().await else { return };
-    let leader = servers.leader().await.expect("servers that serve have a leader");
-    let proxy = Proxy::start(servers.ports()[leader]).await;
-    let follower = servers.ports()[(leader + 1) % 3];
-    let ann = connect(&format!("zookeeper://127.0.0.1:{follower}")).await;
-    let bob = connect_over(&proxy).await;
-    let held = hold(&ann).await;
-    let waiting = tokio::spawn({
-        let bob = Arc::clone(&bob);
-        async move { bob.acquire(for_ever()).await }
-    });
-    // Who finds the way free without having waited holds by the making of his node, which a majority has agreed to.
-    within("his watch", async { while servers.watches(leader).await != 1 {} }).await;
-    // The word of his turn waits on its way to him until the leader is alone.
-    proxy.cut();
-    assert_eq!(release(&ann, &held).await, Release::Released);
-    servers.cut_off(leader);
-    proxy.mend();
+async fn a_turn_that_the_servers_agreed_to_counts_from_when_they_agreed_to_the_place() {
+    let Some(Alone { servers, _proxy, bob, waiting, held }) = Alone::begin(LONG, Duration::ZERO).await else {
+        return;
+    };
     let cut = now();
-    // For five seconds the leader does not know, and would answer what needs no majority.
-    let mut waiting = waiting;
-    let early = tokio::time::timeout(Duration::from_secs(4), &mut waiting).await;
+    let lease = within("his turn", waiting).await.expect("no panic");
+    assert!(lease.token.sequence() > held.token.sequence());
+    let beyond = lease.deadline().saturating_since(cut);
+    assert!(beyond < LONG, "a TTL of {LONG:?} that began before {cut:?}: {beyond:?}");
+    let renewed = bob.renew(std::slice::from_ref(&lease.key)).await;
+    assert!(!renewed.as_deref().is_ok_and(|renewals| renewals == [Renewal::Renewed]), "by a leader alone");
+    servers.mend();
+    assert_eq!(renew(&bob, &lease.key).await, Renewal::Renewed);
+}
+
+#[tokio::test]
+async fn who_has_waited_for_half_of_a_ttl_holds_when_a_majority_agrees() {
+    const TTL: Duration = Duration::from_secs(7);
+    let Some(Alone { servers, _proxy, mut waiting, held, .. }) = Alone::begin(TTL, TTL / 2).await else {
+        return;
+    };
+    let cut = now();
+    let early = tokio::time::timeout(Duration::from_secs(3), &mut waiting).await;
     assert!(
         early.is_err(),
         "a grant {:?} after the leader lost the others: {early:?}",
         now().saturating_since(cut)
     );
     servers.mend();
-    let Ok(Attempt::Granted(next)) = within("his turn", waiting).await.expect("no panic") else {
-        panic!("it is his turn")
-    };
+    let next = within("his turn", waiting).await.expect("no panic");
     assert!(next.token.sequence() > held.token.sequence());
 }
 
