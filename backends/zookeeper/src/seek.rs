@@ -481,7 +481,7 @@ impl<'a> Seeker<'a> {
 
     /// Takes its turn. `None`: it could not be proven, or that took longer than a lease lives.
     async fn take(&mut self, standing: &mut Standing) -> Result<Option<Lease>> {
-        let AcquireRequest { mode, ttl, .. } = *self.request;
+        let AcquireRequest { mode, ttl, nonce, .. } = *self.request;
         let is_proven = self.client.now() < standing.proven_until(mode, ttl.as_duration());
         let proven = if is_proven {
             standing.proven
@@ -492,16 +492,15 @@ impl<'a> Seeker<'a> {
             }
         };
         let is_unsaid = is_proven && standing.has_waited && mode == Mode::Exclusive;
-        let AcquireRequest { name, nonce, .. } = &*self.request;
         let number = u64::try_from(standing.made_by).unwrap_or(u64::MAX);
         let token =
-            FencingToken::of_grant(number, *nonce).map_err(|error| error.about(self.client.shown()))?;
-        let lease = Lease::new(LeaseKey::new(name.clone(), *nonce, ttl), token, proven);
+            FencingToken::of_grant(number, nonce).map_err(|error| error.about(self.client.shown()))?;
+        let lease = Lease::new(LeaseKey::new(self.request.name.clone(), nonce, ttl), token, proven);
         if self.client.now() >= lease.deadline() {
             return Ok(None);
         }
         let path = format!("{}/{}", self.folder, standing.name);
-        Ok(standing.session.hold(*nonce, &path, lease.deadline(), is_unsaid).then_some(lease))
+        Ok(standing.session.hold(nonce, &path, lease.deadline(), is_unsaid).then_some(lease))
     }
 
     /// Writes into its node that it holds: a majority agrees that its session lives and its place stands, and the one behind it is

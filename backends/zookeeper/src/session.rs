@@ -147,7 +147,7 @@ pub(crate) struct Held {
     /// Whether its node is watched, or about to be.
     pub(crate) is_watched: bool,
     /// Whether those behind it cannot know that it holds, until it says so when it leaves.
-    pub(crate) is_unsaid: bool,
+    is_unsaid: bool,
 }
 
 /// How the node of a lease that has lapsed or was given back is removed.

@@ -212,15 +212,19 @@ impl Client {
         .await;
     }
 
-    /// Is told that a lease is lost: by the next server, where the one that has just ended its session does not answer any more.
+    /// Learns that it lost a lease, from the first answer after connections that broke.
     pub(crate) async fn sees_lost(&self, lease: &Lease) {
+        const ASK_AGAIN: Duration = Duration::from_millis(50);
         let keys = [lease.key.clone()];
-        let renewals = within("word of a lease that ended", async {
+        let renewals = within("an answer to a renewal", async {
             loop {
                 match self.backend.renew(&keys).await {
-                    Err(error) if error.retry() == Retry::Later => {}
-                    renewals => break renewals.expect("a renewal"),
+                    Ok(renewals) => break renewals,
+                    Err(error) => {
+                        assert_eq!(error.retry(), Retry::Later, "a broken connection passes: {error:?}");
+                    }
                 }
+                tokio::time::sleep(ASK_AGAIN).await;
             }
         })
         .await;

@@ -134,6 +134,7 @@ async fn a_line_without_numbers_is_full_until_its_node_is_removed() {
 const ALL: i32 = 31;
 const ALL_BUT_TO_REMOVE: i32 = 23;
 const ALL_BUT_TO_READ: i32 = 30;
+const ALL_BUT_TO_WRITE: i32 = 29;
 
 #[tokio::test]
 async fn what_cannot_be_given_back_is_removed_as_soon_as_it_can_be() {
@@ -163,6 +164,24 @@ async fn a_lease_whose_node_cannot_be_looked_at_is_held_until_it_is_given_back()
     }
     assert_eq!(release(&ann, &held).await, Release::Released);
     sees(&bob, "a lock that was given back", LockState::is_free).await;
+}
+
+#[tokio::test]
+async fn who_may_not_write_into_its_node_any_more_gives_it_back_all_the_same() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let (ann, bob) = (connect(&servers.url()).await, connect(&servers.url()).await);
+    let held = hold(&ann).await;
+    let waiting = tokio::spawn({
+        let bob = Arc::clone(&bob);
+        async move { hold(&bob).await }
+    });
+    sees_waiters(&ann, 1).await;
+    assert_eq!(release(&ann, &held).await, Release::Released);
+    let held = within("his turn", waiting).await.expect("no panic");
+    let node = format!("{FOLDER}/{}", servers.children(FOLDER).await[0]);
+    servers.allow(&node, ALL_BUT_TO_WRITE).await;
+    assert_eq!(release(&bob, &held).await, Release::Released);
+    sees(&ann, "a lock that was given back", LockState::is_free).await;
 }
 
 #[tokio::test]
