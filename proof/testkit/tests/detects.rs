@@ -542,7 +542,7 @@ detects! {
     record_prefix: records_are_listed_by_prefix finds ListsByPattern saying "begin with";
     record_listing: records_are_listed_by_prefix finds ListsWhatIsOpened saying "in byte order";
     cut_off: a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused finds RenewsNothing
-        saying "who was cut off learns";
+        saying "a lease that ended is lost";
     expired: an_expired_lease_is_lost_and_the_next_in_line_is_granted finds RenewsNothing saying "is lost";
     removed: a_lease_removed_behind_its_back_is_lost finds WritesForAnyone saying "must be refused";
 }
