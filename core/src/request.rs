@@ -97,7 +97,8 @@ pub struct AcquireRequest {
     pub wait: Wait,
     /// For whom.
     pub holder: HolderInfo,
-    /// Names this attempt and the lease that comes of it. A repeated attempt with one nonce is one attempt.
+    /// Names this attempt and the lease that comes of it. A repeated attempt with one nonce is one attempt. A backend that has no
+    /// line makes several attempts for one that waits, of which the later ones draw a nonce each.
     pub nonce: Nonce,
     /// Resolves when nobody wants the answer any more: withdraw the attempt, then answer
     /// [`Attempt::Busy`](crate::Attempt::Busy).

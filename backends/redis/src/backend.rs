@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
@@ -102,7 +103,11 @@ impl RedisBackend {
 
 /// What the server answered to an attempt.
 pub(crate) enum Answer {
-    Granted(u64),
+    Granted {
+        number: u64,
+        /// What time it is there, in microseconds, for one of several servers.
+        time: Option<u64>,
+    },
     /// It stands in line. No turn with this number or a lower one is its own any more.
     Waits(u64, Contention),
     /// It stands in line no more: its turn is over, or the server has forgotten it.
@@ -152,19 +157,47 @@ impl Client {
         keys: &LockKeys,
         verb: &'static str,
     ) -> Result<Answer> {
+        self.request(request, keys, verb, scripts::mode(request.mode)).await
+    }
+
+    /// Asks one of several servers for the lease, and for this number or a higher one. Idempotent by nonce.
+    pub(crate) async fn take(
+        &self,
+        request: &AcquireRequest,
+        keys: &LockKeys,
+        least: Option<u64>,
+    ) -> Result<Answer> {
+        let mut mode = scripts::mode(request.mode).into_owned();
+        mode.push(':');
+        if let Some(least) = least {
+            // Writing to a string does not fail.
+            let _ = write!(mode, "{least}");
+        }
+        self.request(request, keys, "take", mode.into()).await
+    }
+
+    async fn request(
+        &self,
+        request: &AcquireRequest,
+        keys: &LockKeys,
+        verb: &'static str,
+        mode: Cow<'static, str>,
+    ) -> Result<Answer> {
         let mut entry = String::with_capacity(entry_bytes(request));
         self.write_entry(&mut entry, request);
-        let change = Change::new(keys.clone(), verb, request.nonce)
-            .lasting(request.ttl)
-            .asking(scripts::mode(request.mode), entry);
+        let change = Change::new(keys.clone(), verb, request.nonce).lasting(request.ttl).asking(mode, entry);
         let Answered { value: reply, unconfirmed } = self.servers.change(change).await?;
         let odd = || error::odd_reply(&reply, self.servers.shown());
-        if let Some(number) = number(&reply) {
+        let granted = match &reply {
+            Value::Array(parts) => number_at(parts, 0).map(|number| (number, number_at(parts, 1))),
+            number_alone => number(number_alone).map(|number| (number, None)),
+        };
+        if let Some((number, time)) = granted {
             if FencingToken::of_grant(number, request.nonce).is_err() {
                 return Err(odd());
             }
             return Ok(match unconfirmed {
-                None => Answer::Granted(number),
+                None => Answer::Granted { number, time },
                 Some(error) => Answer::Unconfirmed(error),
             });
         }
@@ -339,16 +372,10 @@ impl Client {
         Ok(self.change(Change::new(keys.clone(), "release", nonce)).await? != Value::Int(0))
     }
 
-    /// The second step of a lock of several servers: what was taken under a nonce is another's from now on, with this number.
-    pub(crate) async fn mark(
-        &self,
-        keys: &LockKeys,
-        taken: Nonce,
-        lasting: Nonce,
-        number: u64,
-    ) -> Result<Mark> {
+    /// The second step of a lock of several servers: what was taken has this number from now on.
+    pub(crate) async fn mark(&self, keys: &LockKeys, nonce: Nonce, number: u64) -> Result<Mark> {
         let change =
-            Change::new(keys.clone(), "mark", taken).asking(digits(lasting).into(), number.to_string());
+            Change::new(keys.clone(), "mark", nonce).asking(number.to_string().into(), String::new());
         let reply = self.change(change).await?;
         match scripts::number(&reply) {
             Some(0) => Ok(Mark::NotTaken),
@@ -425,7 +452,7 @@ impl Place<'_> {
             self.may_stand |=
                 answer.as_ref().map_or_else(|error| error.effect() == Effect::Unknown, |_| true);
             match answer {
-                Ok(Answer::Granted(number)) => {
+                Ok(Answer::Granted { number, .. }) => {
                     let lease = self.lease(number, sent)?;
                     if seen.is_none() {
                         client.keep_written(self.request, number, &lease);

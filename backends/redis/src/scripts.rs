@@ -70,7 +70,7 @@ impl Change {
 
     /// Whether somebody will count on a lease that this may give or prolong.
     pub(crate) fn may_grant(&self) -> bool {
-        matches!(self.verb, "acquire" | "queue" | "look" | "renew" | "downgrade")
+        matches!(self.verb, "acquire" | "take" | "queue" | "look" | "renew" | "downgrade")
     }
 }
 

@@ -254,6 +254,105 @@ async fn a_lease_says_what_it_took_and_leaves_no_lock_behind() {
     }
 }
 
+/// How many scripts each node was asked to run since it was last asked.
+async fn scripts(nodes: &Nodes) -> Vec<u64> {
+    let mut scripts = Vec::new();
+    for node in &nodes.0 {
+        let stats = node.command(&["INFO", "commandstats"]).await;
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        let calls = calls.and_then(|calls| calls.split(',').next());
+        scripts.push(calls.map_or(0, |calls| calls.parse().expect("a count")));
+        node.command(&["CONFIG", "RESETSTAT"]).await;
+    }
+    scripts
+}
+
+/// The clocks of the nodes are known from the first lease, and so is a number that all of them can give.
+#[tokio::test]
+async fn one_round_is_enough_where_the_nodes_give_the_number_that_they_are_asked_for() {
+    let Some(nodes) = Nodes::start().await else { return };
+    let (ann, ben) = (Client::of(&nodes).await, Client::of(&nodes).await);
+    for mode in [Mode::Exclusive, Mode::Shared, permit(3)] {
+        for client in [&ann, &ben] {
+            let known = granted(client.ask(mode, Wait::No).await);
+            nodes.until_taken(NODES).await;
+            assert_eq!(client.release(&known).await, Release::Released);
+            nodes.until_taken(0).await;
+        }
+        scripts(&nodes).await;
+        let mut last = 0;
+        for client in [&ann, &ben, &ann] {
+            // What is busy may be asked for later than for 2 ms after the others, which then give higher numbers.
+            let lease = loop {
+                let lease = granted(client.ask(mode, Wait::No).await);
+                nodes.until_taken(NODES).await;
+                let asked = scripts(&nodes).await;
+                assert!(lease.token.sequence() > last, "{last}: {lease:?}");
+                last = lease.token.sequence();
+                if asked == [1; NODES] {
+                    break lease;
+                }
+                assert_eq!(client.release(&lease).await, Release::Released);
+                nodes.until_taken(0).await;
+                scripts(&nodes).await;
+            };
+            if mode == Mode::Exclusive {
+                nodes.until_marked(&lease).await;
+            }
+            assert_eq!(client.release(&lease).await, Release::Released);
+            nodes.until_taken(0).await;
+            scripts(&nodes).await;
+        }
+    }
+}
+
+/// A node whose clock is ahead gives a higher number by itself, until it has told what time it is there.
+#[tokio::test]
+async fn a_node_that_gave_another_number_is_told_that_of_the_lease() {
+    let Some(clock) = WallClock::new() else { return };
+    let with_clock = |node| if node == 4 { RedisOptions::new().clock(&clock) } else { RedisOptions::new() };
+    let Some(nodes) = Nodes::start_with(with_clock).await else { return };
+    let ann = Client::of(&nodes).await;
+    let known = ann.hold().await;
+    nodes.until_marked(&known).await;
+    assert_eq!(ann.release(&known).await, Release::Released);
+    nodes.until_taken(0).await;
+    clock.step(3600);
+    // Nobody waits for the fifth, which is late.
+    ann.ways[4].hold_replies();
+    let lease = ann.hold().await;
+    nodes.until_taken(NODES).await;
+    ann.mend();
+    nodes.until_marked(&lease).await;
+    let counter = nodes.0[4].command(&["GET", COUNTER]).await;
+    assert!(counter > lease.token.grant().to_string(), "{counter}: its own clock is an hour ahead");
+    assert_eq!(ann.release(&lease).await, Release::Released);
+    nodes.until_taken(0).await;
+    // From now on all are asked for what that one would give.
+    let next = ann.hold().await;
+    nodes.until_marked(&next).await;
+    assert!(next.token.grant().to_string() > counter, "{counter}: {next:?}");
+    assert_eq!(ann.release(&next).await, Release::Released);
+}
+
+/// What comes late to a node, after the lease was given back, must not take it.
+#[tokio::test]
+async fn a_take_that_nobody_waited_for_leaves_nothing_behind() {
+    let Some(nodes) = Nodes::start().await else { return };
+    let ann = Client::of(&nodes).await;
+    let known = ann.hold().await;
+    nodes.until_marked(&known).await;
+    assert_eq!(ann.release(&known).await, Release::Released);
+    nodes.until_taken(0).await;
+    ann.ways[4].swallow_replies();
+    let lease = ann.hold().await;
+    ann.ways[4].swallowed().await;
+    ann.ways[4].cut();
+    assert_eq!(ann.release(&lease).await, Release::Released);
+    ann.mend();
+    nodes.until_taken(0).await;
+}
+
 #[tokio::test]
 async fn a_minority_that_is_dead_or_silent_holds_up_nobody() {
     let Some(mut nodes) = Nodes::start().await else { return };
@@ -627,8 +726,13 @@ async fn attempts_that_are_refused_leave_nothing_to_remember() {
 #[tokio::test]
 async fn a_number_that_somebody_else_may_have_is_not_granted() {
     let Some(nodes) = Nodes::start().await else { return };
-    let (ann, ben) = (Client::of(&nodes).await, Client::of(&nodes).await);
+    let ben = Client::of(&nodes).await;
     for mode in [Mode::Shared, permit(2), Mode::Exclusive] {
+        // Who does not know what time it is there, of nodes that know of no number, needs a second round.
+        for node in &nodes.0 {
+            node.command(&["DEL", COUNTER]).await;
+        }
+        let ann = Client::of(&nodes).await;
         ann.ways.iter().for_each(Proxy::hold_replies);
         let between = async {
             while ben.backend.inspect(&name()).await.expect("an answer").is_free() {}

@@ -35,8 +35,9 @@ pub struct Redlock {
     pub quorum: u8,
     /// How many attempts there are to hold the lock.
     pub attempts: u8,
-    /// Whether a node raises its counter already when it is taken, and answers with the number that it would give, as those
-    /// of `backends/redis` do. The highest of these is the attempt's number, and a node marks it where it gave none higher.
+    /// Whether a node raises its counter already when it is taken, and answers with the number that it gives, as those of
+    /// `backends/redis` do. The highest of these is the attempt's number, and a node marks it where it gave none higher. Where a
+    /// quorum gives one and the same, it is marked with that, and there is no second round.
     pub raising: bool,
     /// What is asked of it.
     pub promise: Promise,
@@ -101,6 +102,10 @@ pub enum Flaw {
     UndoesAnyNonce,
     /// A node does not remember what was undone.
     NoTombstone,
+    /// A node gives a number that it gave, or marked, before.
+    GivesAnyNumber,
+    /// One round is enough, whatever numbers the nodes give.
+    AgreesToAnyNumbers,
 }
 
 /// A node, as its memory is, and what the attempts know of it.
@@ -148,6 +153,8 @@ impl Attempts {
 enum Stage {
     Taking {
         highest: u8,
+        /// Whether the nodes that count gave different numbers.
+        differs: bool,
     },
     Marking {
         number: u8,
@@ -280,6 +287,8 @@ pub enum Answer {
     Counts,
     /// It counts, and ends the round: this is the attempt's number.
     Decides(u8),
+    /// It counts, and makes a second round needless.
+    Grants(u8),
 }
 
 impl fmt::Display for Step {
@@ -293,6 +302,7 @@ impl fmt::Display for Step {
                     Answer::Lost => write!(f, "; the answer is lost, or late"),
                     Answer::Counts => Ok(()),
                     Answer::Decides(number) => write!(f, "; that is enough: its number is {number}"),
+                    Answer::Grants(number) => write!(f, "; all say {number}: it holds the lock, as that"),
                 }
             }
             Self::Mark { attempt, node, number, answer } => {
@@ -300,7 +310,7 @@ impl fmt::Display for Step {
                 match answer {
                     Answer::Lost => write!(f, "; the answer is lost, or late"),
                     Answer::Counts => Ok(()),
-                    Answer::Decides(number) => {
+                    Answer::Decides(number) | Answer::Grants(number) => {
                         write!(f, "; that is enough: it holds the lock, as number {number}")
                     }
                 }
@@ -416,7 +426,7 @@ impl Redlock {
                         || self.promise.is_order() && world.held().count() > 0) =>
             {
                 *this = Attempt {
-                    stage: Stage::Taking { highest: 0 },
+                    stage: Stage::Taking { highest: 0, differs: false },
                     before: world.held().max().unwrap_or_default(),
                 };
                 steps.push((Step::Begin { attempt }, next));
@@ -444,26 +454,43 @@ impl Redlock {
         if world.stage(attempt) == Stage::NotBegun || !free || withdrawn {
             return;
         }
-        let after = if self.raising { counter + 1..=self.attempts + 1 } else { counter..=counter };
-        for after in after {
+        // Where the nonce stands already a node may say again what it said, which is its counter.
+        let least = match (self.raising, holder) {
+            (true, _) if self.has(Flaw::GivesAnyNumber) => 1,
+            (true, None) => counter + 1,
+            _ => counter,
+        };
+        for after in least..=if self.raising { self.attempts + 1 } else { counter } {
             let mut next = *world;
             next.nodes[at].holder = Some(attempt);
-            next.nodes[at].counter = after;
+            next.nodes[at].counter = counter.max(after);
             let counter = if self.has(Flaw::TakeHidesCounter) { 0 } else { after };
             let mut push = |answer, next| steps.push((Step::Take { attempt, node, counter, answer }, next));
             push(Answer::Lost, next);
-            let Stage::Taking { highest } = world.stage(attempt) else { continue };
+            let Stage::Taking { highest, differs } = world.stage(attempt) else { continue };
             if taken.has(attempt) {
                 continue;
             }
+            let differs = self.raising && (differs || ![0, counter].contains(&highest));
             let highest = highest.max(counter);
             next.nodes[at].taken.add(attempt);
             if next.nodes.iter().filter(|node| node.taken.has(attempt)).count() < usize::from(self.quorum) {
-                next.attempts[usize::from(attempt)].stage = Stage::Taking { highest };
+                next.attempts[usize::from(attempt)].stage = Stage::Taking { highest, differs };
                 push(Answer::Counts, next);
                 continue;
             }
-            next.nodes.iter_mut().for_each(|node| node.taken.remove(attempt));
+            let is_marked = self.raising && (!differs || self.has(Flaw::AgreesToAnyNumbers));
+            for node in &mut next.nodes {
+                if is_marked && node.taken.has(attempt) {
+                    node.marked.add(attempt);
+                }
+                node.taken.remove(attempt);
+            }
+            if is_marked {
+                self.grant(&mut next, attempt, highest);
+                push(Answer::Grants(highest), next);
+                continue;
+            }
             for number in self.numbers(highest) {
                 next.attempts[usize::from(attempt)].stage = Stage::Marking { number };
                 if self.has(Flaw::NoSecondRound) {
@@ -553,7 +580,10 @@ impl Redlock {
         let there = world.nodes[at];
         let may_fail =
             there.fails || world.nodes.iter().filter(|node| node.fails).count() < usize::from(self.failing);
-        let marked = there.holder.is_some_and(|holder| there.marked.has(holder));
+        // A node that is taken may come to have been marked by that.
+        let marked = there
+            .holder
+            .is_some_and(|holder| there.marked.has(holder) || self.raising && there.taken.has(holder));
         let (may_end, is_failure) = match self.promise {
             Promise::Order | Promise::RealTimeOrder => (true, false),
             Promise::Exclusion => (may_fail || !marked, marked),

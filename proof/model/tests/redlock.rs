@@ -66,6 +66,25 @@ fn tokens_rise_where_nodes_raise_their_counters_already_when_they_are_taken() {
     }
 }
 
+/// Where a quorum gives one number, that is its yes.
+#[test]
+fn one_round_is_enough_where_all_nodes_give_one_number_that_is_new_to_them() {
+    let model = |quorum: Quorum, promise| Redlock {
+        raising: true,
+        ..Redlock::new(quorum.needed(), quorum.nodes(), promise)
+    };
+    for quorum in quorums(3) {
+        let exclusive = model(quorum, Promise::Exclusion);
+        holds(Redlock { failing: quorum.may_forget(), ..exclusive });
+        breaks(Redlock { failing: quorum.may_forget() + 1, ..exclusive });
+        let ordered = model(quorum, Promise::Order);
+        for flaw in [Flaw::GivesAnyNumber, Flaw::AgreesToAnyNumbers] {
+            let trace = breaks(Redlock { flaw: Some(flaw), ..ordered });
+            assert!(trace.contains("all say"), "{flaw:?} is about the first round:\n{trace}");
+        }
+    }
+}
+
 #[test]
 fn nobody_holds_beside_another_while_a_quorum_bears_what_is_forgotten_or_ends_early() {
     quorums(3).for_each(|quorum| holds_up_to_what_the_quorum_bears(quorum, Promise::Exclusion));

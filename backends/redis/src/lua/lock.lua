@@ -4,8 +4,9 @@
 -- KEYS: for each change the lock, and the prefix of what stands beside it, which is in the same slot.
 -- ARGV: for each change the verb, the attempt's nonce in 16 hexadecimal digits, the TTL in milliseconds, and two more; for
 -- `acquire`, for `queue`, which joins the line where it cannot have the lock, and for `look`, by which those in line keep their
--- place, the mode and the entry: session:mode:ttl:pid:text; for `mark`, the second step of a lock on several servers, the nonce
--- and the number that take the place of those of the attempt; for others nothing.
+-- place, the mode and the entry: session:mode:ttl:pid:text; for `take`, by which one of several servers is asked for the lock, the
+-- same with a colon and the least number behind the mode; for `mark`, the second step there, a number that takes the place of the
+-- attempt's; for others nothing. The answer to `take` has the server's time beside the number.
 --
 -- The lock is a plain string, so that a client that knows only `SET NX PX` is kept out and keeps us out:
 --   nonce:number:session:x:ttl:pid:text   held by one of us, exclusively; with `+` for the first `:` once somebody waits
@@ -55,8 +56,12 @@ local function short_ways()
   while 2 * made < #KEYS do
     local lock, base = KEYS[2 * made + 1], KEYS[2 * made + 2]
     local verb, nonce, ttl, mode, entry = unpack(ARGV, ARGS * made + 1, ARGS * made + ARGS)
-    local answer
+    local answer, asked
     last = nil
+    if verb == 'take' then
+      verb = 'acquire'
+      mode, asked = string.match(mode, '^(%w+):(%d*)$')
+    end
 
     if verb == 'release' then
       local held = call('GETRANGE', lock, '0', '16')
@@ -106,15 +111,23 @@ local function short_ways()
       if not now then
         look_at_clock()
       end
-      if call('SET', lock, nonce .. ':' .. now .. ':' .. entry, 'NX', 'PX', ttl) then
-        last = redis.pcall('SET', base .. 't', now, 'PX', KEEP_MS, 'GET')
-        if last and (#last ~= 16 or last >= now) then
+      local number = now
+      if asked and #asked == 16 and asked > now then
+        if string.sub(asked, 1, 10) - string.sub(now, 1, 10) > 1 then
+          -- It is ahead of the clock by so much that the counter is kept for longer.
+          return
+        end
+        number = asked
+      end
+      if call('SET', lock, nonce .. ':' .. number .. ':' .. entry, 'NX', 'PX', ttl) then
+        last = redis.pcall('SET', base .. 't', number, 'PX', KEEP_MS, 'GET')
+        if last and (#last ~= 16 or last >= number) then
           -- Not before somebody in line, not with a number that is too low, and not where the counter is none.
           call('DEL', lock)
           last = type(last) == 'string' and last or nil
           return
         end
-        answer = now
+        answer = asked and {number, now} or number
       elseif verb == 'queue' then
         -- Joins the line behind one who has it alone and knows that there is a line.
         local held = call('GETRANGE', lock, '0', '2047')
@@ -136,12 +149,12 @@ local function short_ways()
       if not now then
         look_at_clock()
       end
-      local lasting, marked = mode, entry
+      local marked = mode
       local taken, number = string.match(call('GETRANGE', lock, '0', '33'), '^(%x+):(%d+):$')
       if taken == nonce and number <= marked and marked <= now then
         last = call('SET', base .. 't', marked, 'PX', KEEP_MS, 'GET') or ''
         if last == number then
-          call('SETRANGE', lock, '0', lasting .. ':' .. marked)
+          call('SETRANGE', lock, '17', marked)
           answer = 1
         end
       end
@@ -164,15 +177,20 @@ if not now then
   look_at_clock()
 end
 
--- Everything else: the long way. The change that is made, and what its lock holds: '' for nothing.
-local lock, base, verb, nonce, ttl, mode, entry
+-- Everything else: the long way. The change that is made, with the number that is asked for, and what its lock holds: '' for
+-- nothing.
+local lock, base, verb, nonce, ttl, mode, entry, asked
 local current = ''
 local SHARED, PERMIT = 'ringfence:shared', 'ringfence:permit'
 
--- A number above every earlier one of this lock: the server's clock, or one more than the last where that went back.
-local function next_number()
+-- A number above every earlier one of this lock, and not below the least: the server's clock, or one more than the last where that
+-- went back.
+local function next_number(least)
   last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
   last = last < now and now or string.format('%.0f', (tonumber(last) or 0) + 1)
+  if least and #least == 16 and #last == 16 and least > last then
+    last = least
+  end
   if #last ~= 16 then
     error({err = 'DAMAGED ' .. base .. 't holds no grant number'})
   end
@@ -297,8 +315,8 @@ local function mark_line()
   end
 end
 
-local function grant(member, mode, entry, ms)
-  local number = next_number()
+local function grant(member, mode, entry, ms, least)
+  local number = next_number(least)
   if mode == 'x' then
     current = member .. ':' .. number .. ':' .. entry
     call('SET', lock, current, 'PX', ms)
@@ -346,7 +364,7 @@ local function serve_line()
 end
 
 -- The number of the lease, where the nonce has it; from now on for its whole TTL, however long it was offered for.
-local function take()
+local function claim()
   local number = held_number()
   if number and is_group() then
     extend_group(nonce, ttl)
@@ -369,28 +387,33 @@ local function holders(most)
   return entries
 end
 
+-- The answer to one that has the lock.
+local function granted(number)
+  return done(asked and {number, now} or number)
+end
+
 local function change()
   if verb == 'acquire' or verb == 'queue' or verb == 'look' then
     settle()
-    local number = take()
+    local number = claim()
     if number then
       -- The answer to this attempt was lost, or its turn has come.
-      return done(number)
+      return granted(number)
     end
     if call('ZSCORE', base .. 'x', nonce) then
       return done({'withdrawn'})
     end
     serve_line()
-    number = take()
+    number = claim()
     if number then
-      return done(number)
+      return granted(number)
     end
     if verb == 'look' and not call('ZSCORE', base .. 'q', nonce) then
       return done({'gone'})
     end
     local line = call('ZCARD', base .. 'q')
     if line == 0 and admits(mode) then
-      return done(grant(nonce, mode, entry, ttl))
+      return granted(grant(nonce, mode, entry, ttl, asked))
     end
     if verb == 'acquire' then
       return done({'busy', line, '0', unpack(holders(8))})
@@ -460,13 +483,7 @@ local function change()
 
   if verb == 'mark' then
     settle()
-    local lasting, marked = mode, entry
-    local number = held_number()
-    if not number then
-      -- It was marked before, with a number that was too low.
-      nonce = lasting
-      number = held_number()
-    end
+    local marked, number = mode, held_number()
     if not number then
       return 0
     end
@@ -477,17 +494,8 @@ local function change()
     last = is_new and marked or string.format('%.0f', tonumber(last) + 1)
     if is_group() then
       local taken = string.match(call('HGET', base .. 'h', nonce), '^%d+:(.*)$')
-      local ends, limit = call('ZSCORE', base .. 's', nonce), call('ZSCORE', base .. 'l', nonce)
-      call('HSET', base .. 'h', lasting, marked .. ':' .. taken)
-      call('ZADD', base .. 's', ends, lasting)
-      if limit then
-        call('ZADD', base .. 'l', limit, lasting)
-      end
-      if nonce ~= lasting then
-        leave_group(nonce)
-      end
+      call('HSET', base .. 'h', nonce, marked .. ':' .. taken)
     else
-      call('SETRANGE', lock, '0', lasting)
       call('SETRANGE', lock, '17', marked)
     end
     return done(is_new and 1 or tonumber(last))
@@ -568,7 +576,11 @@ local first = made
 while 2 * made < #KEYS do
   lock, base = KEYS[2 * made + 1], KEYS[2 * made + 2]
   verb, nonce, ttl, mode, entry = unpack(ARGV, ARGS * made + 1, ARGS * made + ARGS)
-  ttl = tonumber(ttl)
+  ttl, asked = tonumber(ttl), nil
+  if verb == 'take' then
+    verb = 'acquire'
+    mode, asked = string.match(mode, '^(%w+):(%d*)$')
+  end
   if made > first then
     last = nil
   end

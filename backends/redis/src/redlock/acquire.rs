@@ -1,4 +1,5 @@
-//! How a lease comes about: it is taken on a quorum, then marked with its number on a quorum, and only then granted.
+//! How a lease comes about: it is taken on a quorum, marked with its number on a quorum, where these have not given it all the
+//! same one already, and only then granted.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -11,14 +12,18 @@ use ringfence_core::{
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::Redlock;
-use super::{node_ttl, patience};
+use super::nodes::Round;
+use super::{Redlock, node_ttl, patience};
 use crate::backend::{Answer, Mark};
 use crate::keys::LockKeys;
 
 /// The pauses of those who wait: there is no line, so they ask again and again.
 const PAUSE_FIRST: Duration = Duration::from_millis(8);
 const PAUSE_MOST: Duration = Duration::from_millis(250);
+
+/// By how many microseconds the number that the nodes are asked for is ahead of what their clocks say, as far as we know: by so
+/// much more a request may take to one of them than to another. Nothing but the second round depends on it.
+const TAKE_AHEAD: u64 = 2000;
 
 /// By how many microseconds the next number is ahead of one that turned out to be too low.
 const MARK_AHEAD: u64 = 1000;
@@ -58,6 +63,10 @@ impl Redlock {
         let mut last_seen: Option<BootInstant> = None;
         for attempt in 1.. {
             let sent = self.clock.now();
+            if attempt > 1 {
+                // What is late of an attempt that was undone, be it a take or the undoing itself, cannot touch this one.
+                request.nonce = Nonce::random();
+            }
             undone.retain(|undone| !undone.is_finished());
             match self.attempt(request, attempt, undone).await? {
                 Tried::Granted(lease) => return Ok(Attempt::Granted(lease)),
@@ -89,7 +98,7 @@ impl Redlock {
         Ok(Attempt::Busy(contention))
     }
 
-    /// One attempt: two rounds. Errors where the request must not go on.
+    /// One attempt: a round, or two. Errors where the request must not go on.
     async fn attempt(
         self: &Arc<Self>,
         request: &AcquireRequest,
@@ -104,13 +113,37 @@ impl Redlock {
         }
         tried
     }
+
+    /// Sees to the nodes that a grant without a second round did not wait for.
+    async fn settle(
+        self: Arc<Self>,
+        mut rest: Round<Answer>,
+        keys: Arc<LockKeys>,
+        LeaseKey { nonce, ttl, .. }: LeaseKey,
+        number: u64,
+    ) {
+        while let Some((node, answer)) = rest.next().await {
+            let given = if let Ok(Answer::Granted { number, .. }) = answer { Some(number) } else { None };
+            if Held::by(&answer) == Held::Nothing || given == Some(number) {
+                continue;
+            }
+            let (node, keys) = (Arc::clone(self.nodes.get(node)), Arc::clone(&keys));
+            self.nodes.runtime.spawn(async move {
+                // One that gave another number knows the lease by the right one from now on. One that does not say must not take
+                // the lock when that has been given back.
+                if given.is_none() || node.client.mark(&keys, nonce, number).await.is_err() {
+                    node.client.withdraw(&keys, nonce, ttl).await;
+                }
+            });
+        }
+    }
 }
 
 impl Held {
     /// What an answer to the first round says.
     fn by(answer: &Result<Answer>) -> Self {
         match answer {
-            Ok(Answer::Granted(_)) => Self::Taken,
+            Ok(Answer::Granted { .. }) => Self::Taken,
             Ok(Answer::Busy(_) | Answer::Waits(..) | Answer::Gone) => Self::Nothing,
             Ok(Answer::Unconfirmed(error)) | Err(error) if error.effect() == Effect::None => Self::Nothing,
             Ok(Answer::Unconfirmed(_)) | Err(_) => Self::Unknown,
@@ -119,20 +152,17 @@ impl Held {
 }
 
 /// What one attempt has on the nodes. What is left of it when it is dropped is undone in the background.
-///
-/// An attempt takes under a nonce of its own, which the mark replaces by that of the request. So what is late of an attempt
-/// that was undone, be it a take or the undoing itself, cannot touch a later attempt of the same request.
 struct Take<'a> {
     redlock: &'a Arc<Redlock>,
     keys: Arc<LockKeys>,
     nonce: Nonce,
-    /// The nonce of the request, once it may stand somewhere.
-    marked: Option<Nonce>,
     ttl: Ttl,
     /// For each node, what there is to undo.
     held: Vec<Held>,
     /// For each node, what it answers to the first round, however late.
     told: Vec<oneshot::Receiver<Held>>,
+    /// Whether a mark may be under way.
+    may_be_marked: bool,
 }
 
 /// What is known of an attempt on a node.
@@ -150,15 +180,15 @@ impl<'a> Take<'a> {
     fn begin(redlock: &'a Arc<Redlock>, request: &AcquireRequest) -> Result<Self> {
         let keys = Arc::new(redlock.keys.of(&request.name));
         let held = vec![Held::Nothing; redlock.nodes.count()];
-        let (nonce, ttl) = (Nonce::random(), node_ttl(request.ttl)?);
-        Ok(Self { redlock, keys, nonce, marked: None, ttl, held, told: Vec::new() })
+        let (nonce, ttl) = (request.nonce, node_ttl(request.ttl)?);
+        Ok(Self { redlock, keys, nonce, ttl, held, told: Vec::new(), may_be_marked: false })
     }
 
     async fn try_it(&mut self, request: &AcquireRequest, attempt: u32) -> Result<Tried> {
         let Redlock { nodes, clock, .. } = &**self.redlock;
         let sent = clock.now();
         let needed = nodes.needed(limit(request.mode));
-        let round = self.take(request, needed).await;
+        let (round, rest) = self.take(request, needed).await;
         let took = || clock.now().saturating_since(sent);
         tracing::debug!(
             attempt,
@@ -178,7 +208,12 @@ impl<'a> Take<'a> {
             });
         }
         let answered = round.numbers.len() + round.busy;
-        let number = self.mark(request.nonce, round.highest(), needed).await?;
+        let (number, rest) = if let Some(number) = round.agreed() {
+            (number, Some(rest))
+        } else {
+            drop(rest);
+            (self.mark(round.highest(), needed).await?, None)
+        };
         let token = FencingToken::of_grant(number, request.nonce)?;
         let agreement = Agreement::new(answered, nodes.count(), took(), attempt);
         let key = LeaseKey::new(request.name.clone(), request.nonce, request.ttl);
@@ -191,12 +226,24 @@ impl<'a> Take<'a> {
                 why + "; ask for a longer one, or look at the nodes",
             ));
         }
+        if let Some(rest) = rest {
+            let (redlock, keys) = (Arc::clone(self.redlock), Arc::clone(&self.keys));
+            let on_node = LeaseKey::new(request.name.clone(), self.nonce, self.ttl);
+            nodes.runtime.spawn(redlock.settle(rest, keys, on_node, number));
+        }
         Ok(Tried::Granted(lease))
     }
 
-    /// The first round: takes the lock on all nodes, and waits for the answers that decide.
-    async fn take(&mut self, request: &AcquireRequest, needed: usize) -> Taken {
-        let nodes = &self.redlock.nodes;
+    /// The first round: takes the lock on all nodes, and waits for the answers that decide. Also returns those that it did not
+    /// wait for.
+    ///
+    /// All nodes are asked for one number that is above what each would give by itself, if our guess of their clocks is right and
+    /// nobody else has been given a higher one.
+    async fn take(&mut self, request: &AcquireRequest, needed: usize) -> (Taken, Round<Answer>) {
+        let Redlock { nodes, clock, .. } = &**self.redlock;
+        let sent = clock.now();
+        let time = nodes.every().filter_map(|node| nodes.get(node).time(sent)).max();
+        let least = time.map(|time| time.saturating_add(TAKE_AHEAD));
         let mut ask = AcquireRequest::new(
             request.name.clone(),
             request.mode,
@@ -213,7 +260,10 @@ impl<'a> Take<'a> {
             let (tell, is_told) = oneshot::channel();
             told.borrow_mut().push(is_told);
             async move {
-                let answer = node.client.enter(&ask, &keys, "acquire").await;
+                let answer = node.client.take(&ask, &keys, least).await;
+                if let Ok(Answer::Granted { time: Some(time), .. }) = answer {
+                    node.tells_time(sent, time);
+                }
                 // Nobody listens, unless it comes when the attempt is over.
                 let _ = tell.send(Held::by(&answer));
                 answer
@@ -227,7 +277,7 @@ impl<'a> Take<'a> {
         {
             self.held[node] = Held::by(&answer);
             match answer {
-                Ok(Answer::Granted(number)) => taken.numbers.push(number),
+                Ok(Answer::Granted { number, .. }) => taken.numbers.push(number),
                 Ok(Answer::Busy(others) | Answer::Waits(_, others)) => {
                     taken.busy += 1;
                     let news = others.holders.into_iter().filter(|holder| !taken.holders.contains(holder));
@@ -239,21 +289,21 @@ impl<'a> Take<'a> {
                 Ok(Answer::Unconfirmed(error)) | Err(error) => taken.failures.push(error),
             }
         }
-        taken
+        (taken, round)
     }
 
-    /// The second round: raises the counters to a number and puts the request's nonce into what was taken. What is late in the
-    /// first round is taken, if at all, before it is marked.
+    /// The second round: raises the counters to a number, and gives it to what was taken. What is late in the first round is
+    /// taken, if at all, before it is marked.
     ///
     /// A mark counts where nobody else can have been given its number or a higher one. Of two grants the later one to be marked
     /// on a node that they have in common so has the higher number, whatever the clocks did. Only who shares the lock can find
     /// that another one was faster; then the number is too low, and a higher one is marked.
-    async fn mark(&mut self, lasting: Nonce, highest: u64, needed: usize) -> Result<u64> {
-        self.marked = Some(lasting);
+    async fn mark(&mut self, highest: u64, needed: usize) -> Result<u64> {
+        self.may_be_marked = true;
         let (redlock, patience, mut number) = (self.redlock, patience(self.ttl), highest);
         let until = redlock.clock.now().saturating_add(patience);
         let mut pauses = Backoff::new(PAUSE_FIRST, PAUSE_MOST);
-        while let Some(known) = self.mark_once(lasting, number, needed).await? {
+        while let Some(known) = self.mark_once(number, needed).await? {
             let told = redlock.clock.now();
             if told >= until {
                 let why = format!("for {patience:?} others were given a higher number each time; try again");
@@ -269,7 +319,7 @@ impl<'a> Take<'a> {
     }
 
     /// `Some`: the number is too low, because a node knows this one.
-    async fn mark_once(&mut self, lasting: Nonce, number: u64, needed: usize) -> Result<Option<u64>> {
+    async fn mark_once(&mut self, number: u64, needed: usize) -> Result<Option<u64>> {
         let nodes = &self.redlock.nodes;
         let whom: Vec<usize> = nodes.every().filter(|&node| self.held[node] != Held::Nothing).collect();
         let (nonce, ttl) = (self.nonce, self.ttl);
@@ -277,7 +327,7 @@ impl<'a> Take<'a> {
         let mut round = nodes.ask(whom, patience(ttl), |node| {
             let keys = Arc::clone(&self.keys);
             async move {
-                let marked = node.client.mark(&keys, nonce, lasting, number).await;
+                let marked = node.client.mark(&keys, nonce, number).await;
                 if matches!(marked, Err(_) | Ok(Mark::NotTaken)) {
                     // It was not taken, or not yet.
                     let runtime = node.client.runtime.clone();
@@ -316,7 +366,7 @@ impl<'a> Take<'a> {
     /// Undoes it on all nodes, in tasks of their own that go on until they are answered, or until its end. Returns those of the
     /// nodes that may answer soon.
     fn undo(&mut self) -> Vec<JoinHandle<()>> {
-        let Self { redlock, keys, nonce, marked, ttl, held, told } = self;
+        let Self { redlock, keys, nonce, ttl, held, told, may_be_marked } = self;
         let mut undone = Vec::new();
         for (number, (held, told)) in held.iter_mut().zip(told.drain(..)).enumerate() {
             let known = std::mem::replace(held, Held::Nothing);
@@ -324,9 +374,9 @@ impl<'a> Take<'a> {
                 continue;
             }
             let (node, keys) = (Arc::clone(redlock.nodes.get(number)), Arc::clone(keys));
-            let (nonce, marked, ttl) = (*nonce, *marked, *ttl);
+            let (nonce, ttl, may_be_marked) = (*nonce, *ttl, *may_be_marked);
             let undoing = redlock.nodes.runtime.spawn(async move {
-                if marked.is_none() {
+                if !may_be_marked {
                     let known = match known {
                         Held::Asked => told_in_time(told, patience(ttl)).await,
                         known => known,
@@ -341,9 +391,7 @@ impl<'a> Take<'a> {
                         return;
                     }
                 }
-                for nonce in std::iter::once(nonce).chain(marked) {
-                    node.client.withdraw(&keys, nonce, ttl).await;
-                }
+                node.client.withdraw(&keys, nonce, ttl).await;
             });
             if known != Held::Unknown {
                 undone.push(undoing);
@@ -376,6 +424,13 @@ struct Taken {
 }
 
 impl Taken {
+    /// The number, where all gave the same one. Each gave it to this nonce and to nobody before, and keeps no lower one, which is
+    /// all that a mark with it would come to.
+    fn agreed(&self) -> Option<u64> {
+        let (first, others) = self.numbers.split_first()?;
+        others.iter().all(|number| number == first).then_some(*first)
+    }
+
     /// Each node answers with a number above every one that it knows of, so this one is above all that a quorum knows.
     fn highest(&self) -> u64 {
         self.numbers.iter().copied().max().unwrap_or_default()

@@ -5,12 +5,12 @@ use std::fmt;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use ringfence_core::{BoxFuture, Error, ErrorKind, Quorum, Result};
+use ringfence_core::{BootInstant, BoxFuture, Error, ErrorKind, Quorum, Result};
 use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
@@ -18,12 +18,17 @@ use super::owed::Owed;
 use crate::backend::Client;
 use crate::checks::Checks;
 
+/// For how long an answer may be under way that says what time it is.
+const TELLING_MOST: Duration = Duration::from_secs(1);
+
 /// One server of several that have nothing in common.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) client: Client,
     pub(crate) checks: Checks,
     pub(super) owed: Owed,
+    /// What time it was there, in microseconds, by its last answer, and when it was asked.
+    told_time: Mutex<Option<(BootInstant, u64)>>,
     /// It left somebody waiting for longer than anybody waits, and has not answered since.
     is_suspect: AtomicBool,
     /// Somebody asks a suspect whether it is there again.
@@ -36,9 +41,25 @@ impl Node {
             client,
             checks: Checks::default(),
             owed: Owed::default(),
+            told_time: Mutex::default(),
             is_suspect: AtomicBool::new(false),
             is_probed: AtomicBool::new(false),
         }
+    }
+
+    /// It has said what time it is, in microseconds. An answer that was under way for long says too little.
+    pub(super) fn tells_time(&self, asked: BootInstant, time: u64) {
+        if self.client.now().saturating_since(asked) > TELLING_MOST {
+            return;
+        }
+        *self.told_time.lock().unwrap_or_else(PoisonError::into_inner) = Some((asked, time));
+    }
+
+    /// What time it is there by now, or a little more, as far as that is known.
+    pub(super) fn time(&self, now: BootInstant) -> Option<u64> {
+        let (asked, time) = (*self.told_time.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let passed = u64::try_from(now.saturating_since(asked).as_micros()).ok()?;
+        Some(time.saturating_add(passed))
     }
 
     /// It has left somebody waiting for too long.

@@ -91,7 +91,10 @@ pub async fn waits_for_release(harness: &dyn Harness) -> Verdict {
 
     let lease = waiter.granted().await;
     check_lease(&bob, &name, LONG, &lease);
-    assert_eq!(lease.key.nonce, nonce, "a lease is that of the attempt that waited");
+    assert!(
+        lease.key.nonce == nonce || !bob.has_line(),
+        "a lease is that of the attempt that stood in line: {nonce}, {lease:?}"
+    );
     let state = ann.inspect(&name).await;
     assert!(
         state.holders.len() == 1 && state.holders[0].remaining > LONG / 2,
