@@ -282,16 +282,18 @@ async fn one_round_is_enough_where_the_nodes_give_the_number_that_they_are_asked
         scripts(&nodes).await;
         let mut last = 0;
         for client in [&ann, &ben, &ann] {
-            // What is busy may be asked for later than for 2 ms after the others, which then give higher numbers.
+            // On a busy machine some nodes may be asked 2 ms later than the others, and give a higher number by then.
+            let mut asked = Vec::new();
             let lease = loop {
                 let lease = granted(client.ask(mode, Wait::No).await);
                 nodes.until_taken(NODES).await;
-                let asked = scripts(&nodes).await;
+                asked.push(scripts(&nodes).await);
                 assert!(lease.token.sequence() > last, "{last}: {lease:?}");
                 last = lease.token.sequence();
-                if asked == [1; NODES] {
+                if asked.ends_with(&[vec![1; NODES]]) {
                     break lease;
                 }
+                assert!(asked.len() < 50, "{mode}: one round was never enough: {asked:?}");
                 assert_eq!(client.release(&lease).await, Release::Released);
                 nodes.until_taken(0).await;
                 scripts(&nodes).await;
@@ -332,24 +334,83 @@ async fn a_node_that_gave_another_number_is_told_that_of_the_lease() {
     let next = ann.hold().await;
     nodes.until_marked(&next).await;
     assert!(next.token.grant().to_string() > counter, "{counter}: {next:?}");
+    for node in &nodes.0[..4] {
+        let left = node.command(&["PTTL", COUNTER]).await;
+        let left: u64 = left.parse().expect("a TTL");
+        assert!(left > 3_600_000 + 3_000_000, "for an hour after its clock has passed it: {left}");
+    }
     assert_eq!(ann.release(&next).await, Release::Released);
+}
+
+/// What the nodes are asked for is a guess, and they know better.
+#[tokio::test]
+async fn a_number_that_is_not_above_all_others_is_not_given() {
+    let Some(nodes) = Nodes::start().await else { return };
+    let ann = Client::of(&nodes).await;
+    let known = ann.hold().await;
+    assert_eq!(ann.release(&known).await, Release::Released);
+    nodes.until_taken(0).await;
+    for mode in [Mode::Exclusive, Mode::Shared, permit(2)] {
+        let far = (known.token.grant() + 60_000_000).to_string();
+        for node in &nodes.0 {
+            node.command(&["SET", COUNTER, &far]).await;
+        }
+        let lease = granted(ann.ask(mode, Wait::No).await);
+        assert!(lease.token.grant().to_string() > far, "{mode}: {far}, {lease:?}");
+        assert_eq!(ann.release(&lease).await, Release::Released);
+        nodes.until_taken(0).await;
+    }
+}
+
+/// Who waits asks again and again, each time as another one: what is late of an attempt then does not undo the next.
+#[tokio::test]
+async fn each_attempt_of_one_that_waits_has_a_nonce_of_its_own() {
+    let Some(nodes) = Nodes::start().await else { return };
+    let (ann, ben) = (Client::of(&nodes).await, Client::of(&nodes).await);
+    ben.cut(&[3, 4]);
+    let held = ben.hold().await;
+    // So that what it takes there, which is too little, can be seen.
+    ann.ways[3].delay(Duration::from_millis(20));
+    let mut attempts = BTreeSet::new();
+    let seen = async {
+        while attempts.len() < 3 {
+            let taken = nodes.0[3].command(&["GET", KEY]).await;
+            attempts.extend(taken.split_once(':').map(|(nonce, _)| nonce.to_owned()));
+        }
+        assert_eq!(ben.release(&held).await, Release::Released);
+    };
+    let both = async { tokio::join!(ann.ask(Mode::Exclusive, Wait::Until(BootInstant::MAX)), seen) };
+    let (attempt, ()) = tokio::time::timeout(PATIENCE, both).await.expect("it asks again and again");
+    let lease = granted(attempt);
+    assert_eq!(ann.release(&lease).await, Release::Released);
 }
 
 /// What comes late to a node, after the lease was given back, must not take it.
 #[tokio::test]
 async fn a_take_that_nobody_waited_for_leaves_nothing_behind() {
+    // For longer than a connection waits for an answer, after which the next request goes another way, and overtakes it.
+    const LATE: Duration = Duration::from_secs(6);
+    const CONNECTION_IS_DROPPED: Duration = Duration::from_millis(3500);
     let Some(nodes) = Nodes::start().await else { return };
     let ann = Client::of(&nodes).await;
     let known = ann.hold().await;
     nodes.until_marked(&known).await;
     assert_eq!(ann.release(&known).await, Release::Released);
     nodes.until_taken(0).await;
-    ann.ways[4].swallow_replies();
+    scripts(&nodes).await;
+    ann.ways[4].delay(LATE);
     let lease = ann.hold().await;
-    ann.ways[4].swallowed().await;
-    ann.ways[4].cut();
+    tokio::time::sleep(CONNECTION_IS_DROPPED).await;
+    ann.ways[4].delay(Duration::ZERO);
     assert_eq!(ann.release(&lease).await, Release::Released);
-    ann.mend();
+    // The take, its withdrawal and the release, in whatever order.
+    let asked = async {
+        let mut asked = 0;
+        while asked < 3 {
+            asked += scripts(&nodes).await[4];
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.expect("the take arrives");
     nodes.until_taken(0).await;
 }
 
