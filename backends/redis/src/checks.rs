@@ -130,12 +130,24 @@ pub(crate) async fn log_what_is_wrong(client: &Client) {
     }
 }
 
-/// What tells a server apart from every other one, where it says so: one round trip. For clients of one server.
-pub(crate) async fn identity(client: &Client) -> Result<Option<String>> {
+/// What a server says of itself, where it does.
+#[derive(Debug, Default)]
+pub(crate) struct Introduction {
+    /// What tells it apart from every other one.
+    pub(crate) run_id: Option<String>,
+    /// What time it is there, in microseconds.
+    pub(crate) time: Option<u64>,
+}
+
+/// Asks a server who it is: one round trip. For clients of one server.
+pub(crate) async fn introduction(client: &Client) -> Result<Introduction> {
     let nodes = Node::all(client).await?;
-    let [node] = &nodes[..] else { return Ok(None) };
+    let [node] = &nodes[..] else { return Ok(Introduction::default()) };
     let info = Info::of(node, redis::cmd("INFO").arg("server")).await?;
-    Ok(info.as_ref().and_then(Info::run_id).map(str::to_owned))
+    Ok(info.map_or_else(Introduction::default, |info| Introduction {
+        run_id: info.run_id().map(str::to_owned),
+        time: info.number("server_time_usec"),
+    }))
 }
 
 /// The time of day by the first server that says it, in an order that is always the same; `None` where we may not ask.

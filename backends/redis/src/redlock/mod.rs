@@ -136,12 +136,17 @@ impl RedlockBackend {
         let nodes = Nodes::new(nodes.collect(), quorum);
         let mut round = nodes.ask(nodes.every(), CONNECT_PATIENCE, |node| async move {
             node.client.servers.connect().await?;
-            checks::identity(&node.client).await
+            let asked = node.client.now();
+            let introduction = checks::introduction(&node.client).await?;
+            if let Some(time) = introduction.time {
+                node.tells_time(asked, time);
+            }
+            Ok(introduction.run_id)
         });
         let mut known = nodes.quorum_of(&mut round).await.map_err(|error| error.about(url))?;
         let others = async {
             while let Some((node, answer)) = round.next().await {
-                known.extend(answer.map(|identity| (node, identity)));
+                known.extend(answer.map(|run_id| (node, run_id)));
             }
         };
         let _ = tokio::time::timeout(CONNECT_GRACE, others).await;
@@ -204,13 +209,13 @@ impl Redlock {
     async fn examine(&self) -> Result<Vec<Finding>> {
         let nodes = &self.nodes;
         let mut round = nodes.ask(nodes.every(), EXAMINE_PATIENCE, |node| async move {
-            Ok((node.checks.examine(&node.client).await?, checks::identity(&node.client).await?))
+            Ok((node.checks.examine(&node.client).await?, checks::introduction(&node.client).await?.run_id))
         });
         let (mut findings, mut known, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         while let Some((number, answer)) = round.next().await {
             match answer {
-                Ok((found, identity)) => {
-                    known.push((number, identity));
+                Ok((found, run_id)) => {
+                    known.push((number, run_id));
                     let server = nodes.get(number).client.servers.shown();
                     findings.extend(found.into_iter().map(|finding| finding.at(server)));
                 }

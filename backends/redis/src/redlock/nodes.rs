@@ -216,9 +216,9 @@ impl Nodes {
     /// What is to be said where two of the nodes are one server, by what some of them say that they are.
     pub(crate) fn twins(&self, mut known: Vec<(usize, Option<String>)>) -> Option<String> {
         known.sort_unstable();
-        let mut by_identity = HashMap::new();
-        let (one, other) = known.into_iter().find_map(|(node, identity)| {
-            let twin = by_identity.insert(identity?, node)?;
+        let mut by_run_id = HashMap::new();
+        let (one, other) = known.into_iter().find_map(|(node, run_id)| {
+            let twin = by_run_id.insert(run_id?, node)?;
             Some((twin, node))
         })?;
         let shown = |node: usize| self.all[node].client.servers.shown();
