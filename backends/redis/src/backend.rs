@@ -189,8 +189,8 @@ impl Client {
         let Answered { value: reply, unconfirmed } = self.servers.change(change).await?;
         let odd = || error::odd_reply(&reply, self.servers.shown());
         let granted = match &reply {
-            Value::Array(parts) => number_at(parts, 0).map(|number| (number, number_at(parts, 1))),
-            number_alone => number(number_alone).map(|number| (number, None)),
+            Value::Array(parts) if verb == "take" => number_at(parts, 0).zip(number_at(parts, 1).map(Some)),
+            alone => number(alone).map(|number| (number, None)),
         };
         if let Some((number, time)) = granted {
             if FencingToken::of_grant(number, request.nonce).is_err() {

@@ -119,7 +119,8 @@ impl Redlock {
         self: Arc<Self>,
         mut rest: Round<Answer>,
         keys: Arc<LockKeys>,
-        LeaseKey { nonce, ttl, .. }: LeaseKey,
+        nonce: Nonce,
+        ttl: Ttl,
         number: u64,
     ) {
         while let Some((node, answer)) = rest.next().await {
@@ -188,7 +189,7 @@ impl<'a> Take<'a> {
         let Redlock { nodes, clock, .. } = &**self.redlock;
         let sent = clock.now();
         let needed = nodes.needed(limit(request.mode));
-        let (round, rest) = self.take(request, needed).await;
+        let (round, rest) = self.take(request, needed, sent).await;
         let took = || clock.now().saturating_since(sent);
         tracing::debug!(
             attempt,
@@ -228,8 +229,7 @@ impl<'a> Take<'a> {
         }
         if let Some(rest) = rest {
             let (redlock, keys) = (Arc::clone(self.redlock), Arc::clone(&self.keys));
-            let on_node = LeaseKey::new(request.name.clone(), self.nonce, self.ttl);
-            nodes.runtime.spawn(redlock.settle(rest, keys, on_node, number));
+            nodes.runtime.spawn(redlock.settle(rest, keys, self.nonce, self.ttl, number));
         }
         Ok(Tried::Granted(lease))
     }
@@ -239,9 +239,13 @@ impl<'a> Take<'a> {
     ///
     /// All nodes are asked for one number that is above what each would give by itself, if our guess of their clocks is right and
     /// nobody else has been given a higher one.
-    async fn take(&mut self, request: &AcquireRequest, needed: usize) -> (Taken, Round<Answer>) {
-        let Redlock { nodes, clock, .. } = &**self.redlock;
-        let sent = clock.now();
+    async fn take(
+        &mut self,
+        request: &AcquireRequest,
+        needed: usize,
+        sent: BootInstant,
+    ) -> (Taken, Round<Answer>) {
+        let nodes = &self.redlock.nodes;
         let time = nodes.every().filter_map(|node| nodes.get(node).time(sent)).max();
         let least = time.map(|time| time.saturating_add(TAKE_AHEAD));
         let mut ask = AcquireRequest::new(

@@ -175,6 +175,11 @@ async fn replies_of_the_wrong_shape() {
         }
         assert!(refused >= 8, "{shown:?} is no answer to most calls");
     }
+    // As one of several servers says it, and nobody asked for that.
+    let port = impostor::answers(|_| Some(b"*1\r\n*2\r\n:5\r\n:6\r\n".to_vec()));
+    let client = connect(&format!("redis://127.0.0.1:{port}")).await.expect("it takes us in");
+    let error = ask(&client, &name("orders/42"), Mode::Exclusive).await.expect_err("that is no answer");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
     let port = impostor::answers(|_| Some(b"+PONG\r\n".to_vec()));
     let client = connect(&format!("redis://127.0.0.1:{port}")).await.expect("it takes us in");
     let error = ask(&client, &name("orders/42"), Mode::Exclusive).await.expect_err("that is no answer");
