@@ -6,11 +6,12 @@
 
 use std::collections::HashSet;
 
-use ringfence_core::{BoxFuture, Coalescer};
+use ringfence_core::{BoxFuture, Coalescer, Mode};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::error;
+use crate::line::{Line, Place};
 use crate::session::{Failure, Orders, Pending};
 use crate::wire::{self, ANY_VERSION, Code, Created, Data, Request, Stat};
 
@@ -25,7 +26,8 @@ const BATCH: usize = 64;
 pub(crate) struct Change {
     /// The node of the line that it joins. `None`: it leaves one.
     joins: Option<String>,
-    /// What is written before that, in the same transaction.
+    /// What is written before that, in the same transaction: into its own node by one that leaves, into that of the line by one
+    /// that joins it.
     word: Option<Request>,
     request: Request,
     /// It is dropped with the change, when nothing more is going to be sent of it.
@@ -38,6 +40,13 @@ impl Change {
     pub(crate) fn join(folder: &str, create: Request) -> (Self, oneshot::Receiver<()>) {
         let (ends, ended) = oneshot::channel();
         (Self { joins: Some(folder.to_owned()), word: None, request: create, _ends: Some(ends) }, ended)
+    }
+
+    /// As [`Self::join`], where the line is known to be long: says in its node who has come last, under this name without its
+    /// number, so that the next one to come need not list them all.
+    pub(crate) fn join_long(folder: &str, name: &str, create: Request) -> (Self, oneshot::Receiver<()>) {
+        let (joins, ended) = Self::join(folder, create);
+        (Self { word: Some(Request::set_data(folder, name.as_bytes(), ANY_VERSION)), ..joins }, ended)
     }
 
     /// Removes one.
@@ -72,9 +81,21 @@ pub(crate) struct Joined {
 /// What was seen of a node and its line when it had been made.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    pub(crate) stat: Stat,
-    /// The names of all children of the line's node.
-    pub(crate) children: Vec<String>,
+    /// The transaction that made it.
+    pub(crate) made_by: i64,
+    /// When, by the leader's wall clock, in milliseconds.
+    pub(crate) made_at: i64,
+    pub(crate) line: Line,
+    /// How many children the line's node has.
+    pub(crate) standing: usize,
+}
+
+impl Seen {
+    /// Of one that has listed them all.
+    fn listed(stat: Stat, children: &[String]) -> Self {
+        let Stat { made_by, made_at, .. } = stat;
+        Self { made_by, made_at, line: Line::of(children), standing: children.len() }
+    }
 }
 
 /// What came of a change that went with others.
@@ -106,8 +127,13 @@ pub(crate) async fn make(changes: &Changes, orders: &Orders, change: Change) -> 
 
 /// Makes a change in a write of its own, which is sent before this returns.
 pub(crate) fn make_alone(orders: &Orders, change: Change) -> BoxFuture<'static, Result<Changed, Failure>> {
-    if change.word.is_some() {
-        return leave_as_holder(orders, change);
+    match (&change.joins, &change.word) {
+        (None, Some(_)) => return leave_as_holder(orders, change),
+        (Some(folder), Some(_)) => {
+            let folder = folder.clone();
+            return join_behind_the_last(orders, change, folder);
+        }
+        (_, None) => {}
     }
     let made = orders.call(change.request);
     let listed = change.joins.map(|folder| orders.call(Request::children(&folder, false)));
@@ -115,7 +141,7 @@ pub(crate) fn make_alone(orders: &Orders, change: Change) -> BoxFuture<'static, 
         let made = made.answer().await?;
         let Some(listed) = listed else { return Ok(Changed::Left) };
         let Created { path, stat } = Created::read(made)?;
-        let seen = async { Ok(Seen { stat, children: wire::children(listed.answer().await?)? }) }.await;
+        let seen = async { Ok(Seen::listed(stat, &wire::children(listed.answer().await?)?)) }.await;
         Ok(Changed::Joined(Joined { path, seen }))
     })
 }
@@ -130,6 +156,55 @@ fn leave_as_holder(orders: &Orders, change: Change) -> BoxFuture<'static, Result
         }
         make_alone(&orders, Change { word: None, ..change }).await
     })
+}
+
+/// Joins a long line without listing it, behind the one that came last as the line's node says. Whether it did is seen by its number:
+/// it is the one before. Otherwise the line is listed after all.
+fn join_behind_the_last(
+    orders: &Orders,
+    change: Change,
+    folder: String,
+) -> BoxFuture<'static, Result<Changed, Failure>> {
+    // Who is about to join has done so by then: a server that follows tells only what it has heard of.
+    let synced = orders.call(Request::sync(&folder));
+    let asked = orders.call(Request::data(&folder, false));
+    let made = orders.call(Request::all(change.requests()));
+    let orders = orders.clone();
+    Box::pin(async move {
+        let (_, last) = (synced.answer().await, asked.answer().await);
+        let Ok(mut done) = wire::all(made.answer().await?)? else {
+            // The line is not there, or we may not write into its node.
+            return make_alone(&orders, Change { word: None, ..change }).await;
+        };
+        let (Some(path), Some(stat)) = (done.made.pop(), done.changed.pop()) else {
+            return Err(Failure::Odd);
+        };
+        let seen = async {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let last = Data::read(last?)?;
+            // The line's node was changed by the transaction that made this one.
+            let Stat { changed_by: made_by, changed_at: made_at, children, .. } = stat;
+            let standing = usize::try_from(children).unwrap_or(0);
+            let line = match behind_the_last(name, &last) {
+                Some(line) => line,
+                None => {
+                    Line::of(&wire::children(orders.call(Request::children(&folder, false)).answer().await?)?)
+                }
+            };
+            Ok(Seen { made_by, made_at, line, standing })
+        };
+        let seen = seen.await;
+        Ok(Changed::Joined(Joined { path, seen }))
+    })
+}
+
+/// The line as far as it is known behind the one that came last, if nobody has come in between. `None` where that may be, and where
+/// the last one need not hold alone.
+fn behind_the_last(name: &str, last: &Data) -> Option<Line> {
+    let own = Place::parse(name)?;
+    let before = format!("{}{:010}", std::str::from_utf8(&last.bytes).ok()?, own.number.checked_sub(1)?);
+    let before = Place::parse(&before)?;
+    (before.is_ours && before.mode == Mode::Exclusive && own.number > 0).then(|| Line::behind(before, own))
 }
 
 /// Sends all of these before it returns: the future is that of their answers.
@@ -172,7 +247,7 @@ fn send_together(orders: &Orders, mut changes: Vec<Change>) -> BoxFuture<'static
     Box::pin(async move {
         let made = async { Ok::<_, Failure>(wire::all(made.answer().await?)?) }.await;
         let paths = match made {
-            Ok(Ok(paths)) => paths,
+            Ok(Ok(done)) => done.made,
             // Nothing was done. Each learns by itself whether that was because of it.
             Ok(Err(_)) => return changes.into_iter().map(Outcome::NotDone).collect(),
             Err(failure) => return changes.iter().map(|_| Outcome::Known(Err(failure.clone()))).collect(),
@@ -209,6 +284,6 @@ async fn see(orders: &Orders, paths: Vec<String>, listed: Pending) -> Vec<Joined
         Err(failure) => Err(failure.clone()),
     };
     let seen =
-        |path| Joined { path, seen: stat.clone().and_then(|stat| Ok(Seen { stat, children: children()? })) };
+        |path| Joined { path, seen: stat.clone().and_then(|stat| Ok(Seen::listed(stat, &children()?))) };
     paths.into_iter().map(seen).collect()
 }

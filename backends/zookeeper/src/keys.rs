@@ -1,6 +1,6 @@
 //! Which nodes a lock has.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -122,34 +122,36 @@ impl Keys {
     }
 }
 
-/// Nodes of locks that were there not long ago.
+/// Nodes of locks that were there not long ago, and how many stood below each when it was last seen.
 #[derive(Debug, Default)]
-pub(crate) struct Known(Mutex<HashSet<String>>);
+pub(crate) struct Known(Mutex<HashMap<String, usize>>);
 
 impl Known {
     /// How many are remembered. Then all are forgotten.
     const MAX: usize = 4096;
 
-    pub(crate) fn contains(&self, folder: &str) -> bool {
-        self.folders().contains(folder)
+    /// How many stood there. `None`: it is not known to be there.
+    pub(crate) fn standing(&self, folder: &str) -> Option<usize> {
+        self.folders().get(folder).copied()
     }
 
-    pub(crate) fn insert(&self, folder: &str) {
+    pub(crate) fn insert(&self, folder: &str, standing: usize) {
         let mut folders = self.folders();
-        if folders.contains(folder) {
+        if let Some(known) = folders.get_mut(folder) {
+            *known = standing;
             return;
         }
         if folders.len() >= Self::MAX {
             folders.clear();
         }
-        folders.insert(folder.to_owned());
+        folders.insert(folder.to_owned(), standing);
     }
 
     pub(crate) fn remove(&self, folder: &str) {
         self.folders().remove(folder);
     }
 
-    fn folders(&self) -> MutexGuard<'_, HashSet<String>> {
+    fn folders(&self) -> MutexGuard<'_, HashMap<String, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

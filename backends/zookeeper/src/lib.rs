@@ -34,8 +34,8 @@
 //! | the first acquire of a name after its container was removed | 2 more |
 //!
 //! What a process asks at the same time shares writes (`batch.rs`); one that goes with others takes a round trip more to a server.
-//! A waiter lists the children once, however long it waits for those before it, and looks after its place every 5 s, whatever
-//! happens. The transaction by which the one before leaves is its turn (`seek.rs`).
+//! A waiter lists the children once, however long it waits for those before it, or is told of the last one alone where the line is long (`batch.rs`); it
+//! looks after its place every 5 s, whatever happens. The transaction by which the one before leaves is its turn (`seek.rs`).
 //!
 //! # Faults
 //! - **A lost reply.** A call that was under way when its connection broke has failed, and is never sent again. The session goes on

@@ -6,6 +6,9 @@
 //! before it was in that list: others only leave. What it knows may be too many and never too few, and whoever is first in a
 //! line that is too long is first in the real one (`line.rs`). A node that is gone stays gone, whichever server says so.
 //!
+//! In a long line it is told of the last one alone that came before it, and that the line is cut before that one: it lists the others if that
+//! one leaves without having held.
+//!
 //! So it watches one of those before it, and a hand-over reads nothing that grows with the line. That the one before it has left
 //! does not say that all have: it may have given up. But who has waited writes into its node that it holds, at the latest in the
 //! transaction by which it leaves, and who holds alone has nobody before it. Who watches a node that changes and goes at once is told of
@@ -34,6 +37,7 @@ use tokio::sync::oneshot;
 use crate::backend::{Client, PAUSES};
 use crate::batch::{Change, Changed, Joined, Seen};
 use crate::error;
+use crate::keys::Naming;
 use crate::line::{self, Line, Place, Turn};
 use crate::place::{Said, Step};
 use crate::session::{Failure, News, Pending, Session};
@@ -51,6 +55,9 @@ const SHOWN_MAX: usize = 8;
 
 /// How many of those before it a waiter misses, one after the other, until it lists all.
 const MISSED_MAX: usize = 2;
+
+/// From how many on a line is long: who joins it is told of the last one alone.
+const LONG: usize = 32;
 
 /// An attempt under way; withdrawn in the background if its future is dropped before it is settled.
 pub(crate) struct Seeker<'a> {
@@ -164,7 +171,12 @@ impl<'a> Seeker<'a> {
                         return Ok(Attempt::Granted(lease));
                     }
                 }
+                Turn::Unknown => self.list(&mut standing).await?,
                 Turn::Behind(_) if standing.missed >= MISSED_MAX => self.list(&mut standing).await?,
+                // Who gives up is told who is in the way.
+                Turn::Behind(_) if standing.line.is_cut() && self.is_impatient() => {
+                    self.list(&mut standing).await?;
+                }
                 Turn::Behind(place) => {
                     let place = place.clone();
                     if let Some(attempt) = self.wait_behind(place, &mut standing, &mut downgraded).await? {
@@ -328,17 +340,28 @@ impl<'a> Seeker<'a> {
     /// Makes the node, and sees who stands before it: in one round trip where the lock is in use.
     async fn try_to_stand_in_line(&mut self) -> Result<Start> {
         let client = self.client;
-        let AcquireRequest { mode, ttl, nonce, ref holder, .. } = *self.request;
+        let AcquireRequest { mode, ttl, wait, nonce, ref holder, .. } = *self.request;
         let said = Said::new(ttl, holder.clone()).write();
-        let path = format!("{}/{}", self.folder, line::name_of(nonce, mode));
+        let name = line::name_of(nonce, mode);
+        let path = format!("{}/{name}", self.folder);
         let session = client.sessions.of(ttl).await?;
         self.session = Some(Arc::clone(&session));
         let proven = client.now();
         let create = Request::create(&path, said.as_bytes(), client.keys.access(), Kind::InLine);
-        let (change, joining) = Change::join(self.folder, create);
+        let standing = client.known.standing(self.folder);
+        // Into nodes that are not ours alone, nothing is written. One that shares has to know more than one before it.
+        let is_long = client.keys.naming() == Naming::Encoded
+            && mode == Mode::Exclusive
+            && wait != Wait::No
+            && standing.is_some_and(|standing| standing >= LONG);
+        let (change, joining) = if is_long {
+            Change::join_long(self.folder, &name, create)
+        } else {
+            Change::join(self.folder, create)
+        };
         self.joining = Some(joining);
         // One that might miss its parent disturbs nobody.
-        let joined = if client.known.contains(self.folder) {
+        let joined = if standing.is_some() && !is_long {
             session.change(change).await
         } else {
             session.change_alone(change).await
@@ -366,15 +389,15 @@ impl<'a> Seeker<'a> {
                 return Err(client.error(failure));
             }
         };
-        client.known.insert(self.folder);
-        let Seen { stat, children } = match seen {
+        let Seen { made_by, made_at, line, standing } = match seen {
             Ok(seen) => seen,
             Err(Failure::Lost(why) | Failure::NotSent(why)) => return self.find(session, why).await,
             Err(failure) => return Err(client.error(failure)),
         };
-        client.server_time.learn(stat.made_at, proven, client.now());
+        client.known.insert(self.folder, standing);
+        client.server_time.learn(made_at, proven, client.now());
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-        Ok(Start::Stands(Standing::new(session, name, stat.made_by, proven, Line::of(&children))))
+        Ok(Start::Stands(Standing::new(session, name, made_by, proven, line)))
     }
 
     /// Finds the node of this attempt, after the connection broke before its place was known. What the next connection does not

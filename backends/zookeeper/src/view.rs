@@ -77,7 +77,7 @@ async fn look(client: &Client, session: &Session, folder: &str) -> Result<(Vec<S
     let is_downgraded = |seen: &&Seen| seen.said.as_ref().is_some_and(|said| said.step == Step::Shares);
     let downgraded: HashSet<String> =
         seen.iter().filter(is_downgraded).map(|seen| seen.place.name.clone()).collect();
-    let line = Line { places: seen.iter().map(|seen| seen.place.clone()).collect() };
+    let line = Line::of_places(seen.iter().map(|seen| seen.place.clone()).collect());
     Ok((seen, line.holders(&downgraded)))
 }
 

@@ -352,25 +352,28 @@ impl Event {
 /// What is known of a node beside what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
-    /// Its number in the order of all changes: the transaction that made it.
+    /// Their numbers in the order of all changes: the transactions that made it, and changed what it holds last.
     pub(crate) made_by: i64,
+    pub(crate) changed_by: i64,
     /// When it was made and last changed, by the leader's wall clock, in milliseconds.
     pub(crate) made_at: i64,
     pub(crate) changed_at: i64,
     pub(crate) version: i32,
     /// The session that it ends with. Zero: none.
     pub(crate) owner: i64,
+    /// How many children it has.
+    pub(crate) children: i32,
 }
 
 impl Stat {
     pub(crate) fn read(message: &mut Bytes) -> Result<Self, Odd> {
-        let (made_by, _changed_by) = (long(message)?, long(message)?);
+        let (made_by, changed_by) = (long(message)?, long(message)?);
         let (made_at, changed_at) = (long(message)?, long(message)?);
         let (version, _children_version, _acl_version) = (int(message)?, int(message)?, int(message)?);
         let owner = long(message)?;
-        let (_bytes, _children) = (int(message)?, int(message)?);
+        let (_bytes, children) = (int(message)?, int(message)?);
         let _last_child = long(message)?;
-        Ok(Self { made_by, made_at, changed_at, version, owner })
+        Ok(Self { made_by, changed_by, made_at, changed_at, version, owner, children })
     }
 }
 
@@ -411,9 +414,18 @@ pub(crate) fn acl(mut message: Bytes) -> Result<Vec<(i32, String, String)>, Odd>
     (0..count(&mut message)?).map(|_| rule(&mut message)).collect()
 }
 
-/// The paths of all nodes that were made, if all was done; else which operation failed, by its place, and why.
-pub(crate) fn all(mut message: Bytes) -> Result<Result<Vec<String>, (usize, Code)>, Odd> {
-    let mut made = Vec::new();
+/// What came of several operations that were all done.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Done {
+    /// The paths of all nodes that were made.
+    pub(crate) made: Vec<String>,
+    /// Those that hold something else since.
+    pub(crate) changed: Vec<Stat>,
+}
+
+/// What was done, if all was; else which operation failed, by its place, and why.
+pub(crate) fn all(mut message: Bytes) -> Result<Result<Done, (usize, Code)>, Odd> {
+    let mut done = Done::default();
     for place in 0.. {
         let (operation, is_last, _code) = (int(&mut message)?, byte(&mut message)? != 0, int(&mut message)?);
         if is_last {
@@ -428,17 +440,17 @@ pub(crate) fn all(mut message: Bytes) -> Result<Result<Vec<String>, (usize, Code
                 }
             }
             // What a server says of each that was made, if it was one of several: its path alone.
-            1 => made.push(text(&mut message)?),
+            1 => done.made.push(text(&mut message)?),
             15 | 19 => {
-                made.push(text(&mut message)?);
+                done.made.push(text(&mut message)?);
                 Stat::read(&mut message)?;
             }
-            5 => drop(Stat::read(&mut message)?),
+            5 => done.changed.push(Stat::read(&mut message)?),
             2 | 13 => {}
             _ => return Err(Odd),
         }
     }
-    Ok(Ok(made))
+    Ok(Ok(done))
 }
 
 /// For each of several nodes the names of its children, or why they are not told.

@@ -10,6 +10,7 @@ use ringfence_core::{
 use ringfence_servers::{Ensemble, Proxy};
 use ringfence_testkit::PATIENCE;
 use ringfence_zookeeper::ZooKeeperBackend;
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// A TTL that no test outlives.
@@ -23,10 +24,14 @@ async fn connect(port: u16) -> Arc<ZooKeeperBackend> {
 
 /// Waits for the lock as long as it takes.
 async fn hold(client: Arc<ZooKeeperBackend>, name: LockName) -> Lease {
+    hold_in(Mode::Exclusive, client, name).await
+}
+
+async fn hold_in(mode: Mode, client: Arc<ZooKeeperBackend>, name: LockName) -> Lease {
     let holder = HolderInfo::new("hand-over", "here", 1).expect("lawful words");
     let ttl = Ttl::new(LONG).expect("a lawful TTL");
     let wait = Wait::Until(BootInstant::MAX);
-    match client.acquire(AcquireRequest::new(name, Mode::Exclusive, ttl, wait, holder)).await {
+    match client.acquire(AcquireRequest::new(name, mode, ttl, wait, holder)).await {
         Ok(Attempt::Granted(lease)) => lease,
         other => panic!("who waits as long as it takes is granted it: {other:?}"),
     }
@@ -198,4 +203,122 @@ async fn a_waiter_whose_node_is_removed_stands_in_line_again() {
     let last = within("the turn of the first", first).await.expect("no panic");
     assert!(last.token.sequence() > lease.token.sequence(), "{last:?} came after {lease:?}");
     stand(&servers, &name, 1).await;
+}
+
+/// Above what a line counts as long.
+const MANY: usize = 40;
+
+/// A long line for a lock that the first client holds, of waiters of the second, which knows that the line is long. Each that
+/// has had the lock gives it back and says who it is.
+async fn long_line(
+    servers: &Ensemble,
+    clients: [&Arc<ZooKeeperBackend>; 2],
+    name: &LockName,
+    count: usize,
+) -> (Lease, Waiters) {
+    let held = hold(Arc::clone(clients[0]), name.clone()).await;
+    let waiters =
+        Waiters { client: Arc::clone(clients[1]), name: name.clone(), had: mpsc::unbounded_channel() };
+    for _ in 0..count - 1 {
+        waiters.join(Mode::Exclusive);
+    }
+    stand(servers, name, count).await;
+    // Now it is seen.
+    waiters.join(Mode::Exclusive);
+    stand(servers, name, count + 1).await;
+    (held, waiters)
+}
+
+struct Waiters {
+    client: Arc<ZooKeeperBackend>,
+    name: LockName,
+    had: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
+}
+
+impl Waiters {
+    /// One more, at the end.
+    fn join(&self, mode: Mode) -> JoinHandle<()> {
+        let (client, name, had) = (Arc::clone(&self.client), self.name.clone(), self.had.0.clone());
+        tokio::spawn(async move {
+            let lease = hold_in(mode, Arc::clone(&client), name).await;
+            let _ = had.send(lease.token.sequence());
+            release(&client, &lease).await;
+        })
+    }
+
+    /// The tokens of the next ones to have it, in the order in which they had it.
+    async fn had(&mut self, count: usize) -> Vec<u64> {
+        let mut tokens = Vec::new();
+        for _ in 0..count {
+            tokens.push(within("a turn", self.had.1.recv()).await.expect("a sender is here"));
+        }
+        tokens
+    }
+}
+
+#[tokio::test]
+async fn who_joins_a_long_line_does_not_list_it() {
+    const JOIN: usize = 20;
+    let Some(servers) = Ensemble::start().await else { return };
+    let proxy = Proxy::start(servers.ports()[0]).await;
+    let (ann, bob) = (connect(servers.ports()[0]).await, connect(proxy.port()).await);
+    let another: LockName = "another".parse().expect("a lawful name");
+    let mut read = Vec::new();
+    for count in [MANY, 1000] {
+        let name: LockName = format!("line-of-{count}").parse().expect("a lawful name");
+        let (held, mut waiters) = long_line(&servers, [&ann, &bob], &name, count).await;
+        bob.inspect(&another).await.expect("a server that answers");
+        let before = proxy.heard();
+        for joined in 1..=JOIN {
+            waiters.join(Mode::Exclusive);
+            stand(&servers, &name, 1 + count + joined).await;
+            // Its answer comes after those to whoever joined.
+            bob.inspect(&another).await.expect("a server that answers");
+        }
+        read.push((proxy.heard() - before) / JOIN as u64);
+        release(&ann, &held).await;
+        assert!(waiters.had(count + JOIN).await.is_sorted(), "everybody has it, in the order of the line");
+    }
+    // A list of forty has 1.6 kilobytes.
+    assert!(
+        read[0] < 1500 && read[1] < 1500,
+        "bytes read by one that joins lines of {MANY} and 1,000: {read:?}"
+    );
+}
+
+#[tokio::test]
+async fn who_was_told_of_the_last_one_alone_does_not_pass_over_those_before_it() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let (ann, bob) = (connect(servers.ports()[0]).await, connect(servers.ports()[0]).await);
+    let name: LockName = "behind-the-last".parse().expect("a lawful name");
+    let (held, mut waiters) = long_line(&servers, [&ann, &bob], &name, MANY).await;
+    let gives_up = waiters.join(Mode::Exclusive);
+    stand(&servers, &name, MANY + 2).await;
+    waiters.join(Mode::Exclusive);
+    stand(&servers, &name, MANY + 3).await;
+    // It does not hold, and goes.
+    gives_up.abort();
+    stand(&servers, &name, MANY + 2).await;
+    // One that shares says nothing of itself to those who come after it.
+    waiters.join(Mode::Shared);
+    stand(&servers, &name, MANY + 3).await;
+    waiters.join(Mode::Exclusive);
+    stand(&servers, &name, MANY + 4).await;
+    release(&ann, &held).await;
+    assert!(waiters.had(MANY + 3).await.is_sorted(), "everybody has it, in the order of the line");
+    stand(&servers, &name, 0).await;
+}
+
+#[tokio::test]
+async fn who_may_not_say_that_it_came_last_lists_a_long_line() {
+    const ALL_BUT_WRITE: i32 = 31 - 2;
+    let Some(servers) = Ensemble::start().await else { return };
+    let (ann, bob) = (connect(servers.ports()[0]).await, connect(servers.ports()[0]).await);
+    let name: LockName = "not-to-be-written".parse().expect("a lawful name");
+    let (held, mut waiters) = long_line(&servers, [&ann, &bob], &name, MANY).await;
+    servers.allow(&format!("/ringfence/locks/{name}"), ALL_BUT_WRITE).await;
+    waiters.join(Mode::Exclusive);
+    stand(&servers, &name, MANY + 2).await;
+    release(&ann, &held).await;
+    assert!(waiters.had(MANY + 1).await.is_sorted(), "everybody has it, in the order of the line");
 }
