@@ -260,24 +260,32 @@ impl Waiters {
 async fn who_joins_a_long_line_does_not_list_it() {
     const JOIN: usize = 20;
     let Some(servers) = Ensemble::start().await else { return };
-    let proxy = Proxy::start(servers.ports()[0]).await;
-    let (ann, bob) = (connect(servers.ports()[0]).await, connect(proxy.port()).await);
+    let (port, proxy) = (servers.ports()[0], Proxy::start(servers.ports()[0]).await);
+    let (ann, bob, cat) = (connect(port).await, connect(port).await, connect(proxy.port()).await);
     let another: LockName = "another".parse().expect("a lawful name");
     let mut read = Vec::new();
     for count in [MANY, 1000] {
         let name: LockName = format!("line-of-{count}").parse().expect("a lawful name");
         let (held, mut waiters) = long_line(&servers, [&ann, &bob], &name, count).await;
-        bob.inspect(&another).await.expect("a server that answers");
-        let before = proxy.heard();
-        for joined in 1..=JOIN {
+        // The first of a client says nothing of itself, the second one does not know who was before it, and lists them, which may be
+        // answered while the third joins.
+        waiters.client = Arc::clone(&cat);
+        let mut before = 0;
+        for joined in 1..=JOIN + 3 {
             waiters.join(Mode::Exclusive);
             stand(&servers, &name, 1 + count + joined).await;
             // Its answer comes after those to whoever joined.
-            bob.inspect(&another).await.expect("a server that answers");
+            cat.inspect(&another).await.expect("a server that answers");
+            if joined == 3 {
+                before = proxy.heard();
+            }
         }
         read.push((proxy.heard() - before) / JOIN as u64);
         release(&ann, &held).await;
-        assert!(waiters.had(count + JOIN).await.is_sorted(), "everybody has it, in the order of the line");
+        assert!(
+            waiters.had(count + JOIN + 3).await.is_sorted(),
+            "everybody has it, in the order of the line"
+        );
     }
     // A list of forty has 1.6 kilobytes.
     assert!(
