@@ -310,20 +310,27 @@ impl Client {
 
     /// Says in the node of an exclusive lease that it shares by now, which lets those in who wait to share.
     async fn downgrade(&self, lease: &LeaseKey) -> Result<Renewal> {
-        let asked = self.now();
         let Some(session) = self.sessions.find(lease.ttl) else { return Ok(Renewal::Lost) };
         let Some(path) = session.path_of(lease.nonce) else { return Ok(Renewal::Lost) };
-        let found = match session.call(Request::data(&path, false)).answer().await {
-            Err(failure) if failure.is(Code::NO_NODE) => return Ok(Renewal::Lost),
-            found => Data::read(found.map_err(|failure| self.error(failure))?).map_err(|Odd| self.odd())?,
-        };
-        let said = Said::read(&found.bytes).ok_or_else(|| self.odd())?;
-        let said = Said { step: Step::Shares, ..said }.write();
-        match session.call(Request::set_data(&path, said.as_bytes(), found.stat.version)).answer().await {
-            Ok(_) if session.prolong(lease.nonce, asked) => Ok(Renewal::Renewed),
-            Ok(_) => Ok(Renewal::Lost),
-            Err(failure) if failure.is(Code::NO_NODE) => Ok(Renewal::Lost),
-            Err(failure) => Err(self.error(failure)),
+        loop {
+            let asked = self.now();
+            let found = match session.call(Request::data(&path, false)).answer().await {
+                Err(failure) if failure.is(Code::NO_NODE) => return Ok(Renewal::Lost),
+                found => {
+                    Data::read(found.map_err(|failure| self.error(failure))?).map_err(|Odd| self.odd())?
+                }
+            };
+            let said = Said::read(&found.bytes).ok_or_else(|| self.odd())?;
+            let said = Said { step: Step::Shares, ..said }.write();
+            let version = found.stat.version;
+            return match session.call(Request::set_data(&path, said.as_bytes(), version)).answer().await {
+                Ok(_) if session.prolong(lease.nonce, asked) => Ok(Renewal::Renewed),
+                Ok(_) => Ok(Renewal::Lost),
+                Err(failure) if failure.is(Code::NO_NODE) => Ok(Renewal::Lost),
+                // The session has said in this moment that it holds, which it does once.
+                Err(failure) if failure.is(Code::BAD_VERSION) => continue,
+                Err(failure) => Err(self.error(failure)),
+            };
         }
     }
 }

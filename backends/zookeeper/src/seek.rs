@@ -514,7 +514,7 @@ impl<'a> Seeker<'a> {
                 None => return Ok(None),
             }
         };
-        let is_unsaid = is_proven && standing.has_waited && mode == Mode::Exclusive;
+        let is_unsaid = is_proven && standing.has_waited;
         let number = u64::try_from(standing.made_by).unwrap_or(u64::MAX);
         let token =
             FencingToken::of_grant(number, nonce).map_err(|error| error.about(self.client.shown()))?;

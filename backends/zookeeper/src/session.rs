@@ -146,8 +146,8 @@ pub(crate) struct Held {
     pub(crate) removal: Removal,
     /// Whether its node is watched, or about to be.
     pub(crate) is_watched: bool,
-    /// Whether those behind it cannot know that it holds, until it says so when it leaves.
-    is_unsaid: bool,
+    /// Whether it has waited, and its node does not say yet that it holds: then it says so when it is watched, or when it leaves.
+    pub(crate) is_unsaid: bool,
 }
 
 /// How the node of a lease that has lapsed or was given back is removed.

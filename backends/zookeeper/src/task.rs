@@ -11,9 +11,10 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error;
+use crate::place::{Said, Step};
 use crate::servers::{Connection, Servers, send_all, silence};
 use crate::session::{Call, Failure, Held, Order, Removal, Reply, Shared, Watch};
-use crate::wire::{self, Answer, Change, Code, Event, Greeting, Odd, Request, Welcome};
+use crate::wire::{self, Answer, Change, Code, Data, Event, Greeting, Odd, Request, Welcome};
 
 /// A connection on which nothing was said for this part of a session's timeout is pinged, so that the servers hear of us at least
 /// three times in it.
@@ -46,6 +47,8 @@ enum Sent {
     Call(i32, Call),
     /// The node of a lease is looked at, and watched.
     Watch(i32, Nonce, String),
+    /// The word that a lease is held, which is written into its node.
+    Word(i32, Nonce),
     /// The node of a lease that has lapsed is removed, or of one that was given back, whose holder waits for the answer.
     Lapse(i32, Nonce, Option<Reply>),
     /// The question whether the session lives.
@@ -57,6 +60,7 @@ impl Sent {
         match self {
             Self::Call(number, _)
             | Self::Watch(number, ..)
+            | Self::Word(number, _)
             | Self::Lapse(number, ..)
             | Self::Proof(number, _) => *number,
         }
@@ -261,6 +265,23 @@ impl Task {
         self.unanswered.push_back(Sent::Watch(number, nonce, path));
     }
 
+    /// One that has waited, and whose node does not say yet that it holds, says so: to those who look how long it has been holding, and to the
+    /// one behind it.
+    fn say_who_holds(&mut self, nonce: Nonce, path: &str, data: Bytes) {
+        let is_unsaid = |held: &Held| held.is_unsaid && !held.has_lapsed;
+        if !self.shared.state().held.get(&nonce).is_some_and(is_unsaid) {
+            return;
+        }
+        let Ok(Data { bytes, stat }) = Data::read(data) else { return };
+        if let Some(said) = Said::read(&bytes).filter(|said| said.step == Step::Asked) {
+            let number = self.next_number();
+            let said = Said { step: Step::Holds, ..said }.write();
+            // Where it has come to share meanwhile, that stands.
+            Request::set_data(path, said.as_bytes(), stat.version).write(number, &mut self.out);
+            self.unanswered.push_back(Sent::Word(number, nonce));
+        }
+    }
+
     fn hear(&mut self, message: Bytes, pings: &mut u32) -> Result<()> {
         let answer = Answer::read(message).map_err(|Odd| error::odd())?;
         self.greeting.seen = self.greeting.seen.max(answer.seen);
@@ -302,7 +323,10 @@ impl Task {
                 }
             }
             Sent::Watch(_, nonce, path) => match answer.outcome {
-                Ok(_) => self.watches.entry(path).or_default().holder = Some(nonce),
+                Ok(data) => {
+                    self.say_who_holds(nonce, &path, data);
+                    self.watches.entry(path).or_default().holder = Some(nonce);
+                }
                 Err(Code::NO_NODE) => self.lose(nonce),
                 // It may be there all the same, and what is not known to be gone is not left standing. The next renewal has it watched.
                 Err(code) => {
@@ -312,6 +336,14 @@ impl Task {
                     }
                 }
             },
+            Sent::Word(_, nonce) => {
+                // Otherwise it is said when it is given back.
+                if let Some(held) = self.shared.state().held.get_mut(&nonce)
+                    && answer.outcome.is_ok()
+                {
+                    held.is_unsaid = false;
+                }
+            }
             Sent::Lapse(_, nonce, reply) => {
                 match answer.outcome {
                     Ok(_) | Err(Code::NO_NODE) => drop(self.shared.state().held.remove(&nonce)),
@@ -410,7 +442,7 @@ impl Task {
             let waiting = match sent {
                 Sent::Call(_, Call { reply, .. }) | Sent::Lapse(_, _, Some(reply)) => vec![reply],
                 Sent::Proof(_, doubting) => doubting,
-                Sent::Watch(..) | Sent::Lapse(_, _, None) => Vec::new(),
+                Sent::Watch(..) | Sent::Word(..) | Sent::Lapse(_, _, None) => Vec::new(),
             };
             for reply in waiting {
                 let _ = reply.send(Err(Failure::Lost(why.clone())));

@@ -92,9 +92,12 @@ pub(crate) async fn inspect(client: &Client, name: &LockName) -> Result<LockStat
     let mut state = LockState::new(name.clone(), Vec::new(), Vec::new());
     for (at, Seen { place, said, stat }) in seen.into_iter().enumerate() {
         let said = said.unwrap_or_else(|| Said::by_another_client(client.sessions.range.0));
-        let age = client.server_time.since(stat.made_at, now);
+        let is_holder = at < holders;
+        // One that has waited wrote into its node when it came to hold, and one that has not holds since it is there.
+        let since = if is_holder { stat.changed_at } else { stat.made_at };
+        let age = client.server_time.since(since, now);
         let mode = if said.step == Step::Shares { ringfence_core::Mode::Shared } else { place.mode };
-        if at >= holders {
+        if !is_holder {
             state.waiters.push(WaiterState::new(said.holder, mode, age));
             continue;
         }
