@@ -67,7 +67,9 @@ async fn hold(
         () = input_closed()? => {}
         signal = signals.next() => { signal?; }
     }
-    match lock::release(guard).await {
+    // One that is lost stays so, whatever comes of giving it back: the server may be away.
+    let lost = guard.ensure_held();
+    match lost.and(lock::release(guard).await) {
         Ok(()) => {
             print::json(&Event::Released { name, token })?;
             Ok(exit_codes::OK)
@@ -76,7 +78,10 @@ async fn hold(
             print::json(&Event::Lost { name, token })?;
             Err(error.into())
         }
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            global.messages().note(&format!("{name} stays held until its TTL is over"));
+            Err(error.into())
+        }
     }
 }
 

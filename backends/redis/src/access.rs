@@ -146,7 +146,15 @@ pub(crate) async fn examine(node: &Node<'_>) -> Result<Finding> {
         Some(Value::Array(refused)) => {
             let refused = refused.iter().filter_map(text);
             let is_helpful = |call: &&str| needs.compare_and_delete.map(right) == call.split(' ').next();
-            let (helpful, needed): (Vec<_>, Vec<_>) = refused.partition(is_helpful);
+            let (unknown, refused): (Vec<_>, Vec<_>) = refused.partition(|call| call.starts_with('?'));
+            if !unknown.is_empty() {
+                let names = unknown.iter().filter_map(|call| call[1..].split(' ').next());
+                let what = format!("the server has no {}", names.collect::<Vec<_>>().join(", "));
+                let advice =
+                    "these commands are needed, by these names: see `rename-command` in its configuration";
+                return Ok(Finding::problem(ABOUT, what, advice));
+            }
+            let (helpful, needed): (Vec<_>, Vec<_>) = refused.into_iter().partition(is_helpful);
             if needed.is_empty() {
                 let what = format!("{user} may do all that is needed, and not {}", helpful.join(", "));
                 return Ok(Finding::fine(ABOUT, what + ", which makes a release cheaper").advising(advice));

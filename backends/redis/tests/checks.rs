@@ -19,6 +19,17 @@ async fn connect(url: &str) -> Result<RedisBackend> {
     RedisBackend::connect(&BackendUrl::parse(url)?, Arc::new(SystemClock::new())).await
 }
 
+/// A server may lack what we need although our user may do everything.
+#[tokio::test]
+async fn a_command_that_the_server_lacks_is_named() {
+    for command in ["DEL", "PUBLISH", "ZRANGEBYSCORE"] {
+        let without = RedisOptions::new().set("rename-command", &[command, ""]);
+        let Some(server) = without.start().await else { return };
+        let says = format!("the server has no {}", command.to_lowercase());
+        assert_finding(&examined(&server).await, "access", Severity::Problem, &says);
+    }
+}
+
 async fn examined(server: &RedisServer) -> Vec<Finding> {
     connect(&server.url()).await.unwrap().examine().await.unwrap()
 }

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
+use ringfence_servers::RedisServer;
 use serde_json::Value;
 
 use crate::support::{Running, Store};
@@ -74,5 +75,18 @@ fn a_hold_that_was_stopped_past_its_ttl_has_lost() {
     store.ringfence(["run", "a", "true"]).with_code(0);
     running.signal(Signal::SIGCONT);
     assert_eq!(event(&running)["event"], "lost");
+    assert_eq!(running.end().code(), Some(123));
+}
+
+#[tokio::test]
+async fn a_hold_whose_server_is_gone_has_lost_when_its_lease_is_over() {
+    let Some(mut server) = RedisServer::start().await else { return };
+    let store = Store::new();
+    let mut command = store.command(["hold", "--url", &server.url(), "--ttl", "1s", "a"]);
+    let (running, _input) = Running::start_with_input(command.stderr(Stdio::null()));
+    let held = event(&running);
+    server.kill();
+    let lost = event(&running);
+    assert_eq!((&lost["event"], &lost["token"]), (&Value::from("lost"), &held["token"]));
     assert_eq!(running.end().code(), Some(123));
 }

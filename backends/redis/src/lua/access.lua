@@ -1,5 +1,5 @@
--- Which of the commands in ARGV, each with arguments between spaces, the user who asks may not call. None of them is called.
--- Nothing, where the server cannot tell: before Redis 7.
+-- Which of the commands in ARGV, each with arguments between spaces, the user who asks may not call, and, with a question mark before it,
+-- which the server does not know. None of them is called. Nothing, where the server cannot tell: before Redis 7.
 if not redis.acl_check_cmd then
   return false
 end
@@ -13,7 +13,7 @@ local function may(words)
     end
     table.insert(words, '0')
   end
-  error(answer)
+  return nil
 end
 local refused = {}
 for _, command in ipairs(ARGV) do
@@ -21,8 +21,9 @@ for _, command in ipairs(ARGV) do
   for word in string.gmatch(command, '%S+') do
     table.insert(words, word)
   end
-  if not may(words) then
-    table.insert(refused, command)
+  local answer = may(words)
+  if not answer then
+    table.insert(refused, (answer == nil and '?' or '') .. command)
   end
 end
 return refused

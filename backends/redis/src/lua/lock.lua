@@ -26,6 +26,8 @@ local ARGS = 5
 -- For how long a turn stands that is given to a waiter, until it is renewed.
 local OFFER_MS = '750'
 local LINE_MAX = 10000
+-- What the counter is, with its mark or without.
+local NUMBER = '^%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%+?$'
 local call = redis.call
 
 -- The server's time, which stands still while a script runs, as a number of a grant.
@@ -125,6 +127,12 @@ local function short_ways()
           -- Not before somebody in line, not with a number that is too low, and not where the counter is none.
           call('DEL', lock)
           last = type(last) == 'string' and last or nil
+          if last and #last < 64 then
+            -- It is as it was, also where it is for a person to see.
+            call('SET', base .. 't', last, 'PX', KEEP_MS)
+          else
+            last = nil
+          end
           return
         end
         answer = asked and {number, now} or number
@@ -183,17 +191,24 @@ local lock, base, verb, nonce, ttl, mode, entry, asked
 local current = ''
 local SHARED, PERMIT = 'ringfence:shared', 'ringfence:permit'
 
+-- The last number, '' where there is none.
+local function known_number()
+  last = last or call('GET', base .. 't') or ''
+  if last ~= '' and not string.match(last, NUMBER) then
+    error({err = 'DAMAGED ' .. base .. 't holds no grant number'})
+  end
+  return string.sub(last, 1, 16)
+end
+
 -- A number above every earlier one of this lock, and not below the least: the server's clock, or one more than the last where that
 -- went back.
 local function next_number(least)
-  last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
-  last = last < now and now or string.format('%.0f', (tonumber(last) or 0) + 1)
-  if least and #least == 16 and #last == 16 and least > last then
+  last = known_number()
+  last = last < now and now or string.format('%.0f', tonumber(last) + 1)
+  if least and #least == 16 and least > last then
     last = least
   end
-  if #last ~= 16 then
-    error({err = 'DAMAGED ' .. base .. 't holds no grant number'})
-  end
+  known_number()
   return last
 end
 
@@ -209,7 +224,12 @@ end
 
 -- Leaves the last number behind, with its mark.
 local function done(answer)
-  last = string.sub(last or call('GET', base .. 't') or '', 1, 16)
+  last = last or call('GET', base .. 't') or ''
+  if last ~= '' and not string.match(last, NUMBER) then
+    -- It is for a person to see, and tells of itself when a number is needed.
+    return answer
+  end
+  last = string.sub(last, 1, 16)
   local mark = call('EXISTS', base .. 'q', base .. 'x') > 0 and '+' or ''
   if last == '' and mark ~= '' then
     -- A lock that was never used, and an attempt at it that was withdrawn before it came.
@@ -433,7 +453,8 @@ local function change()
     call('PEXPIRE', base .. 'q', KEEP_MS)
     call('PEXPIRE', base .. 'w', KEEP_MS)
     -- A turn with this number, or an earlier one, is over: it was told before this answer.
-    last = string.sub(last or call('GET', base .. 't') or now, 1, 16)
+    last = known_number()
+    last = last ~= '' and last or now
     return done({'waits', line, last, unpack(holders(8))})
   end
 
@@ -599,8 +620,9 @@ while 2 * made < #KEYS do
     end
     -- The next one of this lock looks at everything.
     last = last or redis.pcall('GET', base .. 't') or now
-    if type(last) == 'string' then
-      last = last == '' and now or string.sub(last, 1, 16)
+    last = last == '' and now or last
+    if type(last) == 'string' and string.match(last, NUMBER) then
+      last = string.sub(last, 1, 16)
       redis.pcall('SET', base .. 't', last .. '+', 'PX', keep_ms())
     end
   end

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use insta::assert_snapshot;
 use ringfence_core::{
-    Attempt, Backend, Clock, Effect, ErrorKind, Eviction, FencingToken, Lease, LeaseKey, ListQuery, LockName,
-    Mode, Nonce, RecordKey, Release, Renewal, Result, Retry, SystemClock, Ttl, Wait,
+    Attempt, Backend, BootInstant, Clock, Effect, ErrorKind, Eviction, FencingToken, Lease, LeaseKey,
+    ListQuery, LockName, Mode, Nonce, RecordKey, Release, Renewal, Result, Retry, SystemClock, Ttl, Wait,
 };
 use ringfence_redis::RedisBackend;
 use ringfence_servers::{RedisOptions, RedisServer};
@@ -120,9 +120,25 @@ async fn a_damaged_lock_says_which_key_it_is_and_what_to_do() {
     assert_snapshot!(message(&error, server.port()), @r#"lock "ringfence:{orders/42}": redis://127.0.0.1:PORT: what is kept there is not what Ringfence writes: see who else writes there, then delete the key"#);
     server.command(&["DEL", LOCK]).await;
     let counter = format!("{LOCK}:t");
-    server.command(&["SET", &counter, "theirs"]).await;
+    let no_numbers = [
+        "theirs",
+        "1",
+        "99999999999999999999",
+        "9999999999999999",
+        "1790000000000000x",
+        "1790000000000000++",
+    ];
+    for (value, mode) in
+        no_numbers.iter().flat_map(|value| [(*value, Mode::Exclusive), (*value, Mode::Shared)])
+    {
+        server.command(&["SET", &counter, value]).await;
+        for _ in 0..2 {
+            let error = ask(&client, &lock(), mode).await.expect_err("that is no number");
+            assert!(error.to_string().contains("ringfence:{orders/42}:t holds no grant number"), "{error}");
+            assert_eq!(server.command(&["GET", &counter]).await, value, "it is left to be looked at");
+        }
+    }
     let error = ask(&client, &lock(), Mode::Exclusive).await.expect_err("that is no number");
-    assert!(error.to_string().contains("ringfence:{orders/42}:t holds no grant number"), "{error}");
     assert_snapshot!(message(&error, server.port()), @r#"lock "ringfence:{orders/42}": redis://127.0.0.1:PORT: what is kept there is not what Ringfence writes: see who else writes there, then delete the key"#);
     assert_eq!(server.command(&["EXISTS", LOCK]).await, "0", "what was refused has taken nothing");
     server.command(&["DEL", &counter]).await;
@@ -130,6 +146,27 @@ async fn a_damaged_lock_says_which_key_it_is_and_what_to_do() {
     let error = ask(&client, &lock(), Mode::Exclusive).await.expect_err("that is no number");
     assert!(error.to_string().contains("ringfence:{orders/42}:t is a list and no string"), "{error}");
     assert_eq!(server.command(&["EXISTS", LOCK]).await, "0", "what was refused has taken nothing");
+}
+
+#[tokio::test]
+async fn a_counter_that_is_damaged_while_somebody_waits_is_named() {
+    let Some((server, client)) = stage().await else { return };
+    let held = hold(&client, &lock(), Mode::Exclusive).await;
+    let counter = format!("{LOCK}:t");
+    let damaged = async {
+        while server.command(&["ZCARD", &format!("{LOCK}:q")]).await != "1" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        server.command(&["SET", &counter, "theirs"]).await;
+    };
+    let waits = client.acquire(request(&lock(), Mode::Exclusive, Wait::Until(BootInstant::MAX)));
+    let (error, ()) = tokio::join!(waits, damaged);
+    let error = error.expect_err("that is no number");
+    assert!(error.to_string().contains("ringfence:{orders/42}:t holds no grant number"), "{error}");
+    // Who holds is not disturbed, and what is damaged stays.
+    let released = client.release(slice::from_ref(&held.key)).await.expect("an answer");
+    assert_eq!(released, [Release::Released]);
+    assert_eq!(server.command(&["GET", &counter]).await, "theirs", "it is left to be looked at");
 }
 
 #[tokio::test]
@@ -464,16 +501,17 @@ async fn a_huge_counter_is_not_carried_and_is_replaced() {
     let Some((server, client)) = stage().await else { return };
     hold(&client, &name("warm"), Mode::Exclusive).await;
     let counter = format!("{LOCK}:t");
-    for mode in [Mode::Exclusive, Mode::Shared] {
-        server.command(&["SETRANGE", &counter, &(8 << 20).to_string(), "x"]).await;
-        let before = Effort::so_far(&server).await;
-        client.inspect(&lock()).await.expect("a state");
-        let lease = hold(&client, &lock(), mode).await;
-        let after = Effort::so_far(&server).await;
-        assert!(after.carried - before.carried < 1 << 20, "it was carried: {before:?} {after:?}");
-        assert_eq!(server.command(&["STRLEN", &counter]).await, "16", "{mode}");
-        client.release(slice::from_ref(&lease.key)).await.expect("an answer");
-    }
+    server.command(&["SETRANGE", &counter, &(8 << 20).to_string(), "x"]).await;
+    let before = Effort::so_far(&server).await;
+    client.inspect(&lock()).await.expect("a state");
+    // One that shares does not replace it before it has looked at it.
+    let error = ask(&client, &lock(), Mode::Shared).await.expect_err("that is no number");
+    assert!(error.to_string().contains("ringfence:{orders/42}:t holds no grant number"), "{error}");
+    let lease = hold(&client, &lock(), Mode::Exclusive).await;
+    let after = Effort::so_far(&server).await;
+    assert!(after.carried - before.carried < 1 << 20, "it was carried: {before:?} {after:?}");
+    assert_eq!(server.command(&["STRLEN", &counter]).await, "16");
+    client.release(slice::from_ref(&lease.key)).await.expect("an answer");
 }
 
 /// Every call of a record, without its answer.
