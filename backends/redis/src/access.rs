@@ -32,6 +32,7 @@ const ON_A_KEY: &[&str] = &[
     "zcard",
     "zrange",
     "zrangebyscore",
+    "zrank",
     "zrem",
     "zscore",
 ];

@@ -28,8 +28,19 @@ use crate::scripts::{self, Change, any_text, digits, number, text};
 use crate::servers::{Answered, Servers};
 use crate::view::{self, Seen};
 
-/// How often a waiter looks after its place. It keeps the place, and is the net under a message that was lost.
+/// How often the second in line looks whether the first one has taken its turn, and the first one whether another client has
+/// gone. Those behind them look less often.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// However far behind, a waiter looks after its place that often: it may have come to be the first one meanwhile.
+const LOOK_EVERY_MOST: Duration = Duration::from_secs(1);
+
+/// The first one in line looks when the lease of the holder ends, if nobody renews it: and that often, which is the net under a
+/// message that was lost.
+const LOOK_FIRST_MOST: Duration = Duration::from_secs(2);
+
+/// So long after the end of a lease whose end is waited for.
+const AFTER_ITS_END: Duration = Duration::from_millis(5);
 
 /// For how long a turn stands that was given to a waiter, as the script has it.
 const OFFER: Duration = Duration::from_millis(750);
@@ -39,6 +50,9 @@ const OFFER_LEFT_MIN: Duration = Duration::from_millis(250);
 
 /// The longest pause after a withdrawal that did not get through, doubled after each, up to [`LOOK_EVERY`].
 pub(crate) const WITHDRAW_PAUSE: Duration = Duration::from_millis(20);
+
+/// For how long a caller waits for the withdrawal of an attempt that failed. Then it goes on in the background.
+const WITHDRAW_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which part of a TTL a renewal of several leases waits for masters that do not answer, before it tells of the others.
 const RENEWAL_PATIENCE: u32 = 4;
@@ -108,13 +122,40 @@ pub(crate) enum Answer {
         /// What time it is there, in microseconds, for one of several servers.
         time: Option<u64>,
     },
-    /// It stands in line. No turn with this number or a lower one is its own any more.
-    Waits(u64, Contention),
+    Waits(Waits),
     /// It stands in line no more: its turn is over, or the server has forgotten it.
     Gone,
     Busy(Contention),
     /// It was granted, and too few replicas know.
     Unconfirmed(Error),
+}
+
+/// It stands in line.
+pub(crate) struct Waits {
+    /// No turn with this number or a lower one is its own any more.
+    last: u64,
+    /// How many stand before it.
+    rank: u32,
+    /// When the lease of one of us ends that has the lock alone. Zero where that is not known, or does not matter.
+    ends_in: Duration,
+    pub(crate) contention: Contention,
+}
+
+impl Waits {
+    /// When to look again, if it is told of nothing until then.
+    fn next_look(&self) -> Duration {
+        let end = self.ends_in + AFTER_ITS_END;
+        if self.ends_in.is_zero() {
+            (LOOK_EVERY * self.rank).clamp(LOOK_EVERY, LOOK_EVERY_MOST)
+        } else if self.rank == 0 {
+            end.min(LOOK_FIRST_MOST)
+        } else if self.ends_in <= OFFER {
+            // Perhaps a turn that is not taken, and the next one is given when somebody looks.
+            end.max(LOOK_EVERY / 2)
+        } else {
+            (LOOK_EVERY * self.rank).min(LOOK_EVERY_MOST)
+        }
+    }
 }
 
 /// What a server says of a mark.
@@ -202,18 +243,26 @@ impl Client {
             });
         }
         let Value::Array(parts) = &reply else { return Err(odd()) };
-        let contention = |parts: &[Value]| {
+        let contention = |parts: &[Value], holders: usize| {
             let waiters = usize::try_from(number_at(parts, 1)?).ok()?;
-            let holders = parts.get(3..)?.iter().filter_map(any_text).filter_map(|seen| Seen::holding(&seen));
+            let holders =
+                parts.get(holders..)?.iter().filter_map(any_text).filter_map(|seen| Seen::holding(&seen));
             Some(Contention::new(holders.map(|seen| seen.holder).collect(), waiters))
         };
         match parts.first().and_then(text) {
             Some("waits") => {
-                let last = number_at(parts, 2).ok_or_else(odd)?;
-                Ok(Answer::Waits(last, contention(parts).ok_or_else(odd)?))
+                let waits = || {
+                    Some(Waits {
+                        last: number_at(parts, 2)?,
+                        rank: u32::try_from(number_at(parts, 3)?).ok()?,
+                        ends_in: Duration::from_millis(number_at(parts, 4)?),
+                        contention: contention(parts, 5)?,
+                    })
+                };
+                Ok(Answer::Waits(waits().ok_or_else(odd)?))
             }
             Some("gone") => Ok(Answer::Gone),
-            Some("busy") => Ok(Answer::Busy(contention(parts).ok_or_else(odd)?)),
+            Some("busy") => Ok(Answer::Busy(contention(parts, 3).ok_or_else(odd)?)),
             Some("full") => Err(Error::new(
                 ErrorKind::Full,
                 format!("too many wait for {:?} already; try again later", request.name.as_str()),
@@ -279,8 +328,15 @@ impl Client {
         let outcome = match Box::pin(place.seek(&standing)).await {
             Err(error) if place.may_stand => {
                 let (nonce, ttl) = (place.request.nonce, place.request.ttl);
-                let is_undone = Box::pin(self.withdraw(&keys, nonce, ttl)).await;
-                Err(if is_undone { error.without_effect() } else { error.with_unknown_effect() })
+                let undone = Box::pin(self.withdraw(&keys, nonce, ttl));
+                match tokio::time::timeout(WITHDRAW_PATIENCE, undone).await {
+                    Ok(true) => Err(error.without_effect()),
+                    Ok(false) => Err(error.with_unknown_effect()),
+                    Err(_) => {
+                        place.withdraw_in_background();
+                        Err(error.with_unknown_effect())
+                    }
+                }
             }
             outcome => outcome,
         };
@@ -451,7 +507,7 @@ impl Place<'_> {
             let (sent, answer) = self.ask(verb).await;
             self.may_stand |=
                 answer.as_ref().map_or_else(|error| error.effect() == Effect::Unknown, |_| true);
-            match answer {
+            let next_look = match answer {
                 Ok(Answer::Granted { number, .. }) => {
                     let lease = self.lease(number, sent)?;
                     if seen.is_none() {
@@ -460,9 +516,11 @@ impl Place<'_> {
                     return Ok(Attempt::Granted(lease));
                 }
                 Ok(Answer::Busy(contention)) => return Ok(Attempt::Busy(contention)),
-                Ok(Answer::Waits(last, others)) => {
-                    seen = Some((sent, last));
-                    contention = others;
+                Ok(Answer::Waits(waits)) => {
+                    let next_look = waits.next_look();
+                    seen = Some((sent, waits.last));
+                    contention = waits.contention;
+                    next_look
                 }
                 Ok(Answer::Gone) => {
                     seen = None;
@@ -477,11 +535,12 @@ impl Place<'_> {
                         }) =>
                 {
                     tracing::debug!(%error, "a waiter cannot look after its place");
+                    LOOK_EVERY
                 }
                 Ok(Answer::Unconfirmed(error)) | Err(error) => return Err(error),
-            }
+            };
             let Some(deadline) = deadline else { continue };
-            let look_at = client.now().saturating_add(LOOK_EVERY).min(deadline);
+            let look_at = client.now().saturating_add(next_look).min(deadline);
             let nap = client.clock.nap(look_at).unwrap_or_default();
             let unheard = async {
                 match &mut self.ear {

@@ -37,13 +37,14 @@
 //! Calls of one process that come at the same time share round trips: one goes at once, what comes meanwhile goes together in
 //! the next, as one script. Two are under way at most. In a cluster each goes for itself.
 //!
-//! A waiter looks after its place every quarter of a second, in one change of a script, whatever happens.
+//! Who waits is told, and looks after its place beside that, in one change of a script: the first in line when the holder's lease would end, and every
+//! 2 s; the second, which is to notice that the first takes no turn, every quarter of a second; the others up to once a second.
 //!
 //! Redlock, on several servers of which a quorum has to agree, makes the same changes on each of them, all at once:
 //!
 //! | call | round trips, each to all nodes at once |
 //! |---|---|
-//! | acquire, free | 2 |
+//! | acquire, free | 1 where a quorum gives the number that it is asked for, else 2 |
 //! | acquire, refused | 1, and 1 more to undo what was taken; whoever waits asks again, every 250 ms in the end |
 //! | renew, downgrade, release, evict, inspect | 1 |
 //! | open, write a record | 2 |

@@ -170,6 +170,50 @@ async fn nothing_is_published_when_nobody_waits() {
     assert!(left <= 3_600_000, "and not for longer than an hour: {left}");
 }
 
+/// How often it is looked for a place in line, by everybody, in two seconds.
+async fn looks(server: &RedisServer) -> u64 {
+    let calls = async || -> u64 {
+        let stats = server.command(&["INFO", "commandstats"]).await;
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        calls.and_then(|calls| calls.split(',').next()).expect("a count").parse().expect("a number")
+    };
+    let before = calls().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    calls().await - before
+}
+
+#[tokio::test]
+async fn who_waits_seldom_asks() {
+    const MANY: usize = 12;
+    let Some(server) = RedisServer::start().await else { return };
+    let ann = client(&server).await;
+    let held = hold(&ann).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    let mut asked = Vec::new();
+    for waiters in [1, MANY] {
+        while waiting.len() < waiters {
+            let ben = client(&server).await;
+            waiting.spawn(async move {
+                let lease = hold(&ben).await;
+                assert_eq!(release(&ben, &lease).await, Release::Released);
+                lease.token.sequence()
+            });
+        }
+        while ann.inspect(&name()).await.expect("an answer").waiters.len() < waiters {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        asked.push(looks(&server).await);
+    }
+    // One asks once, or twice; of twelve the second 8 times, the third 4 times, the others twice or three times.
+    assert!(
+        asked[0] <= 2 && asked[1] <= 44,
+        "in two seconds one and {MANY} waiters have asked so often: {asked:?}"
+    );
+    assert_eq!(release(&ann, &held).await, Release::Released);
+    let all = tokio::time::timeout(Duration::from_secs(20), waiting.join_all()).await;
+    assert_eq!(all.expect("everybody has its turn").len(), MANY);
+}
+
 #[tokio::test]
 async fn a_turn_that_a_waiter_finds_by_looking_lasts_its_whole_ttl() {
     let Some(server) = RedisServer::start().await else { return };

@@ -148,7 +148,7 @@ local function short_ways()
             call('HSET', base .. 'w', nonce, string.sub(now, 1, -4) .. ':' .. entry)
             call('PEXPIRE', base .. 'q', KEEP_MS)
             call('PEXPIRE', base .. 'w', KEEP_MS)
-            answer = {'waits', line, string.sub(last, 1, 16), held}
+            answer = {'waits', line, string.sub(last, 1, 16), line, 0, held}
           end
         end
       end
@@ -407,6 +407,14 @@ local function holders(most)
   return entries
 end
 
+-- In how many milliseconds the lease of one of us ends that has it alone. Zero where that does not say when to look next.
+local function ends_in()
+  if is_group() or not string.match(current, '^%x+[:+]%d+:%x+:x:') then
+    return 0
+  end
+  return math.max(0, call('PTTL', lock))
+end
+
 -- The answer to one that has the lock.
 local function granted(number)
   return done(asked and {number, now} or number)
@@ -455,7 +463,8 @@ local function change()
     -- A turn with this number, or an earlier one, is over: it was told before this answer.
     last = known_number()
     last = last ~= '' and last or now
-    return done({'waits', line, last, unpack(holders(8))})
+    local rank = call('ZRANK', base .. 'q', nonce)
+    return done({'waits', line, last, rank, ends_in(), unpack(holders(8))})
   end
 
   if verb ~= 'inspect' then

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::nodes::Round;
 use super::{Redlock, node_ttl, patience};
-use crate::backend::{Answer, Mark};
+use crate::backend::{Answer, Mark, Waits};
 use crate::keys::LockKeys;
 
 /// The pauses of those who wait: there is no line, so they ask again and again.
@@ -282,7 +282,7 @@ impl<'a> Take<'a> {
             self.held[node] = Held::by(&answer);
             match answer {
                 Ok(Answer::Granted { number, .. }) => taken.numbers.push(number),
-                Ok(Answer::Busy(others) | Answer::Waits(_, others)) => {
+                Ok(Answer::Busy(others) | Answer::Waits(Waits { contention: others, .. })) => {
                     taken.busy += 1;
                     let news = others.holders.into_iter().filter(|holder| !taken.holders.contains(holder));
                     let news: Vec<HolderInfo> = news.collect();

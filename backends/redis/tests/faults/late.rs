@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use ringfence_core::{Attempt, Backend, Release, Result, Wait, abandonment};
+use ringfence_core::{Attempt, Backend, Effect, ErrorKind, Mode, Release, Result, Wait, abandonment};
 use ringfence_servers::Proxy;
 use ringfence_testkit::PATIENCE;
 
-use crate::stage::{ANSWER_PATIENCE, FOR_EVER, Stage, client, exclusive, granted, refused, release, within};
+use crate::stage::{
+    ANSWER_PATIENCE, FOR_EVER, LONG, Stage, client, exclusive, granted, refused, release, request, within,
+};
 
 /// Until what was sent arrives: when nobody waits for its answer any more, and something else was asked meanwhile.
 const LATE: Duration = Duration::from_millis(5500);
@@ -87,7 +89,8 @@ async fn a_waiters_question_that_arrives_after_its_end_asks_for_nothing() {
         let Some(stage) = Stage::new().await else { return };
         let proxy = Proxy::start(stage.server.port()).await;
         let (ann, ben) = (client(proxy.port()).await, stage.client().await);
-        let lease = granted(&ben, exclusive(Wait::No)).await;
+        // The end of what readers hold is not waited for, so that it is looked for often.
+        let lease = granted(&ben, request(Mode::Shared, LONG, Wait::No)).await;
         let (wanted, abandoned) = abandonment();
         let waiting = ann.acquire(exclusive(FOR_EVER).abandoned_by(abandoned));
         let (answer, _wanted) = tokio::join!(within("the end of the wait", waiting), async {
@@ -118,4 +121,22 @@ async fn a_waiters_question_that_arrives_after_its_end_asks_for_nothing() {
         everything_has_arrived(&stage, 3).await;
         assert!(stage.state().await.is_free(), "holds: {holds}, {:?}", stage.state().await);
     }
+}
+
+/// The server lets everybody in, and does nothing that might write.
+#[tokio::test]
+async fn one_that_does_not_wait_is_not_kept_for_a_ttl_by_a_server_that_stalls() {
+    let Some(stage) = Stage::new().await else { return };
+    let ann = stage.client().await;
+    stage.server.command(&["CLIENT", "PAUSE", "600000", "WRITE"]).await;
+    let asked = ann.acquire(exclusive(Wait::No));
+    let asked = tokio::time::timeout(3 * PATIENCE, asked).await.expect("an end well before its TTL");
+    let error = asked.expect_err("nobody answers");
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::Unknown), "{error}");
+    stage.server.command(&["CLIENT", "UNPAUSE"]).await;
+    // What was asked for is withdrawn in the background, however late it is done.
+    stage.sees_it_free().await;
+    let ben = stage.client().await;
+    let lease = granted(&ben, exclusive(FOR_EVER)).await;
+    assert_eq!(release(&ben, &lease).await.expect("an answer"), Release::Released);
 }
