@@ -144,16 +144,14 @@ pub(crate) struct Waits {
 impl Waits {
     /// When to look again, if it is told of nothing until then.
     fn next_look(&self) -> Duration {
-        let end = self.ends_in + AFTER_ITS_END;
-        if self.ends_in.is_zero() {
-            (LOOK_EVERY * self.rank).clamp(LOOK_EVERY, LOOK_EVERY_MOST)
-        } else if self.rank == 0 {
+        let end = self.ends_in.saturating_add(AFTER_ITS_END);
+        if self.rank == 0 && !self.ends_in.is_zero() {
             end.min(LOOK_FIRST_MOST)
-        } else if self.ends_in <= OFFER {
+        } else if self.rank > 0 && (AFTER_ITS_END..=OFFER).contains(&self.ends_in) {
             // Perhaps a turn that is not taken, and the next one is given when somebody looks.
             end.max(LOOK_EVERY / 2)
         } else {
-            (LOOK_EVERY * self.rank).min(LOOK_EVERY_MOST)
+            LOOK_EVERY.saturating_mul(self.rank).clamp(LOOK_EVERY, LOOK_EVERY_MOST)
         }
     }
 }
@@ -706,5 +704,37 @@ impl fmt::Debug for RedisBackend {
 impl fmt::Display for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.client.servers.shown())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_stands_first_looks_when_a_lease_ends_and_who_stands_behind_when_its_turn_may_have_come() {
+        for (rank, ends_in_ms, looks_after_ms) in [
+            (0, 0, 250),
+            (0, 1, 6),
+            (0, 1_500, 1_505),
+            (0, 30_000, 2_000),
+            (1, 0, 250),
+            (1, 700, 705),
+            (1, 5, 125),
+            (1, 30_000, 250),
+            (3, 30_000, 750),
+            (3, 400, 405),
+            (9, 30_000, 1_000),
+            (9, 0, 1_000),
+            // What only a server that is none would say.
+            (u32::MAX, 0, 1_000),
+            (0, u64::MAX, 2_000),
+            (u32::MAX, u64::MAX, 1_000),
+        ] {
+            let ends_in = Duration::from_millis(ends_in_ms);
+            let waits = Waits { last: 1, rank, ends_in, contention: Contention::default() };
+            let expected = Duration::from_millis(looks_after_ms);
+            assert_eq!(waits.next_look(), expected, "{rank} before it, {ends_in_ms} ms");
+        }
     }
 }
