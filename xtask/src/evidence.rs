@@ -281,6 +281,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         REDIS,
         &[
             "waits_for_release",
+            "a_release_tells_the_next_one_in_line",
             "nothing_is_published_when_nobody_waits",
             "a_hand_over_costs_as_many_commands_whether_ten_wait_or_a_thousand",
         ],

@@ -170,6 +170,31 @@ async fn nothing_is_published_when_nobody_waits() {
     assert!(left <= 3_600_000, "and not for longer than an hour: {left}");
 }
 
+#[tokio::test]
+async fn a_release_tells_the_next_one_in_line() {
+    const HANDOVERS: u32 = 8;
+    let Some(server) = RedisServer::start().await else { return };
+    let clients = [client(&server).await, client(&server).await];
+    let clock = SystemClock::new();
+    let (mut held, mut took) = (hold(&clients[0]).await, Duration::ZERO);
+    for round in 0..HANDOVERS {
+        let [here, there] =
+            if round.is_multiple_of(2) { [&clients[0], &clients[1]] } else { [&clients[1], &clients[0]] };
+        let mut released = clock.now();
+        let (next, ()) = tokio::join!(hold(there), async {
+            while here.inspect(&name()).await.expect("an answer").waiters.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            released = clock.now();
+            assert_eq!(release(here, &held).await, Release::Released);
+        });
+        took += clock.now().saturating_since(released);
+        held = next;
+    }
+    // One that is told of nothing finds its turn when it looks, after two seconds.
+    assert!(took < HANDOVERS * Duration::from_millis(700), "{HANDOVERS} hand-overs took {took:?}");
+}
+
 /// How often it is looked for a place in line, by everybody, in two seconds.
 async fn looks(server: &RedisServer) -> u64 {
     let calls = async || -> u64 {

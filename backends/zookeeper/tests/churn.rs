@@ -55,8 +55,10 @@ async fn want(client: Arc<ZooKeeperBackend>, name: LockName, tokens: Arc<Mutex<V
         // Some share, some give up soon, and some go away without a word.
         let chance = (who * 7919 + round * 104_729) % 100;
         let mode = if chance < 10 { Mode::Shared } else { Mode::Exclusive };
-        let waits = Duration::from_millis(if chance % 4 == 0 { 20 + 3 * chance as u64 } else { 60_000 });
-        let patience = Duration::from_millis(if chance % 7 == 0 { 15 + 2 * chance as u64 } else { 60_000 });
+        let waits =
+            Duration::from_millis(if chance.is_multiple_of(4) { 20 + 3 * chance as u64 } else { 60_000 });
+        let patience =
+            Duration::from_millis(if chance.is_multiple_of(7) { 15 + 2 * chance as u64 } else { 60_000 });
         let wait = Wait::Until(clock.now().saturating_add(waits));
         let asked = client.acquire(AcquireRequest::new(name.clone(), mode, ttl, wait, holder));
         let lease = match tokio::time::timeout(patience, asked).await {
