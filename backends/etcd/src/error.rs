@@ -158,10 +158,9 @@ fn explain(status: &Status) -> Error {
             ErrorKind::Refused,
             "it does not know us: write user:password@ before the hosts, or look whether its authentication was changed",
         ),
-        Code::PermissionDenied if is_its_word(status) => (
-            ErrorKind::Refused,
-            "our user may not do this: the role that we need is in docs/etcd.md, and `ringfence doctor` prints it",
-        ),
+        Code::PermissionDenied if is_its_word(status) => {
+            (ErrorKind::Refused, "our user may not do this: the role that we need is in docs/etcd.md")
+        }
         _ if says.contains("request is too large") => {
             (ErrorKind::InvalidRequest, "the request is larger than its --max-request-bytes allows")
         }

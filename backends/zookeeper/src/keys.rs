@@ -15,8 +15,11 @@ const LOCKS: &str = "locks";
 const RECORDS: &str = "records";
 const VERBATIM_RECORDS: &str = "records-of-verbatim";
 
+/// Below which the servers keep what is theirs.
+const SERVERS_OWN: &str = "zookeeper";
+
 /// Our own root and the servers' own: there are no verbatim locks below them.
-const RESERVED: [&str; 2] = ["ringfence", "zookeeper"];
+const RESERVED: [&str; 2] = ["ringfence", SERVERS_OWN];
 
 /// What the name of a node may contain as it stands. A dot may not: `.` and `..` are no names of nodes.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b':');
@@ -40,8 +43,15 @@ pub(crate) enum Naming {
 impl Keys {
     /// Errors where the chroot is no path.
     pub(crate) fn new(naming: Naming, chroot: &str, access: Access) -> Result<Self> {
-        check_path(chroot).map_err(|why| {
-            Error::new(ErrorKind::InvalidUrl, format!("{chroot:?} is no path among ZooKeeper's nodes: {why}"))
+        let is_a_place = || match chroot.split('/').nth(1) {
+            Some(SERVERS_OWN) => Err("it is the servers' own".to_owned()),
+            _ => Ok(()),
+        };
+        check_path(chroot).and_then(|()| is_a_place()).map_err(|why| {
+            Error::new(
+                ErrorKind::InvalidUrl,
+                format!("{chroot:?} is no path for us among ZooKeeper's nodes: {why}"),
+            )
         })?;
         Ok(Self { naming, chroot: chroot.to_owned(), access })
     }
@@ -199,6 +209,20 @@ mod tests {
 
     fn keys(naming: Naming) -> Keys {
         Keys::new(naming, "/apps", Access::Anyone).unwrap()
+    }
+
+    #[test]
+    fn what_is_the_servers_own_is_no_place_for_locks() {
+        for (chroot, is_place) in [
+            ("", true),
+            ("/zookeepers", true),
+            ("/a/zookeeper", true),
+            ("/zookeeper", false),
+            ("/zookeeper/config", false),
+        ] {
+            let keys = Keys::new(Naming::Encoded, chroot, Access::Anyone);
+            assert_eq!(keys.is_ok(), is_place, "{chroot:?}: {keys:?}");
+        }
     }
 
     fn name() -> impl Strategy<Value = LockName> {
