@@ -72,7 +72,8 @@ pub(crate) struct Client {
 
 impl EtcdBackend {
     /// Connects to the cluster of a URL: three round trips, and those of the connection. The first asks the member how it is, and two
-    /// write: a lease is granted and revoked, to learn the shortest TTL that the cluster knows.
+    /// write: a lease is granted and revoked, to learn the shortest TTL that the cluster knows. Where its database is full that is not
+    /// learned, and a shorter TTL than that is taken for it: the lock of a holder that dies is free that much later.
     ///
     /// Must be called in a tokio runtime. Errors with [`InvalidUrl`](ringfence_core::ErrorKind::InvalidUrl),
     /// [`Unavailable`](ringfence_core::ErrorKind::Unavailable) where no member can be reached or there is no majority,
@@ -81,13 +82,21 @@ impl EtcdBackend {
     pub async fn connect(url: &BackendUrl, clock: Arc<dyn Clock>) -> Result<Self> {
         let client = Arc::new(Client::new(Options::parse(url)?, clock));
         let mut guarantees = guarantees();
-        let (shortest, seconds) = client.leases.grant(guarantees.ttl_min.as_duration()).await?;
-        guarantees.ttl_min = ttl(seconds.saturating_mul(1000));
-        let revoking = Arc::clone(&client);
-        client.runtime.spawn(async move {
-            // It would end by itself.
-            let _ = revoking.leases.revoke(&shortest).await;
-        });
+        match client.leases.grant(guarantees.ttl_min.as_duration()).await {
+            Ok((shortest, seconds)) => {
+                guarantees.ttl_min = ttl(seconds.saturating_mul(1000));
+                let revoking = Arc::clone(&client);
+                client.runtime.spawn(async move {
+                    // It would end by itself.
+                    let _ = revoking.leases.revoke(&shortest).await;
+                });
+            }
+            // Who comes to see what is wrong may look. Who wants a lock is told so then.
+            Err(error) if error.kind() == ErrorKind::Full => {
+                tracing::warn!(%error, "the shortest TTL of the cluster is not known");
+            }
+            Err(error) => return Err(error),
+        }
         Ok(Self { client, guarantees })
     }
 }

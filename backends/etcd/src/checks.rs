@@ -5,9 +5,13 @@ use std::sync::Arc;
 use ringfence_core::{Error, ErrorKind, Finding, Result};
 
 use crate::backend::Client;
+use crate::batch::TXN;
+use crate::keys::Range;
+use crate::ops;
 use crate::proto::alarm_member::Type as Alarm;
 use crate::proto::{
     AlarmRequest, AlarmResponse, MemberListRequest, MemberListResponse, StatusRequest, StatusResponse,
+    TxnRequest, TxnResponse,
 };
 
 /// How a member is.
@@ -95,7 +99,7 @@ pub(crate) fn cluster(status: &StatusResponse) -> u64 {
     status.header.map_or(0, |header| header.cluster_id)
 }
 
-/// Looks at the cluster: two round trips, and one to each member of the URL, with its connection.
+/// Looks at the cluster: three round trips, and one to each member of the URL, with its connection.
 pub(crate) async fn examine(client: &Arc<Client>) -> Result<Vec<Finding>> {
     let statuses = client.servers.call_each(STATUS, &StatusRequest {}).await;
     if let Some((_, Err(error))) = statuses.first()
@@ -125,6 +129,7 @@ pub(crate) async fn examine(client: &Arc<Client>) -> Result<Vec<Finding>> {
         Ok(alarms) => findings.extend(of_alarms(&alarms)),
         Err(error) => findings.push(not_allowed("alarms", &error)),
     }
+    findings.extend(rights(client).await);
     if client.servers.has_no_use_for_our_login() {
         findings.push(Finding::warning(
             "login",
@@ -133,6 +138,33 @@ pub(crate) async fn examine(client: &Arc<Client>) -> Result<Vec<Finding>> {
         ));
     }
     Ok(findings)
+}
+
+/// Whether our user may read and write what everybody needs. The cluster looks whether a transaction may do what it would do before it looks
+/// whether that comes to pass, and of this one nothing does: no key was ever created at that revision.
+async fn rights(client: &Client) -> Option<Finding> {
+    const ABOUT: &str = "rights";
+    const NEVER: i64 = -1;
+    let areas = client.keys.areas();
+    let is_never = areas.first().map(|area| ops::created_at(&area.begin, NEVER));
+    let would = |area: &Range| [ops::range(ops::get_range(area)), ops::put(&area.begin, Vec::new(), 0)];
+    let txn = TxnRequest {
+        compare: is_never.into_iter().collect(),
+        success: areas.iter().flat_map(would).collect(),
+        failure: Vec::new(),
+    };
+    let asked: Result<TxnResponse> = client.servers.call(TXN, &txn).await;
+    match asked {
+        Ok(_) => Some(Finding::fine(ABOUT, "we may read and write what is ours")),
+        // That is said as an alarm.
+        Err(error) if error.kind() == ErrorKind::Full => None,
+        Err(error) if error.kind() == ErrorKind::Refused => Some(Finding::problem(
+            ABOUT,
+            format!("we may not read and write all that begins with {}: {error}", client.keys.prefix()),
+            "grant our role readwrite there, as docs/etcd.md says; one that is to have some locks only may do without",
+        )),
+        Err(error) => Some(not_allowed(ABOUT, &error)),
+    }
 }
 
 fn not_allowed(about: &'static str, error: &Error) -> Finding {

@@ -55,6 +55,11 @@ impl Keys {
         Self { prefix: format!("{prefix}/"), is_verbatim: true }
     }
 
+    /// What all keys of ours begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The keys of those who hold a lock or wait for it.
     pub(crate) fn line(&self, name: &LockName) -> Range {
         Range::beginning_with(self.line_begin(name))
@@ -119,6 +124,14 @@ impl Keys {
         } else {
             Range::beginning_with(self.encode("lock", prefix, false))
         }
+    }
+
+    /// Where everything of ours is that everybody needs; locks with verbatim names have no place in common.
+    pub(crate) fn areas(&self) -> Vec<Range> {
+        let areas =
+            [Some("lock").filter(|_| !self.is_verbatim), Some("withdrawn"), Some(self.kind_of_records())];
+        let begin = |area| format!("{}{area}/", self.prefix).into_bytes();
+        areas.into_iter().flatten().map(|area| Range::beginning_with(begin(area))).collect()
     }
 
     /// Whether keys are in the order of their names.

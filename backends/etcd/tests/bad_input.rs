@@ -1,16 +1,20 @@
 //! What is wrong with a URL, a name, a login or a cluster is said, with what to do about it, and without secrets.
 
 mod common;
+#[path = "common/full.rs"]
+mod full;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::{LONG, client, connect, hold, name, of_each_version, release, renew, request};
+use full::{fill, revision};
 use ringfence::{Locks, Stakes};
 use ringfence_core::{
-    Attempt, Backend, Clock, Effect, ErrorKind, Eviction, HolderInfo, METADATA_MAX, Mode, RecordKey, Release,
-    Renewal, Severity, SystemClock, Wait,
+    Attempt, Backend, BootInstant, Clock, Effect, ErrorKind, Eviction, Finding, HolderInfo, ListQuery,
+    METADATA_MAX, Mode, RecordKey, Release, Renewal, Severity, SystemClock, Wait,
 };
+use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
 use ringfence_testkit::PATIENCE;
 use tokio::task::JoinSet;
@@ -106,7 +110,7 @@ async fn a_role_on_our_prefix_is_enough_and_every_other_one_is_refused() {
         let key = RecordKey::of(name("orders"));
         ann.records().open(&key, lease.token).await.unwrap();
         assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
-        ann.examine().await.unwrap();
+        assert_eq!(rights(&ann).await.severity, Severity::Fine);
 
         for (login, rest, hint) in [
             ("", "", "user:password@"),
@@ -118,6 +122,8 @@ async fn a_role_on_our_prefix_is_enough_and_every_other_one_is_refused() {
             let error = match connect(&url).await {
                 Err(error) => error,
                 Ok(client) => {
+                    let rights = rights(&client).await;
+                    assert_eq!(rights.severity, Severity::Problem, "{login}{rest}: {rights:?}");
                     client.acquire(request("orders", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err()
                 }
             };
@@ -130,6 +136,12 @@ async fn a_role_on_our_prefix_is_enough_and_every_other_one_is_refused() {
                 .contains(SECRET)
         );
     }
+}
+
+/// What is found of our rights.
+async fn rights(client: &EtcdBackend) -> Finding {
+    let findings = client.examine().await.unwrap();
+    findings.into_iter().find(|finding| finding.about == "rights").expect("they are looked at")
 }
 
 /// Grants our user all rights to what begins so, or revokes them.
@@ -260,15 +272,7 @@ async fn a_full_database_refuses_locks_and_takes_them_back() {
     for cluster in of_each_version(small).await {
         let ann = client(&cluster.url()).await;
         let lease = hold(&ann, "orders", LONG).await;
-        let large = "x".repeat(100_000);
-        let filled = async {
-            for number in 0.. {
-                if cluster.ask(&["put", &format!("large/{number}"), &large]).await.is_err() {
-                    break;
-                }
-            }
-        };
-        common::within("the database is full", filled).await;
+        fill(&cluster).await;
         let error = ann.acquire(request("another", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Full, "{error:?}");
         assert!(error.to_string().contains("defrag"), "{error}");
@@ -277,6 +281,50 @@ async fn a_full_database_refuses_locks_and_takes_them_back() {
         assert_eq!(alarm.severity, Severity::Problem, "{alarm:?}");
         assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed, "holders hold on");
         assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released, "what is held can be given back");
+    }
+}
+
+/// Does what the error of a full database says.
+async fn make_room(cluster: &EtcdCluster) {
+    cluster.etcdctl(&["del", "--prefix", "large/"]).await;
+    let revision = revision(cluster).await.to_string();
+    cluster.etcdctl(&["compact", &revision]).await;
+    cluster.etcdctl(&["defrag"]).await;
+    cluster.etcdctl(&["alarm", "disarm"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_when_the_database_is_full_may_look_and_who_has_its_turn_is_told_so_after_its_ttl() {
+    const TTL: Duration = Duration::from_secs(3);
+    let small = EtcdOptions::new().set("quota-backend-bytes", "2097152");
+    for cluster in of_each_version(small).await {
+        let (ann, bob) = (client(&cluster.url()).await, Arc::new(client(&cluster.url()).await));
+        let lease = hold(&ann, "orders", LONG).await;
+        let waits = tokio::spawn(async move {
+            bob.acquire(request("orders", Mode::Exclusive, TTL, Wait::Until(BootInstant::MAX))).await
+        });
+        let waiters = async || ann.inspect(&name("orders")).await.unwrap().waiters.len();
+        common::within("one waits", async { while waiters().await == 0 {} }).await;
+        fill(&cluster).await;
+
+        let eve = client(&cluster.url()).await;
+        let state = eve.inspect(&name("orders")).await.unwrap();
+        assert_eq!((state.holders.len(), state.waiters.len()), (1, 1), "{state:?}");
+        assert_eq!(eve.list(ListQuery::default()).await.unwrap().items, [state]);
+        assert!(eve.records().read(&RecordKey::of(name("orders"))).await.unwrap().is_none());
+        let findings = eve.examine().await.unwrap();
+        assert!(findings.iter().any(|one| one.about == "alarms" && one.severity == Severity::Problem));
+        let error = eve.acquire(request("another", Mode::Exclusive, LONG, Wait::No)).await.unwrap_err();
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::Full, Effect::None), "{error:?}");
+
+        assert_eq!(release(&ann, &lease).await.unwrap(), Release::Released);
+        // It keeps its place for a while: room may be made.
+        let error = common::within("an error", waits).await.unwrap().unwrap_err();
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::Full, Effect::None), "{error:?}");
+        assert_eq!(ann.inspect(&name("orders")).await.unwrap().holders.len(), 0, "nothing is left of it");
+
+        make_room(&cluster).await;
+        hold(&eve, "orders", LONG).await;
     }
 }
 

@@ -4,6 +4,8 @@ mod clock;
 #[path = "../common/mod.rs"]
 mod common;
 mod fence;
+#[path = "../common/full.rs"]
+mod full;
 mod late;
 #[path = "../common/line.rs"]
 mod line;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{LONG, client, connect, granted, hold, name, of_each_version, release, renew, request, within};
+use full::revision;
 use line::{FOR_EVER, sees_waiters};
 use ringfence::Locks;
 use ringfence_core::{
@@ -273,12 +276,6 @@ async fn an_attempt_that_arrives_after_its_withdrawal_does_not_come_back() {
     }
     assert!(revision(&cluster).await >= before + 40);
     assert_eq!(renew(&ann, &warm).await.unwrap(), Renewal::Renewed);
-}
-
-async fn revision(cluster: &EtcdCluster) -> i64 {
-    let status = cluster.etcdctl(&["get", "nothing", "--write-out", "json"]).await;
-    let (_, rest) = status.split_once("\"revision\":").expect("a revision");
-    rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).expect("a number")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

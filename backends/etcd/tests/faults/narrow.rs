@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::common::{LONG, client, hold, release, renew, request, within};
+use crate::full::fill;
 use crate::line::{FOR_EVER, sees_waiters};
 use crate::{NAME, behind, metric_of, metric_reaches, now};
 
@@ -163,11 +164,7 @@ async fn an_attempt_is_withdrawn_while_the_database_is_full() {
         proxy.hold_replies();
         let asking = asks(&ann, Mode::Exclusive, LONG, Wait::No);
         let (key, ..) = last_place(&cluster).await;
-        let large = "x".repeat(100_000);
-        let mut number = 0;
-        while cluster.ask(&["put", &format!("large/{number}"), &large]).await.is_ok() {
-            number += 1;
-        }
+        fill(&cluster).await;
         proxy.cut_connections();
         proxy.mend();
         let error = within("the withdrawal is answered", asking).await.unwrap().unwrap_err();
