@@ -9,7 +9,8 @@ use tokio::io::AsyncReadExt;
 use crate::backend::Client;
 use crate::error;
 use crate::servers::{Servers, send_all};
-use crate::wire::{self, Answer, Code, Data, Greeting, Odd, Request};
+use crate::session::Failure;
+use crate::wire::{self, Answer, Code, Data, Greeting, Kind, Odd, Request};
 
 /// How long a server may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -35,6 +36,7 @@ const RIGHTS_TO_CHANGE: i32 = 2 | 4 | 8;
 
 pub(crate) async fn examine(client: &Client) -> Result<Vec<Finding>> {
     let mut findings = vec![access(client).await?, range(client.sessions.range)];
+    findings.extend(rights(client).await?);
     let servers = &client.sessions.servers;
     let mut marks = Vec::new();
     for (place, (host, port)) in servers.addresses().iter().enumerate() {
@@ -148,6 +150,42 @@ async fn access(client: &Client) -> Result<Finding> {
     } else {
         Finding::fine("access", format!("{root} is not everybody's to change"))
     })
+}
+
+/// Whether we may make nodes where all of ours are, and remove them; `None` where nobody has made anything yet.
+///
+/// The servers do all that is asked for in one transaction or nothing, and to remove a node twice cannot be done.
+async fn rights(client: &Client) -> Result<Option<Finding>> {
+    const ABOUT: &str = "rights";
+    let session = client.sessions.any().await?;
+    let keys = &client.keys;
+    let pending = keys.areas().map(|area| {
+        // No name of a lock is written so.
+        let node = format!("{area}/%");
+        let (make, remove) =
+            (Request::create(&node, b"", keys.access(), Kind::Persistent), Request::delete(&node));
+        (area, session.call(Request::all([&make, &remove, &remove])))
+    });
+    let mut found = None;
+    for (area, pending) in pending {
+        let answer = pending.answer().await.and_then(|answer| Ok(wire::all(answer)?));
+        match answer.map_err(|failure| client.error(failure))? {
+            Err((2, Code::NO_NODE)) => {
+                found.get_or_insert_with(|| Finding::fine(ABOUT, "we may make and remove what is ours"));
+            }
+            Err((_, Code::NO_NODE)) => {}
+            Err((_, code)) => {
+                let error = client.error(Failure::Refused(code));
+                return Ok(Some(Finding::problem(
+                    ABOUT,
+                    format!("we may not make and remove nodes below {area}: {error}"),
+                    "log in as the user whose locks these are, or have that user allow it (setAcl)",
+                )));
+            }
+            Ok(_) => return Err(client.odd()),
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the usual TTL is among those that the servers grant.

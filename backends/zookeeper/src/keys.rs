@@ -78,6 +78,15 @@ impl Keys {
         }
     }
 
+    /// The nodes below which all is that everybody needs; locks with verbatim names are in no place of ours.
+    pub(crate) fn areas(&self) -> [String; 3] {
+        let locks = match self.naming {
+            Naming::Encoded => self.locks(),
+            Naming::Verbatim => self.root(),
+        };
+        [self.root(), locks, self.records()]
+    }
+
     /// The node of a lock, below which those stand who want it. Errors for a name that is no path, which only a verbatim one can
     /// be.
     pub(crate) fn lock(&self, name: &LockName) -> Result<String> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringfence_core::{
-    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, Effect, ErrorKind, HolderInfo,
+    AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, Effect, ErrorKind, Finding, HolderInfo,
     ListQuery, METADATA_MAX, Mode, RecordKey, Release, Renewal, Result, Retry, Severity, SystemClock, Ttl,
     Wait,
 };
@@ -47,6 +47,12 @@ async fn a_users_locks_are_nobody_elses() {
     }
 }
 
+/// What is found of our rights.
+async fn rights(client: &ZooKeeperBackend) -> Option<Finding> {
+    let findings = client.examine().await.expect("an examination");
+    findings.into_iter().find(|finding| finding.about == "rights")
+}
+
 async fn nobody_elses(servers: &Ensemble, path: &str) {
     let ann = connect(&(as_user(servers, "ann:s3cret") + path)).await.expect("any login is taken");
     let lease = match ask(&ann, "orders", Ttl::DEFAULT.as_duration()).await {
@@ -65,7 +71,10 @@ async fn nobody_elses(servers: &Ensemble, path: &str) {
         assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
         let error = stranger.evict(&lease.key.name, lease.key.nonce).await.expect_err("nor to remove");
         assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+        let rights = rights(&stranger).await.expect("what is there is not theirs");
+        assert_eq!(rights.severity, Severity::Problem, "{rights:?}");
     }
+    assert_eq!(rights(&ann).await.expect("it is hers").severity, Severity::Fine);
     let findings = ann.examine().await.expect("an examination");
     let access = findings.iter().find(|finding| finding.about == "access").expect("it looks at the access");
     assert_eq!(access.severity, Severity::Fine, "{access:?}");
@@ -96,10 +105,17 @@ async fn what_everybody_may_remove_is_said() {
     let Some(servers) = Ensemble::start().await else { return };
     let client = connect(&servers.url()).await.expect("a server");
     assert!(matches!(ask(&client, "orders", Ttl::DEFAULT.as_duration()).await, Ok(Attempt::Granted(_))));
+    let below = async || {
+        let [all, locks, records] = ["", "/locks", "/records"].map(|below| format!("/ringfence{below}"));
+        [servers.children(&all).await, servers.children(&locks).await, servers.children(&records).await]
+    };
+    let before = below().await;
     let findings = client.examine().await.expect("an examination");
+    assert_eq!(below().await, before, "it changes nothing");
     let severity =
         |about| findings.iter().find(|finding| finding.about == about).map(|finding| finding.severity);
     assert_eq!(severity("access"), Some(Severity::Warning), "{findings:?}");
+    assert_eq!(severity("rights"), Some(Severity::Fine), "{findings:?}");
     assert_eq!(severity("role"), Some(Severity::Warning), "one server is alone: {findings:?}");
     assert_eq!(severity("version"), Some(Severity::Fine), "{findings:?}");
 }
