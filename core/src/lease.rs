@@ -172,8 +172,8 @@ pub struct HolderState {
     /// Since when. `None` where nobody knows: the backend keeps no times, or it is somebody else's client that holds.
     pub age: Option<Duration>,
     /// Until when, if it is not renewed. Zero: it has lapsed and the next one that wants the name gets it. Many years: it is another
-    /// client's, and has no end of its own.
-    pub remaining: Duration,
+    /// client's, and has no end of its own. `None` where nobody knows: it is another client's, and ends with it.
+    pub remaining: Option<Duration>,
 }
 
 impl HolderState {
@@ -183,9 +183,14 @@ impl HolderState {
         mode: Mode,
         token: FencingToken,
         age: impl Into<Option<Duration>>,
-        remaining: Duration,
+        remaining: impl Into<Option<Duration>>,
     ) -> Self {
-        Self { holder, mode, token, age: age.into(), remaining }
+        Self { holder, mode, token, age: age.into(), remaining: remaining.into() }
+    }
+
+    /// Whether the next one that wants the name gets it.
+    pub fn has_lapsed(&self) -> bool {
+        self.remaining == Some(Duration::ZERO)
     }
 }
 

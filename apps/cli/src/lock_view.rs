@@ -23,7 +23,8 @@ pub(crate) struct HolderView<'a> {
     token: FencingToken,
     /// Null where nobody knows.
     age_ms: Option<u64>,
-    remaining_ms: u64,
+    /// Null where nobody knows.
+    remaining_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,7 +78,7 @@ impl<'a> From<&'a HolderState> for HolderView<'a> {
             mode: state.mode.into(),
             token: state.token,
             age_ms: state.age.map(millis),
-            remaining_ms: millis(state.remaining),
+            remaining_ms: state.remaining.map(millis),
         }
     }
 }

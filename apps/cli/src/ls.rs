@@ -46,13 +46,14 @@ fn rows(state: &LockState) -> Vec<[String; 7]> {
         let nobody = || "-".to_owned();
         return vec![[name, nobody(), nobody(), nobody(), nobody(), waiting, nobody()]];
     }
+    let (unknown, never) = (|| "unknown".to_owned(), || "never".to_owned());
     let row = |holder: &ringfence::HolderState| {
         [
             name.clone(),
             holder.mode.to_string(),
             holder.holder.to_string(),
-            holder.age.map_or_else(|| "unknown".to_owned(), duration),
-            until_lapse(holder.remaining).unwrap_or_else(|| "never".to_owned()),
+            holder.age.map_or_else(unknown, duration),
+            holder.remaining.map_or_else(unknown, |remaining| until_lapse(remaining).unwrap_or_else(never)),
             waiting.clone(),
             holder.token.to_string(),
         ]

@@ -319,5 +319,5 @@ async fn history(name: &str, global: &Global) -> Result<u8, Failure> {
 /// Whether a run that has not ended still has its lock.
 async fn is_running(locks: &Locks, job: &Once, run: &RunEntry) -> Result<bool, Failure> {
     let holders = locks.inspect(&job.lock_name()?).await?.holders;
-    Ok(holders.iter().any(|holder| holder.token.nonce() == run.token.nonce() && !holder.remaining.is_zero()))
+    Ok(holders.iter().any(|holder| holder.token.nonce() == run.token.nonce() && !holder.has_lapsed()))
 }

@@ -40,9 +40,10 @@ fn describe(state: &LockState) -> String {
         lines.push(format!("  token      {}", holder.token));
         let held_for = holder.age.map_or_else(|| "unknown".to_owned(), duration);
         lines.push(format!("  held for   {held_for}"));
-        lines.push(match until_lapse(holder.remaining) {
-            Some(remaining) => format!("  lapses in  {remaining}, unless it is renewed"),
-            None => "  lapses     never by itself".to_owned(),
+        lines.push(match holder.remaining.map(until_lapse) {
+            Some(Some(remaining)) => format!("  lapses in  {remaining}, unless it is renewed"),
+            Some(None) => "  lapses     never by itself".to_owned(),
+            None => "  lapses     with its client, unknown when".to_owned(),
         });
     }
     for (place, waiter) in state.waiters.iter().enumerate() {
@@ -60,27 +61,27 @@ fn metadata(holder: &HolderInfo) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use ringfence::{FencingToken, HolderState, Mode, Nonce, WaiterState};
 
     use super::*;
 
-    /// A lock of a backend that keeps no times.
-    fn without_ages() -> LockState {
+    /// A lock of a backend that keeps no times, which another client holds.
+    fn without_times() -> LockState {
         let who = |label| HolderInfo::new(label, "web-1", 42).unwrap();
         let token = FencingToken::of_grant(7, Nonce::from_u64(1).unwrap()).unwrap();
-        let holder = HolderState::new(who("report"), Mode::Exclusive, token, None, Duration::from_secs(30));
+        let holder = HolderState::new(who("report"), Mode::Exclusive, token, None, None);
         let waiter = WaiterState::new(who("second"), Mode::Shared, None);
         LockState::new("orders".parse().unwrap(), vec![holder], vec![waiter])
     }
 
     #[test]
-    fn an_age_that_nobody_knows_is_unknown_and_not_zero() {
-        let said = describe(&without_ages());
+    fn a_time_that_nobody_knows_is_unknown_and_not_zero() {
+        let said = describe(&without_times());
         assert!(said.contains("\n  held for   unknown\n"), "{said}");
+        assert!(said.contains("\n  lapses     with its client, unknown when\n"), "{said}");
         assert!(said.ends_with("\n  wants      shared"), "{said}");
-        let json = serde_json::to_string(&LockView::from(&without_ages())).unwrap();
+        let json = serde_json::to_string(&LockView::from(&without_times())).unwrap();
+        assert_eq!(json.matches(r#""remaining_ms":null"#).count(), 1, "{json}");
         assert_eq!(json.matches(r#""age_ms":null"#).count(), 2, "{json}");
     }
 }

@@ -121,6 +121,11 @@ fn assert_stale<T: std::fmt::Debug>(result: ringfence_core::Result<T>, what: &st
     }
 }
 
+/// What the first holder has left.
+fn left(state: &LockState) -> Duration {
+    state.holders.first().and_then(|holder| holder.remaining).expect("a stopped holder still holds")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_next_holds_within_a_second_of_a_kill() {
     let store = Store::new();
@@ -169,7 +174,7 @@ async fn a_stopped_holder_keeps_its_lease_until_its_ttl_and_is_refused_afterward
 
     stopped.stop();
     let looked = now();
-    let remaining = store.state().await.holders.first().expect("a stopped holder still holds").remaining;
+    let remaining = left(&store.state().await);
     let (new_token, granted) = next.holds().await;
     let kept = granted.saturating_since(looked);
     assert!(kept >= remaining, "it had {remaining:?} left and lost it after {kept:?}");
@@ -293,7 +298,7 @@ async fn leases_end_in_time_whatever_the_wall_clock_says() {
 
         stopped.stop();
         let looked = now();
-        let remaining = store.state().await.holders.first().expect("a stopped holder still holds").remaining;
+        let remaining = left(&store.state().await);
         clock.step(step);
         let (_, granted) = next.holds().await;
         let kept = granted.saturating_since(looked);

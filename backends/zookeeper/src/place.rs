@@ -59,12 +59,11 @@ impl Said {
             HolderInfo::new(label, host, pid).and_then(|holder| holder.with_metadata(metadata)).ok()?;
         Some(Self { step, ttl, holder })
     }
+}
 
-    /// One that another client's node is of, of whom nothing is known but how it holds.
-    pub(crate) fn by_another_client(shortest: Ttl) -> Self {
-        let holder = HolderInfo::new("another client", "unknown", 0).expect("lawful words");
-        Self::new(shortest, holder)
-    }
+/// Whose node it is that says nothing of ours.
+pub(crate) fn another_client() -> HolderInfo {
+    HolderInfo::new("another client", "unknown", 0).expect("lawful words")
 }
 
 #[cfg(test)]

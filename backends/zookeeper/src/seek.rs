@@ -39,7 +39,7 @@ use crate::batch::{Change, Changed, Joined, Seen};
 use crate::error;
 use crate::keys::Naming;
 use crate::line::{self, Line, Place, Turn};
-use crate::place::{Said, Step};
+use crate::place::{Said, Step, another_client};
 use crate::session::{Failure, News, Pending, Session};
 use crate::wire::{self, ANY_VERSION, Code, Data, Kind, Odd, Request};
 
@@ -589,8 +589,7 @@ impl<'a> Seeker<'a> {
                 && let Ok(data) = Data::read(data)
             {
                 let said = Said::read(&data.bytes);
-                let said = said.unwrap_or_else(|| Said::by_another_client(client.sessions.range.0));
-                contention.holders.push(said.holder);
+                contention.holders.push(said.map_or_else(another_client, |said| said.holder));
             }
         }
         match left.answer().await {

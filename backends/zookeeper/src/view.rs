@@ -12,7 +12,7 @@ use ringfence_core::{
 use crate::backend::Client;
 use crate::keys::{Keys, Naming};
 use crate::line::{Line, Place};
-use crate::place::{Said, Step};
+use crate::place::{Said, Step, another_client};
 use crate::session::{Failure, Session};
 use crate::walk::{Limits, Walk};
 use crate::wire::{self, Code, Data, Request, Stat};
@@ -91,33 +91,30 @@ pub(crate) async fn inspect(client: &Client, name: &LockName) -> Result<LockStat
     let now = client.now();
     let mut state = LockState::new(name.clone(), Vec::new(), Vec::new());
     for (at, Seen { place, said, stat }) in seen.into_iter().enumerate() {
-        let said = said.unwrap_or_else(|| Said::by_another_client(client.sessions.range.0));
         let is_holder = at < holders;
         // One that has waited wrote into its node when it came to hold, and one that has not holds since it is there.
         let since = if is_holder { stat.changed_at } else { stat.made_at };
         let age = client.server_time.since(since, now);
-        let mode = if said.step == Step::Shares { ringfence_core::Mode::Shared } else { place.mode };
+        let is_downgraded = said.as_ref().is_some_and(|said| said.step == Step::Shares);
+        let mode = if is_downgraded { ringfence_core::Mode::Shared } else { place.mode };
+        // Of another client's session nobody tells how long it is.
+        let remaining = said.as_ref().map(|said| at_least_left(said.ttl.as_duration()));
+        let holder = said.map_or_else(another_client, |said| said.holder);
         if !is_holder {
-            state.waiters.push(WaiterState::new(said.holder, mode, age));
+            state.waiters.push(WaiterState::new(holder, mode, age));
             continue;
         }
         let number = u64::try_from(stat.made_by).unwrap_or(u64::MAX);
         let token = FencingToken::of_grant(number, place.nonce)?;
-        state.holders.push(HolderState::new(
-            said.holder,
-            mode,
-            token,
-            age,
-            at_least_left(&said.ttl.as_duration()),
-        ));
+        state.holders.push(HolderState::new(holder, mode, token, age, remaining));
     }
     Ok(state)
 }
 
 /// What a holder has left at least, whose session is alive: no server tells when it heard of a session last, but it hears of
 /// ours three times in each timeout.
-fn at_least_left(ttl: &Duration) -> Duration {
-    *ttl * 2 / 3
+fn at_least_left(ttl: Duration) -> Duration {
+    ttl * 2 / 3
 }
 
 /// Has the leader stamp a node of ours. Where that cannot be done, ages are not known.

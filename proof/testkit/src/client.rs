@@ -196,7 +196,7 @@ impl Client {
     pub(crate) async fn sees_lapsed(&self, lease: &Lease) {
         let lives = |state: &LockState| {
             let mut holders = state.holders.iter();
-            holders.any(|holder| holder.token == lease.token && !holder.remaining.is_zero())
+            holders.any(|holder| holder.token == lease.token && !holder.has_lapsed())
         };
         self.sees(&lease.key.name, "the end of a lease that nobody renews", |state| !lives(state)).await;
     }

@@ -132,7 +132,7 @@ impl Election {
         let leads = state
             .holders
             .into_iter()
-            .find(|holder| holder.token == record.written_with && !holder.remaining.is_zero());
+            .find(|holder| holder.token == record.written_with && !holder.has_lapsed());
         leads
             .map(|seen| {
                 let value = Proclamation::decode(&lock, &record)?;

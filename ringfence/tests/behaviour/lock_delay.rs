@@ -18,7 +18,7 @@ fn delayed(locks: &Locks) -> LockRequest {
 /// For how long the backend keeps others out.
 async fn kept(locks: &Locks) -> Duration {
     let state = locks.inspect("a").await.unwrap();
-    state.holders.first().map_or(Duration::ZERO, |holder| holder.remaining)
+    state.holders.first().and_then(|holder| holder.remaining).unwrap_or_default()
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ async fn theirs_is_shown_listed_and_evicted() {
         within("etcdctl holds", theirs.line()).await.expect("its key");
         let state = ours.inspect(&name(NAME)).await.unwrap();
         assert_eq!((state.holders.len(), state.holders[0].mode), (1, Mode::Exclusive));
-        assert!(!state.holders[0].remaining.is_zero());
+        assert!(!state.holders[0].has_lapsed());
         let listed = ours.list(ringfence_core::ListQuery::new("")).await.unwrap();
         assert!(listed.items.is_empty(), "what is nobody's of ours may be anything: {listed:?}");
 

@@ -48,7 +48,7 @@ fn agreed(mut seen: Vec<HolderState>, needed: usize) -> HolderState {
     // It holds for as long as a quorum keeps it.
     seen.sort_by_key(|holder| std::cmp::Reverse(holder.remaining));
     let mut holder = seen[needed - 1].clone();
-    holder.remaining = claimable(holder.remaining).max(LIFE_MIN);
+    holder.remaining = holder.remaining.map(|remaining| claimable(remaining).max(LIFE_MIN));
     // Its number is from the clock that is furthest ahead: by that one it is as old as it is.
     holder.age = seen.iter().filter_map(|holder| holder.age).max();
     holder

@@ -261,6 +261,7 @@ async fn an_operator_sees_their_lock_and_can_evict_it() {
         let seen = stage.state().await;
         let [holder] = &seen.holders[..] else { panic!("they hold it: {seen:?}") };
         assert_eq!((holder.holder.label(), holder.mode), ("another client", Mode::Exclusive));
+        assert_eq!(holder.remaining, None, "nobody tells how long their session is");
         let page = stage.ours.list(ListQuery::new("apps/")).await.expect("a listing");
         let listed: Vec<&str> = page.items.iter().map(|state| state.name.as_str()).collect();
         assert_eq!(listed, [NAME], "their locks are listed, by their paths");

@@ -87,7 +87,7 @@ impl Scene {
         let looks = async {
             loop {
                 let state = self.locks.inspect(lock.as_str()).await.expect("a look");
-                let alive = state.holders.iter().filter(|holder| !holder.remaining.is_zero());
+                let alive = state.holders.iter().filter(|holder| !holder.has_lapsed());
                 if let Some(found) = wanted(&alive.map(|holder| holder.token).collect::<Vec<_>>()) {
                     break found;
                 }

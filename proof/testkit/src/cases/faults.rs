@@ -109,7 +109,8 @@ pub async fn a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_ref
     process.stop();
     let stopped = ann.now();
     let state = ann.inspect(&name).await;
-    let remaining = state.holders.first().expect("a stopped holder still holds").remaining;
+    let remaining =
+        state.holders.first().and_then(|holder| holder.remaining).expect("a stopped holder still holds");
     let (lease, granted) = ann.wait(&name, Mode::Exclusive).granted_at().await;
     assert!(
         granted >= stopped.saturating_add(remaining),

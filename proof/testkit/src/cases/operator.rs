@@ -29,7 +29,7 @@ pub async fn inspect_shows_holder_and_waiters(harness: &dyn Harness) -> Verdict 
     assert_eq!(holder.holder.metadata(), ann.holder.metadata(), "metadata is kept as it was given");
     assert!(holder.age.is_none_or(|age| age <= LONG / 2), "a fresh lease is young: {holder:?}");
     assert!(
-        holder.remaining > LONG / 2 && holder.remaining <= lease.key.ttl.as_duration(),
+        holder.remaining > Some(LONG / 2) && holder.remaining <= Some(lease.key.ttl.as_duration()),
         "a fresh lease has nearly all of its TTL left: {holder:?}"
     );
     if eve.has_line() {

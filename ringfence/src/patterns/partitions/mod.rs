@@ -342,7 +342,7 @@ impl Group {
     /// Who the members are. One round trip.
     async fn members(&self) -> Result<BTreeSet<Nonce>> {
         let state = self.locks.inspect(&self.below("members")?).await?;
-        let lives = state.holders.into_iter().filter(|holder| !holder.remaining.is_zero());
+        let lives = state.holders.into_iter().filter(|holder| !holder.has_lapsed());
         Ok(lives.map(|holder| holder.token.nonce()).collect())
     }
 }
