@@ -81,7 +81,25 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         &["a_waiter_that_is_killed_is_out_of_the_line_after_seconds_and_not_after_its_ttl"],
     ),
     ("Permits", ALL, &["permits_are_counted", "a_lapsed_permit_comes_back"]),
-    ("Wake-up", ETCD, &["waits_for_release", "a_compaction_takes_no_turn_away"]),
+    (
+        "Wake-up",
+        ETCD,
+        &[
+            "waits_for_release",
+            "who_waits_is_told_of_its_turn_and_need_not_look",
+            "a_release_is_news_for_the_next_in_line_and_not_for_all",
+            "a_compaction_takes_no_turn_away",
+        ],
+    ),
+    (
+        "The records' fence",
+        ETCD,
+        &[
+            "a_record_refuses_a_lease_that_ends_between_the_look_and_the_write",
+            "a_record_that_is_opened_between_the_look_and_the_write_takes_no_older_token",
+            "a_record_whose_mark_is_another_holders_of_the_same_number_is_a_collision",
+        ],
+    ),
     (
         "Fencing tokens",
         ETCD,
@@ -97,6 +115,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         ETCD,
         &[
             "a_lease_lapses_after_its_ttl",
+            "a_lease_counts_from_before_it_was_asked_for_and_is_none_when_that_is_too_long_ago",
             "renewal_tells_of_loss",
             "a_stopped_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",
             "a_cut_off_holder_keeps_its_lease_until_its_ttl_and_its_token_is_refused",

@@ -11,8 +11,8 @@ use common::{LONG, client, connect, hold, name, of_each_version, release, renew,
 use full::{fill, revision};
 use ringfence::{Locks, Stakes};
 use ringfence_core::{
-    Attempt, Backend, BootInstant, Clock, Effect, ErrorKind, Eviction, Finding, HolderInfo, ListQuery,
-    METADATA_MAX, Mode, RecordKey, Release, Renewal, Severity, SystemClock, Wait,
+    Attempt, Backend, BootInstant, Clock, Effect, ErrorKind, Eviction, FencingToken, Finding, HolderInfo,
+    ListQuery, METADATA_MAX, Mode, Nonce, RecordKey, Release, Renewal, Severity, SystemClock, Wait,
 };
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Proxy};
@@ -363,6 +363,25 @@ async fn a_foreign_value_in_a_records_place_is_corrupt_and_stays() {
     assert_eq!(
         cluster.etcdctl(&["get", "--print-value-only", "ringfence/record/orders!value"]).await,
         "garbage"
+    );
+}
+
+/// As after a snapshot was restored, when revisions begin again where they were then.
+#[tokio::test]
+async fn a_record_whose_mark_is_another_holders_of_the_same_number_is_a_collision() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let ann = client(&cluster.url()).await;
+    let lease = hold(&ann, "orders", LONG).await;
+    let other = Nonce::from_u64(lease.token.nonce().get() ^ 1 << 63).expect("another nonce");
+    let mark = FencingToken::new(lease.token.sequence(), other).expect("a token");
+    let kept = format!("ringfence1 {mark}\n");
+    cluster.etcdctl(&["put", "ringfence/record/orders!value", &kept]).await;
+    let key = RecordKey::of(name("orders"));
+    let error = ann.records().open(&key, lease.token).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TokenCollision, "{error:?}");
+    assert_eq!(
+        cluster.etcdctl(&["get", "--print-value-only", "ringfence/record/orders!value"]).await,
+        kept.trim()
     );
 }
 

@@ -38,6 +38,8 @@ struct Line {
     generation: u64,
     /// Whether anything was swallowed since it should be.
     has_swallowed: bool,
+    /// Whether what clients send is lost from now on.
+    loses: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +55,8 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port of 127.0.0.1");
         let port = listener.local_addr().expect("a listener has an address").port();
         let (requests, replies) = (Flow::Pass, Flow::Pass);
-        let line = Line { requests, replies, delay: Duration::ZERO, generation: 0, has_swallowed: false };
+        let delay = Duration::ZERO;
+        let line = Line { requests, replies, delay, generation: 0, has_swallowed: false, loses: false };
         let line = watch::Sender::new(line);
         let heard = Arc::default();
         let task = tokio::spawn(listen(listener, server, line.clone(), Arc::clone(&heard)));
@@ -91,6 +94,12 @@ impl Proxy {
     /// A server that accepts and never answers: nothing that is sent to it ever arrives, and it does not hang up.
     pub fn accept_and_be_silent(&self) {
         self.set(Flow::Swallow, Flow::Swallow);
+    }
+
+    /// What clients send from now on never arrives, not even their hanging up. What they have sent before arrives as it would have: after
+    /// [`Self::mend`], where it is held. So a request is late of which its client knows no more.
+    pub fn lose_what_is_sent(&self) {
+        self.line.send_modify(|line| line.loses = true);
     }
 
     /// Resets every connection that there is now, at both ends. Those to come are not concerned.
@@ -221,8 +230,9 @@ async fn carry_both_ways(
         let (client_reads, client_writes) = client.split();
         let (server_reads, server_writes) = server.split();
         let uncounted = AtomicU64::default();
-        let requests = carry(client_reads, server_writes, line, |line| line.requests, &uncounted);
-        let replies = carry(server_reads, client_writes, line, |line| line.replies, heard);
+        let requests =
+            carry(client_reads, server_writes, line, |line| line.requests, |line| line.loses, &uncounted);
+        let replies = carry(server_reads, client_writes, line, |line| line.replies, |_| false, heard);
         tokio::try_join!(requests, replies).map(drop)
     }
     .await;
@@ -251,6 +261,7 @@ async fn carry(
     mut to: WriteHalf<'_>,
     line: &watch::Sender<Line>,
     flow: impl Fn(&Line) -> Flow,
+    loses: impl Fn(&Line) -> bool,
     carried: &AtomicU64,
 ) -> Result<(), Broken> {
     // What is under way: chunks, each with the moment at which it arrives. The end of the stream is an empty one, and
@@ -259,7 +270,15 @@ async fn carry(
     let depart = async {
         loop {
             let mut chunk = vec![0; 16 * 1024];
-            let length = from.read(&mut chunk).await?;
+            let read = from.read(&mut chunk).await;
+            if loses(&line.borrow()) {
+                match read {
+                    Ok(1..) => continue,
+                    // The other end does not hear of the end either.
+                    _ => return std::future::pending().await,
+                }
+            }
+            let length = read?;
             chunk.truncate(length);
             let delay = line.borrow().delay;
             // Not even a sleep of zero: it may last until the timer's next tick, which is a millisecond away.
@@ -393,6 +412,26 @@ mod tests {
             } else {
                 assert_eq!(within(server.read(&mut [0])).await.unwrap(), 0);
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_arrives_late_and_what_is_sent_afterwards_is_lost_with_the_end() {
+        for is_reset_by_client in [false, true] {
+            let Ends { proxy, mut client, mut server, .. } = ends().await;
+            proxy.cut();
+            says(&mut client, "ask").await;
+            tokio::time::sleep(A_WHILE).await;
+            proxy.lose_what_is_sent();
+            says(&mut client, "more").await;
+            if is_reset_by_client {
+                client.set_zero_linger().unwrap();
+            }
+            drop(client);
+            tokio::time::sleep(A_WHILE).await;
+            proxy.mend();
+            hears(&mut server, "ask").await;
+            hears_nothing(&mut server).await;
         }
     }
 

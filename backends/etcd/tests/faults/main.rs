@@ -256,26 +256,46 @@ async fn an_attempt_whose_answer_was_lost_is_withdrawn_before_its_error_is_told(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_that_arrives_after_its_withdrawal_does_not_come_back() {
+    for is_free in [true, false] {
+        arrives_after_its_withdrawal(is_free).await;
+    }
+}
+
+async fn arrives_after_its_withdrawal(is_free: bool) {
     let Some(cluster) = EtcdCluster::start(1).await else { return };
     let proxy = Proxy::start(cluster.port(0)).await;
     // It asks by the way that will be held up, and withdraws by the other one.
     let url = format!("etcd://127.0.0.1:{},127.0.0.1:{}", proxy.port(), cluster.port(0));
-    let ann = Arc::new(client(&url).await);
+    let (ann, bob) = (Arc::new(client(&url).await), client(&cluster.url()).await);
+    let asks = |lock: &str| {
+        let (ann, request) = (Arc::clone(&ann), request(lock, Mode::Exclusive, LONG, FOR_EVER));
+        tokio::spawn(async move { ann.acquire(request).await })
+    };
+    // What it asks with is there, and what its place would live by, which another one keeps alive.
     let warm = hold(&ann, "warm", LONG).await;
-    proxy.cut();
-    let error =
-        within("an error", ann.acquire(request(NAME, Mode::Exclusive, LONG, Wait::No))).await.unwrap_err();
-    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
-    let before: i64 = revision(&cluster).await;
-    // What was held up arrives now.
-    proxy.mend();
-    let bob = client(&cluster.url()).await;
-    for _ in 0..20 {
-        let lease = hold(&bob, NAME, LONG).await;
-        release(&bob, &lease).await.unwrap();
+    hold(&bob, "other", LONG).await;
+    let other = asks("other");
+    sees_waiters(&bob, "other", 1).await;
+    if !is_free {
+        hold(&bob, NAME, LONG).await;
     }
-    assert!(revision(&cluster).await >= before + 40);
+    let line = || cluster.etcdctl(&["get", "--prefix", "--keys-only", "ringfence/lock/orders"]);
+    let before = line().await;
+
+    proxy.cut();
+    let attempt = asks(NAME);
+    // It has asked by then, and still waits for the answer. That it does so no more, the cluster never hears.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    proxy.lose_what_is_sent();
+    let error = within("an error", attempt).await.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::None), "{error:?}");
+    let proposed = "etcd_server_proposals_committed_total";
+    let late = metric(&cluster, proposed) + 1;
+    proxy.hold_replies();
+    metric_reaches(&cluster, 0, proposed, late).await;
+    assert_eq!(line().await, before, "what arrives late finds that it was withdrawn");
     assert_eq!(renew(&ann, &warm).await.unwrap(), Renewal::Renewed);
+    other.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_core::{Attempt, Backend, Effect, ErrorKind, Mode, Renewal, Wait};
+use ringfence_core::{Attempt, Backend, Effect, ErrorKind, Mode, RecordKey, Renewal, Wait};
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Process, Proxy};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::common::{LONG, client, hold, release, renew, request, within};
+use crate::common::{LONG, client, granted, hold, release, renew, request, within};
 use crate::full::fill;
 use crate::line::{FOR_EVER, sees_waiters};
 use crate::{NAME, behind, metric_of, metric_reaches, now};
@@ -26,7 +26,7 @@ fn asks(
 
 /// The last key of the lock's line, as soon as it is there: its key, its lease of the server and the revision at which it was
 /// created.
-async fn last_place(cluster: &EtcdCluster) -> (String, i64, i64) {
+pub(crate) async fn last_place(cluster: &EtcdCluster) -> (String, i64, i64) {
     within("a place in line", async {
         loop {
             let line = format!("ringfence/lock/{NAME}!");
@@ -128,6 +128,69 @@ async fn a_lease_that_the_cluster_has_called_dead_is_not_granted_from() {
     let attempt = within("an answer", asking).await.unwrap();
     let Ok(Attempt::Granted(lease)) = attempt else { panic!("nobody is in its way: {attempt:?}") };
     assert_eq!(renew(&ann, &lease).await.unwrap(), Renewal::Renewed, "what is granted is there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_counts_from_before_it_was_asked_for_and_is_none_when_that_is_too_long_ago() {
+    const TTL: Duration = Duration::from_secs(2);
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let proxy = Proxy::start(cluster.port(0)).await;
+    let ann = behind(&proxy).await;
+    for (late, is_granted) in [(TTL / 4, true), (TTL + TTL / 8, false)] {
+        // Its lease is there, so that the next thing it asks for is the lock.
+        let warm = hold(&ann, "warm", TTL).await;
+        proxy.hold_replies();
+        let asking = asks(&ann, Mode::Exclusive, TTL, Wait::No);
+        let (key, ..) = last_place(&cluster).await;
+        let granted = now();
+        tokio::time::sleep(late).await;
+        proxy.mend();
+        match within("an answer", asking).await.unwrap() {
+            Ok(Attempt::Granted(lease)) if is_granted => {
+                assert!(lease.deadline() <= granted.saturating_add(TTL), "it is over at the cluster by then");
+                release(&ann, &lease).await.unwrap();
+                release(&ann, &warm).await.unwrap();
+            }
+            Err(error) if !is_granted => {
+                assert_eq!(
+                    (error.kind(), error.effect()),
+                    (ErrorKind::Unavailable, Effect::None),
+                    "{error:?}"
+                );
+            }
+            other => panic!("its answer came after {late:?}: {other:?}"),
+        }
+        cluster.has_none(&key).await;
+    }
+    // One that lives by a lease that is there counts from when that was kept alive last.
+    hold(&ann, "warm", LONG).await;
+    let kept = now();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let lease = hold(&ann, NAME, LONG).await;
+    assert!(lease.deadline() <= kept.saturating_add(LONG), "nobody has kept it alive since");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_is_opened_between_the_look_and_the_write_takes_no_older_token() {
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let proxy = Proxy::start(cluster.port(0)).await;
+    let (ann, bob) = (behind(&proxy).await, client(&cluster.url()).await);
+    let anns = granted(&ann, request(NAME, Mode::Shared, LONG, Wait::No)).await;
+    let bobs = granted(&bob, request(NAME, Mode::Shared, LONG, Wait::No)).await;
+    let key = RecordKey::of(anns.key.name.clone());
+    ann.records().open(&key, anns.token).await.unwrap();
+    proxy.hold_replies();
+    let writing = tokio::spawn({
+        let (ann, key) = (Arc::clone(&ann), key.clone());
+        async move { ann.records().write(&key, anns.token, "late".into()).await }
+    });
+    // The look has been answered when the next one is, because each has a moment to arrive.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    bob.records().open(&key, bobs.token).await.unwrap();
+    proxy.mend();
+    let error = within("an answer", writing).await.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Stale, Effect::None), "{error:?}");
+    bob.records().write(&key, bobs.token, "in time".into()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

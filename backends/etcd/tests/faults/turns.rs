@@ -3,13 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_core::{Attempt, Backend, Lease, Mode, Renewal, abandonment};
+use ringfence_core::{
+    Attempt, Backend, BackendUrl, BootInstant, Clock, Lease, Mode, Renewal, SystemClock, WallTime,
+    abandonment,
+};
 use ringfence_etcd::EtcdBackend;
 use ringfence_servers::{EtcdCluster, EtcdOptions, Taker};
 use ringfence_testkit::drop_after;
+use tokio::task::JoinSet;
 
-use crate::common::{LONG, client, hold, of_each_version, release, renew, request, within};
+use crate::common::{LONG, client, granted, hold, of_each_version, release, renew, request, within};
 use crate::line::{FOR_EVER, sees_waiters};
+use crate::narrow::last_place;
 use crate::{LOCKS, NAME, metric, metric_reaches, revision, waits};
 
 const WATCHES: &str = "etcd_debugging_mvcc_watcher_total";
@@ -75,6 +80,80 @@ async fn a_release_gives_the_turn_to_the_next_one_in_the_same_write() {
         release(&bob, &given).await.unwrap();
         cluster.has_none(LOCKS).await;
     }
+}
+
+/// A clock by which nobody looks after anything: whoever waits hears of its turn, and does nothing else.
+#[derive(Debug)]
+struct Asleep(SystemClock);
+
+impl Clock for Asleep {
+    fn now(&self) -> BootInstant {
+        self.0.now()
+    }
+
+    fn wall(&self) -> WallTime {
+        self.0.wall()
+    }
+
+    fn nap(&self, _: BootInstant) -> Option<Duration> {
+        Some(Duration::from_hours(1))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_is_told_of_its_turn_and_need_not_look() {
+    for cluster in of_each_version(EtcdOptions::new()).await {
+        let url = BackendUrl::parse(&cluster.url()).unwrap();
+        let asleep = EtcdBackend::connect(&url, Arc::new(Asleep(SystemClock::new()))).await;
+        let asleep = Arc::new(asleep.unwrap());
+        // One that has not waited gives nobody its turn, which is claimed then.
+        let ann = new_client(&cluster).await;
+        let held = hold(&ann, NAME, LONG).await;
+        watches_are(&cluster, 1).await;
+        is_told(&cluster, &asleep, &ann, held).await;
+        let (bob, held) = holds_after_waiting(&cluster).await;
+        is_told(&cluster, &asleep, &bob, held).await;
+    }
+}
+
+/// Stands in line behind a holder, which leaves; and gives back what it gets then.
+async fn is_told(cluster: &EtcdCluster, asleep: &Arc<EtcdBackend>, holder: &EtcdBackend, held: Lease) {
+    let waiting = waits(asleep);
+    sees_waiters(holder, NAME, 1).await;
+    watches_are(cluster, 4).await;
+    let (_, _, place) = last_place(cluster).await;
+    release(holder, &held).await.unwrap();
+    let lease = within("its turn", waiting).await.unwrap();
+    let place = u64::try_from(place).unwrap();
+    assert_eq!(lease.token.grant(), place, "it has kept its place, which nobody keeps alive");
+    release(asleep, &lease).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_is_news_for_the_next_in_line_and_not_for_all() {
+    const WAITERS: usize = 12;
+    let Some(cluster) = EtcdCluster::start(1).await else { return };
+    let (ann, bob) = (new_client(&cluster).await, new_client(&cluster).await);
+    let mut held = hold(&ann, NAME, LONG).await;
+    watches_are(&cluster, 1).await;
+    let mut waiting = JoinSet::new();
+    for before in 0..WAITERS {
+        let bob = Arc::clone(&bob);
+        waiting.spawn(async move { granted(&bob, request(NAME, Mode::Exclusive, LONG, FOR_EVER)).await });
+        // Each watches its key and the one ahead, and the last one listens for who comes.
+        watches_are(&cluster, 1 + 2 * (before + 1) + 1).await;
+    }
+    let told = || metric(&cluster, "etcd_debugging_mvcc_events_total");
+    let before = told();
+    let mut holder = &ann;
+    for _ in 0..WAITERS / 2 {
+        release(holder, &held).await.unwrap();
+        held = within("the next turn", waiting.join_next()).await.unwrap().unwrap();
+        holder = &bob;
+    }
+    let told = told() - before;
+    // That the one ahead has left, and what becomes of the own key.
+    assert!(told <= 4 * WAITERS / 2, "{told} events for {} turns", WAITERS / 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
