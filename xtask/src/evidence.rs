@@ -152,7 +152,24 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
             "a_stopped_waiter_does_not_hold_up_the_line",
         ],
     ),
-    ("Wake-up", &["zookeeper"], &["waits_for_release", "a_turn_comes_with_what_is_waited_for"]),
+    (
+        "Wake-up",
+        &["zookeeper"],
+        &[
+            "waits_for_release",
+            "a_turn_comes_with_what_is_waited_for",
+            "what_a_hand_over_reads_does_not_grow_with_the_line",
+        ],
+    ),
+    (
+        "The records' fence",
+        &["zookeeper"],
+        &[
+            "a_record_takes_no_write_after_the_end_of_its_lease",
+            "a_record_that_is_opened_takes_no_write_of_an_older_token",
+            "a_record_takes_no_number_but_that_of_the_lease",
+        ],
+    ),
     (
         "Fencing tokens",
         &["zookeeper"],

@@ -3,6 +3,7 @@
 mod attempts;
 mod partitions;
 mod permits;
+mod records;
 mod sessions;
 
 use std::net::Ipv4Addr;
