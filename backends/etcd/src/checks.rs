@@ -146,10 +146,9 @@ async fn rights(client: &Client) -> Option<Finding> {
     const ABOUT: &str = "rights";
     const NEVER: i64 = -1;
     let areas = client.keys.areas();
-    let is_never = areas.first().map(|area| ops::created_at(&area.begin, NEVER));
     let would = |area: &Range| [ops::range(ops::get_range(area)), ops::put(&area.begin, Vec::new(), 0)];
     let txn = TxnRequest {
-        compare: is_never.into_iter().collect(),
+        compare: vec![ops::created_at(&areas[0].begin, NEVER)],
         success: areas.iter().flat_map(would).collect(),
         failure: Vec::new(),
     };

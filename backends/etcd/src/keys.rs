@@ -128,10 +128,10 @@ impl Keys {
 
     /// Where everything of ours is that everybody needs; locks with verbatim names have no place in common.
     pub(crate) fn areas(&self) -> Vec<Range> {
-        let areas =
-            [Some("lock").filter(|_| !self.is_verbatim), Some("withdrawn"), Some(self.kind_of_records())];
-        let begin = |area| format!("{}{area}/", self.prefix).into_bytes();
-        areas.into_iter().flatten().map(|area| Range::beginning_with(begin(area))).collect()
+        let (marks, records) = ("withdrawn", self.kind_of_records());
+        let areas = if self.is_verbatim { vec![marks, records] } else { vec!["lock", marks, records] };
+        let range = |area| Range::beginning_with(format!("{}{area}/", self.prefix).into_bytes());
+        areas.into_iter().map(range).collect()
     }
 
     /// Whether keys are in the order of their names.

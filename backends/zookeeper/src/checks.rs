@@ -174,12 +174,19 @@ async fn rights(client: &Client) -> Result<Option<Finding>> {
                 found.get_or_insert_with(|| Finding::fine(ABOUT, "we may make and remove what is ours"));
             }
             Err((_, Code::NO_NODE)) => {}
-            Err((_, code)) => {
-                let error = client.error(Failure::Refused(code));
+            Err((_, Code::NO_AUTH)) => {
                 return Ok(Some(Finding::problem(
                     ABOUT,
-                    format!("we may not make and remove nodes below {area}: {error}"),
+                    format!("we may not make and remove nodes below {area}"),
                     "log in as the user whose locks these are, or have that user allow it (setAcl)",
+                )));
+            }
+            Err((_, code)) => {
+                let error = client.error(Failure::Refused(code));
+                return Ok(Some(Finding::warning(
+                    ABOUT,
+                    format!("we could not look below {area}: {error}"),
+                    "see to that first",
                 )));
             }
             Ok(_) => return Err(client.odd()),
