@@ -145,6 +145,7 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
         "Order of waiters",
         &["zookeeper"],
         &[
+            "a_waiter_whose_node_is_written_by_somebody_else_has_not_held",
             "first_come_first_served",
             "trying_does_not_overtake",
             "a_waiting_writer_is_not_starved",

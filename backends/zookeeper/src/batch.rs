@@ -181,11 +181,15 @@ fn join_behind_the_last(
         };
         let seen = async {
             let name = path.rsplit('/').next().unwrap_or_default();
-            let last = Data::read(last?)?;
+            let last = match last {
+                // It was made anew since.
+                Err(failure) if failure.is(Code::NO_NODE) => None,
+                last => Some(Data::read(last?)?),
+            };
             // The line's node was changed by the transaction that made this one.
             let Stat { changed_by: made_by, changed_at: made_at, children, .. } = stat;
             let standing = usize::try_from(children).unwrap_or(0);
-            let line = match behind_the_last(name, &last) {
+            let line = match last.and_then(|last| behind_the_last(name, &last)) {
                 Some(line) => line,
                 None => {
                     Line::of(&wire::children(orders.call(Request::children(&folder, false)).answer().await?)?)

@@ -96,13 +96,16 @@ struct Standing {
     line: Line,
     /// How many of those have left one after the other, without a word of who holds.
     missed: usize,
+    /// Whether the one before it was heard to change, and not been looked at since.
+    has_changed: bool,
     /// News of its own node: as long as there are none, it was there when the last happened of what was heard of others.
     own: Option<News>,
 }
 
 impl Standing {
     fn new(session: Arc<Session>, name: String, made_by: i64, proven: BootInstant, line: Line) -> Self {
-        Self { session, name, made_by, proven, has_waited: false, line, missed: 0, own: None }
+        let (has_waited, missed, has_changed, own) = (false, 0, false, None);
+        Self { session, name, made_by, proven, has_waited, line, missed, has_changed, own }
     }
 
     /// Where it stands. `None`: its node was not there when the line was listed.
@@ -202,6 +205,7 @@ impl<'a> Seeker<'a> {
         if self.is_impatient() && !may_share {
             return self.give_up(standing, downgraded).await.map(Some);
         }
+        let has_changed = std::mem::take(&mut standing.has_changed);
         let path = format!("{}/{}", self.folder, place.name);
         let (asked, news) = standing.session.watch(Request::data(&path, true), &path, false);
         // Nobody is ever below it. But of a node that changes and goes in one transaction, this tells that it has gone.
@@ -222,6 +226,10 @@ impl<'a> Seeker<'a> {
             return Ok(None);
         }
         let Some(step) = step else {
+            // Word that it goes came after word of its change.
+            if has_changed {
+                standing.meets_holder(&place);
+            }
             standing.misses(&place);
             return Ok(None);
         };
@@ -250,12 +258,12 @@ impl<'a> Seeker<'a> {
                 self.list(standing).await?;
             }
             Some(wire::Change::Deleted) => standing.misses(&place),
-            Some(wire::Change::Data) => {
+            Some(wire::Change::Data) if end.has_come() == Poll::Ready(Some(wire::Change::Deleted)) => {
                 standing.meets_holder(&place);
-                if end.has_come() == Poll::Ready(Some(wire::Change::Deleted)) {
-                    standing.misses(&place);
-                }
+                standing.misses(&place);
             }
+            // By itself or by somebody else: what it says now tells whether it holds.
+            Some(wire::Change::Data) => standing.has_changed = true,
             Some(_) | None => {
                 let (asked, news) = self.watch_own(standing);
                 self.sees_own(asked, news, standing).await?;

@@ -7,7 +7,7 @@ use ringfence_core::{
     AcquireRequest, Attempt, Backend, BackendUrl, BootInstant, Clock, HolderInfo, Lease, LockName, Mode,
     Release, Renewal, SystemClock, Ttl, Wait,
 };
-use ringfence_servers::{Ensemble, Proxy};
+use ringfence_servers::{Ensemble, Proxy, ZooKeeperOptions};
 use ringfence_testkit::PATIENCE;
 use ringfence_zookeeper::ZooKeeperBackend;
 use tokio::sync::mpsc;
@@ -215,6 +215,36 @@ async fn a_waiter_whose_node_is_removed_stands_in_line_again() {
     stand(&servers, &name, 1).await;
 }
 
+/// As an operator's tool does that writes nodes back, or a neighbour where everybody may.
+#[tokio::test]
+async fn a_waiter_whose_node_is_written_by_somebody_else_has_not_held() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let port = servers.ports()[0];
+    let name: LockName = "written".parse().expect("a lawful name");
+    let ann = connect(port).await;
+    let held = hold(Arc::clone(&ann), name.clone()).await;
+    let mut waiting = Vec::new();
+    for before in 1..=3 {
+        let client = connect(port).await;
+        let waiter = tokio::spawn(hold(Arc::clone(&client), name.clone()));
+        stand(&servers, &name, before + 1).await;
+        waiting.push((client, waiter));
+    }
+    let [(bob, first), (_cat, second), (_dan, mut third)] =
+        <[_; 3]>::try_from(waiting).unwrap_or_else(|_| panic!("three wait"));
+    servers.touch(&stand(&servers, &name, 4).await[2]).await;
+    second.abort();
+    stand(&servers, &name, 3).await;
+    let overtakes = tokio::time::timeout(Duration::from_millis(500), &mut third).await;
+    assert!(overtakes.is_err(), "{held:?} is held, and so is {overtakes:?}");
+    release(&ann, &held).await;
+    let next = within("the turn of the first", first).await.expect("no panic");
+    assert!(!third.is_finished(), "{next:?} is held");
+    release(&bob, &next).await;
+    let last = within("the turn of the third", third).await.expect("no panic");
+    assert!(last.token.sequence() > next.token.sequence(), "{last:?} came after {next:?}");
+}
+
 /// Above what a line counts as long.
 const MANY: usize = 40;
 
@@ -302,6 +332,39 @@ async fn who_joins_a_long_line_does_not_list_it() {
         read[0] < 1500 && read[1] < 1500,
         "bytes read by one that joins lines of {MANY} and 1,000: {read:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_line_that_has_vanished_is_made_again_by_all_at_once() {
+    const CLIENTS: usize = 6;
+    let Some(servers) = ZooKeeperOptions::new().servers(3).start().await else { return };
+    let ann = connect(servers.ports()[0]).await;
+    let mut clients = Vec::new();
+    for client in 0..CLIENTS {
+        clients.push(connect(servers.ports()[client % 3]).await);
+    }
+    for round in 0..10 {
+        let name: LockName = format!("vanished-{round}").parse().expect("a lawful name");
+        let (held, mut waiters) = long_line(&servers, [&ann, &clients[0]], &name, MANY).await;
+        // All of them know that it is long.
+        for (joined, client) in clients.iter().enumerate() {
+            waiters.client = Arc::clone(client);
+            waiters.join(Mode::Exclusive);
+            stand(&servers, &name, MANY + 2 + joined).await;
+        }
+        release(&ann, &held).await;
+        waiters.had(MANY + CLIENTS).await;
+        stand(&servers, &name, 0).await;
+        servers.delete(&format!("/ringfence/locks/{name}")).await;
+        let mut joining = Vec::new();
+        for client in clients.iter().cycle().take(3 * CLIENTS) {
+            waiters.client = Arc::clone(client);
+            joining.push(waiters.join(Mode::Exclusive));
+        }
+        for joined in joining {
+            within("its turn", joined).await.expect("nobody is refused");
+        }
+    }
 }
 
 #[tokio::test]

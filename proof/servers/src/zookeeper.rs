@@ -451,6 +451,23 @@ impl Ensemble {
         assert_eq!(code, 0, "{path} cannot be removed");
     }
 
+    /// Writes what a node holds into it once more, as a client of its own: it changes, and is as it was.
+    ///
+    /// Panics when the servers do not do it.
+    pub async fn touch(&self, path: &str) {
+        let mut body = buffer(path.as_bytes());
+        body.push(0);
+        let (code, answer) = self.ask(4, body).await;
+        assert_eq!(code, 0, "{path} cannot be read");
+        let (length, rest) = answer.split_first_chunk().expect("a length");
+        let length = usize::try_from(i32::from_be_bytes(*length)).expect("a node holds something");
+        let mut body = buffer(path.as_bytes());
+        body.extend(buffer(&rest[..length]));
+        body.extend((-1_i32).to_be_bytes());
+        let (code, _) = self.ask(5, body).await;
+        assert_eq!(code, 0, "{path} cannot be written");
+    }
+
     /// The names of a node's children; none where there is no such node.
     pub async fn children(&self, path: &str) -> Vec<String> {
         let mut body = buffer(path.as_bytes());
