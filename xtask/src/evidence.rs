@@ -78,7 +78,10 @@ pub(crate) const EVIDENCE: &[(&str, &[&str], &[&str])] = &[
     (
         "Order of waiters",
         ETCD,
-        &["a_waiter_that_is_killed_is_out_of_the_line_after_seconds_and_not_after_its_ttl"],
+        &[
+            "a_waiter_that_is_killed_is_out_of_the_line_after_seconds_and_not_after_its_ttl",
+            "a_waiter_whose_key_is_written_by_hand_has_not_held",
+        ],
     ),
     ("Permits", ALL, &["permits_are_counted", "a_lapsed_permit_comes_back"]),
     (

@@ -69,9 +69,9 @@ impl Place {
     }
 
     /// Whether a key is one of ours that holds alone and came to do so after it had waited: a turn that is given or claimed changes
-    /// the key, and waiting does not.
+    /// the key, and waiting does not. What somebody else writes there lives by no lease, as long as that one names none.
     pub(crate) fn held_alone(found: &KeyValue) -> bool {
-        Self::read(found).is_ours_alone() && found.mod_revision > found.create_revision
+        Self::read(found).is_ours_alone() && found.mod_revision > found.create_revision && found.lease != 0
     }
 }
 
@@ -203,21 +203,23 @@ mod tests {
         let ttl = Duration::from_secs(30);
         let holder = HolderInfo::new("cron", "web-1", 42).unwrap();
         let ours = |mode| value(mode, ttl, Nonce::from_u64(0xff).unwrap(), &holder);
-        for (value, changed, expected) in [
-            (ours(Mode::Exclusive), 8, true),
+        for (value, changed, lease, expected) in [
+            (ours(Mode::Exclusive), 8, 0x694d, true),
             // It waited to its end, or it was first when it came.
-            (ours(Mode::Exclusive), 7, false),
-            (ours(Mode::Shared), 8, false),
-            (ours(permit(2)), 8, false),
+            (ours(Mode::Exclusive), 7, 0x694d, false),
+            (ours(Mode::Shared), 8, 0x694d, false),
+            (ours(permit(2)), 8, 0x694d, false),
+            // Somebody has written it back.
+            (ours(Mode::Exclusive), 8, 0, false),
             // etcdctl's, which somebody has touched.
-            (Vec::new(), 8, false),
+            (Vec::new(), 8, 0x694d, false),
         ] {
             let found = KeyValue {
                 key: b"lock/694d-0.0".to_vec(),
                 create_revision: 7,
                 mod_revision: changed,
                 value,
-                lease: 0x694d,
+                lease,
             };
             assert_eq!(Place::held_alone(&found), expected, "{found:?}");
         }
