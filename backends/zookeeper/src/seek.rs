@@ -300,20 +300,31 @@ impl<'a> Seeker<'a> {
             }
     }
 
-    /// Waits for news, or until it is time to look anyway.
-    async fn wait(&mut self, standing: &mut Standing, news: News) -> Option<wire::Change> {
+    /// Waits for news, also of its own node, or until it is time to look anyway.
+    async fn wait(&mut self, standing: &mut Standing, mut news: News) -> Option<wire::Change> {
         standing.has_waited = true;
         let look_at = self.client.now().saturating_add(LOOK_EVERY);
         let look_at = match self.request.wait {
             Wait::Until(deadline) => look_at.min(deadline),
             Wait::No => look_at,
         };
+        let own_changes = async {
+            match &mut standing.own {
+                Some(own) => own.come().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            biased;
             () = &mut self.request.abandoned => {
                 self.is_abandoned = true;
                 None
             }
             news = news.come() => news,
+            _ = own_changes => {
+                standing.own = None;
+                None
+            }
             () = self.client.pass(look_at) => None,
         }
     }

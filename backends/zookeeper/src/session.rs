@@ -209,9 +209,9 @@ impl Pending {
 pub(crate) struct News(oneshot::Receiver<wire::Change>);
 
 impl News {
-    /// What happened; `None`: perhaps nothing, and nobody would tell any more.
-    pub(crate) async fn come(self) -> Option<wire::Change> {
-        self.0.await.ok()
+    /// What happened; `None`: perhaps nothing, and nobody would tell any more. It comes once.
+    pub(crate) async fn come(&mut self) -> Option<wire::Change> {
+        (&mut self.0).await.ok()
     }
 
     /// As [`Self::come`], without waiting for it.

@@ -203,6 +203,9 @@ async fn a_waiter_whose_node_is_removed_stands_in_line_again() {
     let second = tokio::spawn(hold(Arc::clone(&cat), name.clone()));
     stand(&servers, &name, 3).await;
     servers.delete(&places[1]).await;
+    // It is told, and does so long before it would look by itself.
+    let stands = tokio::time::timeout(Duration::from_secs(3), stand(&servers, &name, 3)).await;
+    assert!(stands.is_ok(), "{:?} stands in line nowhere", places[1]);
     release(&ann, &held).await;
     // The second one is the first one now; neither holds what the other has.
     let lease = within("the turn of the second", second).await.expect("no panic");
