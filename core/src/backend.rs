@@ -36,7 +36,7 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
     /// Tries to get a lease, or keeps a place in line until the request's deadline.
     ///
     /// # Behaviour
-    /// - A free name is granted at once. `[grants_a_free_name]`
+    /// - A free name is granted at once, also to a request whose deadline is now. `[grants_a_free_name]`
     /// - A name held by somebody else is `Busy` for a request that does not wait. `[busy_is_a_value]`
     /// - A request that waits is granted when the holder releases. `[waits_for_release]`
     /// - A request that waits until a deadline answers `Busy` at that deadline, not before, and leaves nothing

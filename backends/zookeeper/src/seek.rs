@@ -46,8 +46,8 @@ use crate::wire::{self, ANY_VERSION, Code, Data, Kind, Odd, Request};
 /// How often a waiter looks after its place and the one before it, whatever happens: the net under a message that was lost.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How often the node of one that does not wait is made anew, whose parent vanished meanwhile or whose session was over. One that
-/// waits goes on until its time is over: a network that is slow enough can do that to it often.
+/// How often at least the node of an attempt is made anew, whose parent was missing or whose session was over. One that waits goes on
+/// until its time is over: a network that is slow enough can do that to it often.
 const STARTS_MAX: usize = 4;
 
 /// How many of those in the way are looked up for one who is told that it is busy.
@@ -338,11 +338,7 @@ impl<'a> Seeker<'a> {
                 Start::Stands(standing) => return Ok(standing),
                 Start::Again(why) => why,
             };
-            let is_over = match self.request.wait {
-                Wait::Until(deadline) => self.is_abandoned || self.client.now() >= deadline,
-                Wait::No => tries >= STARTS_MAX,
-            };
-            if is_over {
+            if self.is_abandoned || (tries >= STARTS_MAX && self.is_impatient()) {
                 return Err(why.about(self.client.shown()));
             }
             // A parent that was never there is by now.

@@ -35,13 +35,18 @@ fn check_lease(client: &Client, name: &LockName, ttl: Duration, lease: &Lease) {
     assert!(lease.deadline() > now, "a lease that was just granted has not lapsed");
 }
 
-/// A free name is granted at once, in every mode. A permit where there are none is refused, which is no contention.
+/// A free name is granted at once, in every mode, also to a request whose deadline is now. A permit where there are none is refused,
+/// which is no contention.
 pub async fn grants_a_free_name(harness: &dyn Harness) -> Verdict {
     let [ann] = clients(harness).await;
     for mode in modes(&ann) {
         let name = fresh("grants_a_free_name");
         let lease = ann.hold(&name, mode, LONG).await;
         check_lease(&ann, &name, LONG, &lease);
+        ann.gives_back(&lease).await;
+        // A name that nobody has ever asked for, and no time to lose.
+        let name = fresh("grants_a_free_name");
+        let lease = ann.wait_until(&name, mode, ann.now()).granted().await;
         ann.gives_back(&lease).await;
     }
     Ok(())
