@@ -262,10 +262,13 @@ fn is_refusal(error: &Error) -> bool {
 /// The gravest refusal that, with those that are graver, leaves no quorum of the other nodes; or all of them, where none does.
 ///
 /// A node that has missed a grant, or not heard of an opening yet, refuses what the others take. So what it says is not told
-/// unless as many say the same or worse as it takes to be right.
+/// unless as many say the same or worse as it takes to be right. Of those who say the same, the one with the highest mark tells most: a
+/// node that has not heard of the later grant knows of none.
 fn outvoted(mut refusals: Vec<Error>, spare: usize) -> std::result::Result<Error, Vec<Error>> {
-    refusals.sort_by_key(|refusal| Reverse(gravity(refusal)));
-    if refusals.len() > spare { Ok(refusals.swap_remove(spare)) } else { Err(refusals) }
+    refusals.sort_by_key(|refusal| Reverse((gravity(refusal), refusal.mark().map(FencingToken::sequence))));
+    let Some(gravest) = refusals.get(spare).map(gravity) else { return Err(refusals) };
+    let told = refusals.iter().position(|refusal| gravity(refusal) == gravest).unwrap_or(spare);
+    Ok(refusals.swap_remove(told))
 }
 
 /// Which of several refusals says more: the one with the higher.
@@ -305,5 +308,43 @@ impl FencedStore for RedlockBackend {
 
     fn read<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>>> {
         Box::pin(self.redlock.read(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(sequence: u64) -> FencingToken {
+        FencingToken::new(sequence, Nonce::random()).unwrap()
+    }
+
+    /// What a node says that knows of this mark, or of the end of the lease alone.
+    fn stale(mark: Option<u64>) -> Error {
+        let key = RecordKey::of("orders".parse().unwrap());
+        let refusal = mark.map_or(Refusal::LeaseOver(None), |mark| Refusal::BelowMark(token(mark)));
+        refusal.into_error(&key, token(1 << 20))
+    }
+
+    #[test]
+    fn who_is_outvoted_is_told_the_highest_mark_whoever_answers_last() {
+        let marks = [Some(3 << 20), None, Some(2 << 20), None];
+        for first in 0..marks.len() {
+            let said = marks.iter().cycle().skip(first).take(3).map(|mark| stale(*mark)).collect();
+            let told = outvoted(said, 2).unwrap().mark().map(FencingToken::sequence);
+            let highest = marks.iter().cycle().skip(first).take(3).max().unwrap();
+            assert_eq!(told, *highest);
+        }
+        assert_eq!(outvoted(vec![stale(None), stale(None)], 2).unwrap_err().len(), 2);
+    }
+
+    #[test]
+    fn what_two_nodes_say_alone_is_not_told_where_three_say_less() {
+        let key = RecordKey::of("orders".parse().unwrap());
+        let collision = || Refusal::Collision(token(9 << 20)).into_error(&key, token(1 << 20));
+        let told = outvoted(vec![collision(), stale(None), collision()], 2).unwrap();
+        assert_eq!(told.kind(), ErrorKind::Stale);
+        let told = outvoted(vec![collision(), collision(), collision()], 2).unwrap();
+        assert_eq!(told.kind(), ErrorKind::TokenCollision);
     }
 }
