@@ -376,28 +376,36 @@ async fn each_attempt_of_one_that_waits_has_a_nonce_of_its_own() {
     assert_eq!(ann.release(&lease).await, Release::Released);
 }
 
-/// What comes late to a node, after the lease was given back, must not take it.
+/// What comes late to a node, after the lease was given back, must not take it: neither where one round was enough, nor two.
 #[tokio::test]
 async fn a_take_that_nobody_waited_for_leaves_nothing_behind() {
     // For longer than a connection waits for an answer, after which the next request goes another way, and overtakes it.
     const LATE: Duration = Duration::from_secs(6);
     const CONNECTION_IS_DROPPED: Duration = Duration::from_millis(3500);
-    let Some(nodes) = Nodes::start().await else { return };
-    let ann = Client::of(&nodes).await;
-    let known = ann.hold().await;
-    nodes.until_marked(&known).await;
-    assert_eq!(ann.release(&known).await, Release::Released);
-    nodes.until_taken(0).await;
-    let before = scripts(&nodes).await[4];
-    ann.ways[4].delay(LATE);
-    let lease = ann.hold().await;
-    tokio::time::sleep(CONNECTION_IS_DROPPED).await;
-    ann.ways[4].delay(Duration::ZERO);
-    assert_eq!(ann.release(&lease).await, Release::Released);
-    // The take, its withdrawal and the release, in whatever order.
-    let asked = async { while scripts(&nodes).await[4] < before + 3 {} };
-    tokio::time::timeout(PATIENCE, asked).await.expect("the take arrives");
-    nodes.until_taken(0).await;
+    let Some(clock) = WallClock::new() else { return };
+    let with_clock = |node| if node < 3 { RedisOptions::new().clock(&clock) } else { RedisOptions::new() };
+    let Some(nodes) = Nodes::start_with(with_clock).await else { return };
+    for rounds in [1, 2] {
+        let ann = Client::of(&nodes).await;
+        let known = ann.hold().await;
+        nodes.until_marked(&known).await;
+        assert_eq!(ann.release(&known).await, Release::Released);
+        nodes.until_taken(0).await;
+        if rounds == 2 {
+            // No quorum gives what it is asked for.
+            clock.step(3600);
+        }
+        let before = scripts(&nodes).await[4];
+        ann.ways[4].delay(LATE);
+        let lease = ann.hold().await;
+        tokio::time::sleep(CONNECTION_IS_DROPPED).await;
+        ann.ways[4].delay(Duration::ZERO);
+        assert_eq!(ann.release(&lease).await, Release::Released);
+        // The take, its mark, its withdrawal and the release, in whatever order.
+        let asked = async { while scripts(&nodes).await[4] < before + rounds + 2 {} };
+        tokio::time::timeout(PATIENCE, asked).await.expect("the take arrives");
+        nodes.until_taken(0).await;
+    }
 }
 
 #[tokio::test]
@@ -797,6 +805,64 @@ async fn a_number_that_somebody_else_may_have_is_not_granted() {
         assert_eq!(ann.release(&lease).await, Release::Released);
         nodes.until_taken(0).await;
     }
+}
+
+/// Between the two rounds a majority loses what was taken there, and somebody else takes it.
+#[tokio::test]
+async fn who_lost_the_nodes_between_its_two_rounds_is_granted_nothing() {
+    let Some(clock) = WallClock::new() else { return };
+    let with_clock = |node| if node < 3 { RedisOptions::new().clock(&clock) } else { RedisOptions::new() };
+    let Some(nodes) = Nodes::start_with(with_clock).await else { return };
+    let (ann, ben) = (Client::of(&nodes).await, Client::of(&nodes).await);
+    // No quorum gives what it is asked for, so that there is a second round.
+    clock.step(3600);
+    ann.ways.iter().for_each(Proxy::hold_replies);
+    let between = async {
+        nodes.until_taken(NODES).await;
+        for node in &nodes.0[..3] {
+            node.command(&["DEL", KEY]).await;
+        }
+        let held = ben.hold().await;
+        ann.mend();
+        held
+    };
+    let (attempt, held) = tokio::join!(ann.ask(Mode::Exclusive, Wait::No), between);
+    let error = refused(attempt);
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(error.to_string().contains("3 of 5 nodes agreed, and then did not confirm it"), "{error}");
+    assert_eq!(ben.renew(&held).await, Renewal::Renewed, "and it took nothing away");
+    assert_eq!(ben.release(&held).await, Release::Released);
+    nodes.until_taken(0).await;
+}
+
+/// A majority that is away for a moment ends no wait that it has once answered.
+#[tokio::test]
+async fn who_waits_bears_nodes_that_are_away_for_a_moment() {
+    // More than the answers to one attempt.
+    const ANSWERS: u64 = 1000;
+    let Some(nodes) = Nodes::start().await else { return };
+    let (ann, ben) = (Client::of(&nodes).await, Client::of(&nodes).await);
+    let held = ben.hold().await;
+    nodes.until_marked(&held).await;
+    let asks_again = async || {
+        let before = ann.ways[3].heard();
+        let heard = async {
+            while ann.ways[3].heard() < before + ANSWERS {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, heard).await.expect("it asks again");
+    };
+    let moment = async {
+        asks_again().await;
+        ann.cut(&[0, 1, 2]);
+        asks_again().await;
+        ann.mend();
+        assert_eq!(ben.release(&held).await, Release::Released);
+    };
+    let (attempt, ()) = tokio::join!(ann.ask(Mode::Exclusive, Wait::Until(BootInstant::MAX)), moment);
+    let lease = granted(attempt);
+    assert!(lease.token.sequence() > held.token.sequence(), "{held:?}, {lease:?}");
 }
 
 /// Whoever is overtaken marks a higher number. If all of them marked the same one, a single one would be done each time, and the
