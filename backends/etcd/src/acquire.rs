@@ -15,14 +15,11 @@ use crate::follower::Next;
 use crate::held::Holding;
 use crate::keys::Range;
 use crate::leases::ServerLease;
-use crate::line::{self, Place, Standing};
+use crate::line::{self, PLACE, Place, Standing};
 use crate::ops;
 use crate::proto::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 use crate::slots::Slot;
 use crate::watch::{Ear, News, Tells, Watch, What};
-
-/// How long a place in line lives without its waiter, at most: one that is stopped or cut off costs the next one as much.
-const PLACE: Duration = Duration::from_secs(2);
 
 /// How often a waiter sees to it that its place lives on.
 const KEEP_EVERY: Duration = Duration::from_millis(500);

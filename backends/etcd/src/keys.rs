@@ -201,6 +201,13 @@ impl Keys {
     }
 }
 
+/// The lease that the key of a place names. `None`: it is none of ours.
+pub(crate) fn lease_named(place: &[u8]) -> Option<i64> {
+    let (named, _slot) = std::str::from_utf8(place).ok()?.rsplit_once('-')?;
+    let digits = named.rsplit(|character: char| !character.is_ascii_hexdigit()).next()?;
+    i64::from_str_radix(digits, 16).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -241,6 +248,7 @@ mod tests {
             let slot = Slots::default().take(&name);
             for keys in [Keys::encoded("ringfence"), Keys::verbatim("ringfence")] {
                 let key = keys.place(&name, lease, &slot);
+                prop_assert_eq!(lease_named(&key), Some(lease));
                 prop_assert_eq!(keys.name_of(&key), Some(name.clone()));
                 prop_assert!(holds(&keys.line(&name), &key));
             }

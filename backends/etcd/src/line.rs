@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use ringfence_core::{FencingToken, HolderInfo, Mode, Nonce};
 
+use crate::keys;
 use crate::proto::KeyValue;
+
+/// How long a place in line lives without its waiter, at most: one that is stopped or cut off costs the next one as much.
+pub(crate) const PLACE: Duration = Duration::from_secs(2);
 
 /// What the value of a key of ours begins with.
 const OURS: &str = "ringfence1";
@@ -68,10 +72,15 @@ impl Place {
         self.ttl.is_some() && self.mode == Mode::Exclusive
     }
 
-    /// Whether a key is one of ours that holds alone and came to do so after it had waited: a turn that is given or claimed changes
-    /// the key, and waiting does not. What somebody else writes there lives by no lease, as long as that one names none.
+    /// Whether a key is one of ours that holds alone and came to do so after it had waited. Its turn moved the key to the lease that its
+    /// name says, which no place in line lives by, so that nobody who writes into it makes it look so. Where a TTL is as short as a place
+    /// lives, or the turn was given and the lease not renewed yet, nobody can say.
     pub(crate) fn held_alone(found: &KeyValue) -> bool {
-        Self::read(found).is_ours_alone() && found.mod_revision > found.create_revision && found.lease != 0
+        let place = Self::read(found);
+        place.is_ours_alone()
+            && place.ttl > Some(PLACE)
+            && found.mod_revision > found.create_revision
+            && keys::lease_named(&found.key) == Some(found.lease)
     }
 }
 
@@ -203,14 +212,17 @@ mod tests {
         let ttl = Duration::from_secs(30);
         let holder = HolderInfo::new("cron", "web-1", 42).unwrap();
         let ours = |mode| value(mode, ttl, Nonce::from_u64(0xff).unwrap(), &holder);
+        let ours_for = |ttl| value(Mode::Exclusive, ttl, Nonce::from_u64(0xff).unwrap(), &holder);
         for (value, changed, lease, expected) in [
             (ours(Mode::Exclusive), 8, 0x694d, true),
             // It waited to its end, or it was first when it came.
             (ours(Mode::Exclusive), 7, 0x694d, false),
             (ours(Mode::Shared), 8, 0x694d, false),
             (ours(permit(2)), 8, 0x694d, false),
-            // Somebody has written it back.
+            // Somebody has written it back, or touched it while it waited.
             (ours(Mode::Exclusive), 8, 0, false),
+            (ours(Mode::Exclusive), 8, 0x7d, false),
+            (ours_for(PLACE), 8, 0x694d, false),
             // etcdctl's, which somebody has touched.
             (Vec::new(), 8, 0x694d, false),
         ] {

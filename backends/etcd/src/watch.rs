@@ -19,7 +19,8 @@ use crate::keys::Range;
 use crate::line::Place;
 use crate::proto::watch_create_request::Filter;
 use crate::proto::{
-    Event, WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse, event, watch_request,
+    Event, KeyValue, WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse, event,
+    watch_request,
 };
 use crate::servers::{ANSWER_PATIENCE, Servers};
 
@@ -86,7 +87,8 @@ impl What {
 pub(crate) enum Ear {
     /// One that waits, and looks again whenever something may have happened.
     Waiter(Arc<News>),
-    /// The same, to whom its turn may be given: by a change of its key, as it was created at this revision.
+    /// The same, of its own key, as it was created at this revision: by a change of it in the transaction by which the one ahead leaves, the
+    /// turn is given to it.
     Turn(i64, Arc<News>),
     /// One that will hand over to the next one.
     Follower(Arc<Follower>),
@@ -112,9 +114,12 @@ pub(crate) struct News {
     hears_from: AtomicI64,
     /// Whether one that was directly ahead held alone until it left.
     is_front: AtomicBool,
-    /// Notified when the turn was given.
+    /// Notified when one of these has changed.
     turn: Notify,
-    /// The lease that the own key lived by when the turn was given to it; zero until then.
+    /// The revision at which one that was directly ahead left; zero until then.
+    left_at: AtomicI64,
+    /// The revision at which the own key was changed, and the lease that it lives by since; zero until then.
+    changed_at: AtomicI64,
     lives_by: AtomicI64,
 }
 
@@ -141,14 +146,36 @@ impl News {
 
     /// Waits until the one ahead has given the turn to a key that lives by this lease.
     pub(crate) async fn turn(&self, lease: i64) {
-        while self.lives_by.load(Ordering::Acquire) != lease {
+        while !self.is_given() || self.lives_by.load(Ordering::Acquire) != lease {
             self.turn.notified().await;
         }
+    }
+
+    /// Whether the own key was changed as the one ahead left. A change alone is somebody else's.
+    fn is_given(&self) -> bool {
+        let changed_at = self.changed_at.load(Ordering::Acquire);
+        changed_at != 0 && changed_at == self.left_at.load(Ordering::Acquire)
     }
 
     fn tell(&self) {
         self.heard.fetch_add(1, Ordering::AcqRel);
         self.notify.notify_one();
+    }
+
+    /// One that was ahead is gone.
+    fn has_left(&self, revision: i64) {
+        self.left_at.store(revision, Ordering::Release);
+        self.turn.notify_one();
+    }
+
+    /// The own key was changed. What that means is known when it is heard that somebody has left: this alone is nothing to look at.
+    fn has_changed(&self, key: &KeyValue) {
+        self.lives_by.store(key.lease, Ordering::Release);
+        self.changed_at.store(key.mod_revision, Ordering::Release);
+        if self.is_given() {
+            self.turn.notify_one();
+            self.notify.notify_one();
+        }
     }
 }
 
@@ -388,13 +415,22 @@ fn tell(listening: &mut Listening, answer: &WatchResponse) -> Told {
             if answer.events.iter().any(|event| is_gone(event) && held_alone(event)) {
                 news.is_front.store(true, Ordering::Release);
             }
-            if let Ear::Turn(created, _) = &listener.ear {
-                for key in written.filter(|key| key.create_revision == *created) {
-                    news.lives_by.store(key.lease, Ordering::Release);
-                    news.turn.notify_one();
+            let mut is_told = answer.canceled;
+            for event in answer.events.iter().filter(|event| is_news(event)) {
+                match (&listener.ear, &event.kv) {
+                    (Ear::Turn(created, _), Some(key)) if !is_gone(event) => {
+                        if key.create_revision == *created {
+                            news.has_changed(key);
+                        }
+                    }
+                    (Ear::Waiter(_), Some(key)) if is_gone(event) => {
+                        news.has_left(key.mod_revision);
+                        is_told = true;
+                    }
+                    _ => is_told = true,
                 }
             }
-            if answer.canceled || answer.events.iter().any(is_news) {
+            if is_told {
                 news.tell();
             }
         }
@@ -424,7 +460,6 @@ fn tell(listening: &mut Listening, answer: &WatchResponse) -> Told {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::KeyValue;
 
     const ID: i64 = 7;
 
@@ -522,27 +557,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_waiter_is_given_its_turn_by_a_change_of_its_key_as_it_was_made_for_it() {
+    async fn a_waiter_is_given_its_turn_by_a_change_of_its_key_as_the_one_ahead_leaves() {
         const PLACE: i64 = 0x694d;
-        for (create_revision, lease, expected) in
-            [(CREATED, PLACE, true), (CREATED - 2, PLACE, false), (CREATED, 0, false)]
-        {
-            let news = Arc::new(News::default());
-            let mut listening = Listening::default();
-            let what = What { tells: Tells::Changes, ..What::end_of(b"key", CREATED) };
-            obey(&mut listening, Order::Watch(ID, what, Ear::Turn(CREATED, Arc::clone(&news))), None);
+        const OWN: i64 = ID + 1;
+        const TURN: i64 = CREATED + 5;
+        for (create_revision, lease, left_at, expected) in [
+            (CREATED, PLACE, Some(TURN), true),
+            (CREATED, PLACE, None, false),
+            (CREATED, PLACE, Some(TURN - 1), false),
+            (CREATED, PLACE, Some(TURN + 1), false),
+            (CREATED - 2, PLACE, Some(TURN), false),
+            (CREATED, 0, Some(TURN), false),
+        ] {
             let kv = KeyValue {
                 key: b"key".to_vec(),
                 create_revision,
-                mod_revision: CREATED + 1,
+                mod_revision: TURN,
                 lease,
                 ..KeyValue::default()
             };
             let put = Event { r#type: event::Type::Put.into(), kv: Some(kv), prev_kv: None };
-            let answer = WatchResponse { watch_id: ID, events: vec![put], ..WatchResponse::default() };
-            assert_eq!(tell(&mut listening, &answer), Told::Goes);
-            let given = tokio::time::timeout(Duration::ZERO, news.turn(PLACE)).await;
-            assert_eq!((given.is_ok(), news.heard()), (expected, 1), "{answer:?}");
+            let change = WatchResponse { watch_id: OWN, events: vec![put], ..WatchResponse::default() };
+            let leaves = left_at.map(|revision| gone_at(revision, None));
+            for changes_first in [true, false] {
+                let news = Arc::new(News::default());
+                let mut listening = Listening::default();
+                let own = What { tells: Tells::Changes, ..What::end_of(b"key", CREATED) };
+                obey(&mut listening, Order::Watch(OWN, own, Ear::Turn(CREATED, Arc::clone(&news))), None);
+                let ahead = What { tells: Tells::LastWords, ..What::end_of(b"ahead", CREATED - 1) };
+                obey(&mut listening, Order::Watch(ID, ahead, Ear::Waiter(Arc::clone(&news))), None);
+                let mut answers: Vec<&WatchResponse> = leaves.iter().chain([&change]).collect();
+                if changes_first {
+                    answers.reverse();
+                }
+                for answer in answers {
+                    assert_eq!(tell(&mut listening, answer), Told::Goes);
+                }
+                let given = tokio::time::timeout(Duration::ZERO, news.turn(PLACE)).await;
+                assert_eq!(given.is_ok(), expected, "{change:?}, {leaves:?}");
+                assert_eq!(news.heard(), left_at.iter().len() as u64, "a change alone is nothing to look at");
+            }
         }
     }
 

@@ -214,37 +214,56 @@ async fn a_key_in_line_that_somebody_writes_by_hand_has_no_turn() {
     within("its turn", waiting).await.unwrap();
 }
 
-/// As an operator's tool does that writes keys back: it knows of no lease.
+/// As an operator's tool does that writes keys back, which knows of no lease, or one that touches them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_whose_key_is_written_by_hand_has_not_held() {
     for cluster in of_each_version(EtcdOptions::new()).await {
-        let ann = new_client(&cluster).await;
-        let held = hold(&ann, NAME, LONG).await;
-        let mut waiting = Vec::new();
-        for before in 1..=3 {
-            let client = new_client(&cluster).await;
-            let waiter = waits(&client);
-            sees_waiters(&ann, NAME, before).await;
-            waiting.push((client, waiter));
+        for touches in [false, true] {
+            let ann = new_client(&cluster).await;
+            let held = hold(&ann, NAME, LONG).await;
+            let mut waiting = Vec::new();
+            for before in 1..=3 {
+                let client = new_client(&cluster).await;
+                let waiter = waits(&client);
+                sees_waiters(&ann, NAME, before).await;
+                waiting.push((client, waiter));
+            }
+            let [(bob, mut first), (_cat, second), (dan, mut third)] =
+                <[_; 3]>::try_from(waiting).unwrap_or_else(|_| panic!("three wait"));
+            let keys =
+                cluster.etcdctl(&["get", "--prefix", "--keys-only", "--sort-by", "CREATE", LOCKS]).await;
+            let mut written: Vec<&str> = keys.lines().filter(|line| !line.is_empty()).skip(1).collect();
+            if !touches {
+                // With no lease the others would stay for good.
+                written.retain(|key| Some(*key) == keys.lines().filter(|line| !line.is_empty()).nth(2));
+            }
+            for key in written {
+                if touches {
+                    cluster.etcdctl(&["put", key, "--ignore-value", "--ignore-lease"]).await;
+                } else {
+                    let value = cluster.etcdctl(&["get", "--print-value-only", key]).await;
+                    // What ends it has no text, and was lost with the end of the line.
+                    cluster.etcdctl(&["put", key, &format!("{value}\n")]).await;
+                }
+            }
+            second.abort();
+            sees_waiters(&ann, NAME, 2).await;
+            let overtakes = async {
+                tokio::select! {
+                    lease = &mut first => lease,
+                    lease = &mut third => lease,
+                }
+            };
+            let overtakes = tokio::time::timeout(Duration::from_secs(3), overtakes).await;
+            assert!(overtakes.is_err(), "somebody holds, and so does {overtakes:?}");
+            assert_eq!(renew(&ann, &held).await.unwrap(), Renewal::Renewed);
+            release(&ann, &held).await.unwrap();
+            let next = within("the turn of the first", first).await.unwrap();
+            release(&bob, &next).await.unwrap();
+            let last = within("the turn of the third", third).await.unwrap();
+            assert!(last.token.sequence() > next.token.sequence());
+            release(&dan, &last).await.unwrap();
         }
-        let [(bob, first), (_cat, second), (dan, mut third)] =
-            <[_; 3]>::try_from(waiting).unwrap_or_else(|_| panic!("three wait"));
-        let keys = cluster.etcdctl(&["get", "--prefix", "--keys-only", "--sort-by", "CREATE", LOCKS]).await;
-        let key = keys.lines().filter(|line| !line.is_empty()).nth(2).expect("the second that waits");
-        let value = cluster.etcdctl(&["get", "--print-value-only", key]).await;
-        // What ends it has no text, and was lost with the end of the line.
-        cluster.etcdctl(&["put", key, &format!("{value}\n")]).await;
-        second.abort();
-        sees_waiters(&ann, NAME, 2).await;
-        let overtakes = tokio::time::timeout(Duration::from_secs(3), &mut third).await;
-        assert!(overtakes.is_err(), "somebody holds, and so does {overtakes:?}");
-        assert_eq!(renew(&ann, &held).await.unwrap(), Renewal::Renewed);
-        release(&ann, &held).await.unwrap();
-        let next = within("the turn of the first", first).await.unwrap();
-        release(&bob, &next).await.unwrap();
-        let last = within("the turn of the third", third).await.unwrap();
-        assert!(last.token.sequence() > next.token.sequence());
-        release(&dan, &last).await.unwrap();
     }
 }
 
