@@ -49,6 +49,7 @@ use crate::cli::{Cli, Global, Verb};
 use crate::failure::Failure;
 use crate::outbox::OutboxVerb;
 use crate::print::Messages;
+use crate::record::RecordVerb;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
@@ -70,8 +71,13 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<u8, Failure> {
-    // A relay has nobody to show to what it does but its log.
-    let logs = matches!(cli.verb, Verb::Outbox(OutboxVerb::Relay(_))).then_some("ringfence=info");
+    let logs = match cli.verb {
+        // A relay has nobody to show to what it does but its log.
+        Verb::Outbox(OutboxVerb::Relay(_)) => Some("ringfence=info"),
+        // What is left out of a listing, and why.
+        Verb::Ls(_) | Verb::Record(RecordVerb::Ls(_)) => Some("ringfence=warn"),
+        _ => None,
+    };
     start_log(logs)?;
     // One thread: a command started from another one would be killed with that thread, not with the program.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -115,6 +115,14 @@ impl Client {
         error::of_call(failure, self.shown())
     }
 
+    /// As [`Self::error`], of a call about this node, which is named where its rules are in the way.
+    pub(crate) fn error_at(&self, path: &str, failure: Failure) -> Error {
+        match failure {
+            Failure::Refused(code @ Code::NO_AUTH) => error::refused(code).about(path).about(self.shown()),
+            failure => self.error(failure),
+        }
+    }
+
     pub(crate) fn odd(&self) -> Error {
         error::odd().about(self.shown())
     }
@@ -199,7 +207,7 @@ impl Client {
                 }
                 Err(Failure::Over(_)) => return Ok(()),
                 Err(Failure::NotSent(_) | Failure::Lost(_)) => {}
-                Err(failure) => return Err(self.error(failure)),
+                Err(failure) => return Err(self.error_at(folder, failure)),
             }
             tokio::time::sleep(backoff.pause()).await;
         }
@@ -300,7 +308,7 @@ impl Client {
                 Ok(true) => Release::Released,
                 Ok(false) | Err(Failure::Refused(Code::NO_NODE) | Failure::Over(_)) => Release::NotHeld,
                 Err(failure) => {
-                    failed = Some(self.error(failure));
+                    failed = Some(self.error_at(&self.keys.lock(&lease.name)?, failure));
                     Release::NotHeld
                 }
             });
@@ -316,9 +324,8 @@ impl Client {
             let asked = self.now();
             let found = match session.call(Request::data(&path, false)).answer().await {
                 Err(failure) if failure.is(Code::NO_NODE) => return Ok(Renewal::Lost),
-                found => {
-                    Data::read(found.map_err(|failure| self.error(failure))?).map_err(|Odd| self.odd())?
-                }
+                found => Data::read(found.map_err(|failure| self.error_at(&path, failure))?)
+                    .map_err(|Odd| self.odd())?,
             };
             let said = Said::read(&found.bytes).ok_or_else(|| self.odd())?;
             let said = Said { step: Step::Shares, ..said }.write();
@@ -329,7 +336,7 @@ impl Client {
                 Err(failure) if failure.is(Code::NO_NODE) => Ok(Renewal::Lost),
                 // The session has said in this moment that it holds, which it does once.
                 Err(failure) if failure.is(Code::BAD_VERSION) => continue,
-                Err(failure) => Err(self.error(failure)),
+                Err(failure) => Err(self.error_at(&path, failure)),
             };
         }
     }

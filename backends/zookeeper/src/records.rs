@@ -78,7 +78,7 @@ enum Step {
 impl Client {
     /// What a record holds as of no earlier than this call, and which version its node has.
     async fn kept(&self, session: &Session, path: &str) -> Result<Option<(Kept, i32)>> {
-        let error = |failure| self.error(failure);
+        let error = |failure| self.error_at(path, failure);
         let synced = session.call(Request::sync(path));
         let asked = session.call(Request::data(path, false));
         synced.answer().await.map_err(error)?;
@@ -106,7 +106,7 @@ impl Client {
         folder: &str,
         token: FencingToken,
     ) -> Result<Result<Holder, Refusal>> {
-        let error = |failure| self.error(failure);
+        let error = |failure| self.error_at(folder, failure);
         let line = match self.line(session, folder).await {
             Err(failure) if failure.is(Code::NO_NODE) => return Ok(Err(Refusal::LeaseOver(None))),
             line => line.map_err(error)?,
@@ -160,8 +160,9 @@ impl Client {
                 (None, version) => Request::delete_at(&path, version.expect("it is open, so it is there")),
             };
             let done = session.call(Request::all(&[Request::check(&node), changed])).answer().await;
-            let done =
-                done.and_then(|answer| Ok(wire::all(answer)?)).map_err(|failure| self.error(failure))?;
+            let done = done
+                .and_then(|answer| Ok(wire::all(answer)?))
+                .map_err(|failure| self.error_at(&path, failure))?;
             match done {
                 Ok(_) => {
                     if after.is_none() {
@@ -173,9 +174,9 @@ impl Client {
                 Err((0, Code::NO_NODE) | (_, Code::BAD_VERSION | Code::NODE_EXISTS)) => {}
                 Err((_, Code::NO_NODE)) => {
                     let made = self.make_parents(&session, &path, Kind::Persistent).await;
-                    made.map_err(|failure| self.error(failure))?;
+                    made.map_err(|failure| self.error_at(&path, failure))?;
                 }
-                Err((_, code)) => return Err(self.error(Failure::Refused(code))),
+                Err((_, code)) => return Err(self.error_at(&path, Failure::Refused(code))),
             }
         }
         Err(Error::new(
@@ -212,8 +213,8 @@ impl Client {
 
     async fn list_records(&self, query: ListQuery) -> Result<Page<RecordKey>> {
         let session = self.sessions.any().await?;
-        let error = |failure| self.error(failure);
         let records = self.keys.records();
+        let error = |failure| self.error_at(&records, failure);
         let names = view::names(&session, &records, &query).await.map_err(error)?;
         let (mut kept, mut locks) = (Vec::new(), 0);
         for name in names {
@@ -231,7 +232,13 @@ impl Client {
     /// The records of a lock that hold a value, in order.
     async fn records_of(&self, session: &Session, lock: &LockName) -> Result<Vec<RecordKey>> {
         let folder = self.keys.records_of(lock);
-        let children = view::children(session, &folder).await.map_err(|failure| self.error(failure))?;
+        let children = match view::children(session, &folder).await {
+            Err(failure) if failure.is(Code::NO_AUTH) => {
+                tracing::warn!(%lock, "records that we may not look at are left out of a listing");
+                Vec::new()
+            }
+            children => children.map_err(|failure| self.error(failure))?,
+        };
         let mut keys: Vec<RecordKey> =
             children.iter().filter_map(|child| Keys::field_of(lock, child)).collect();
         keys.sort_unstable();
@@ -247,6 +254,10 @@ impl Client {
             let data = match pending.answer().await {
                 // It is gone meanwhile.
                 Err(failure) if failure.is(Code::NO_NODE) => continue,
+                Err(failure) if failure.is(Code::NO_AUTH) => {
+                    tracing::warn!(%key, "a record that we may not look at is left out of a listing");
+                    continue;
+                }
                 data => Data::read(data.map_err(|failure| self.error(failure))?).map_err(|_| self.odd())?,
             };
             match Kept::read(&data.bytes) {

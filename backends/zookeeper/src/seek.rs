@@ -392,7 +392,7 @@ impl<'a> Seeker<'a> {
                 return match parents {
                     Ok(()) => Ok(Start::Again(error::refused(Code::NO_NODE))),
                     Err(Failure::Over(why)) => Ok(Start::Again(why)),
-                    Err(failure) => Err(client.error(failure)),
+                    Err(failure) => Err(client.error_at(self.folder, failure)),
                 };
             }
             // It ended before we knew, and the next session is as good.
@@ -401,13 +401,13 @@ impl<'a> Seeker<'a> {
             Err(failure) => {
                 // It was not made.
                 self.session = None;
-                return Err(client.error(failure));
+                return Err(client.error_at(self.folder, failure));
             }
         };
         let Seen { made_by, made_at, line, standing } = match seen {
             Ok(seen) => seen,
             Err(Failure::Lost(why) | Failure::NotSent(why)) => return self.find(session, why).await,
-            Err(failure) => return Err(client.error(failure)),
+            Err(failure) => return Err(client.error_at(self.folder, failure)),
         };
         client.known.insert(self.folder, standing);
         client.server_time.learn(made_at, proven, client.now());
@@ -431,7 +431,7 @@ impl<'a> Seeker<'a> {
                 Ok(None) => return Err(why.about(client.shown())),
                 Err(failure) if failure.is(Code::NO_NODE) => return Err(why.about(client.shown())),
                 Err(Failure::Lost(_) | Failure::NotSent(_)) => {}
-                Err(failure) => return Err(client.error(failure)),
+                Err(failure) => return Err(client.error_at(self.folder, failure)),
             }
             tokio::time::sleep(backoff.pause()).await;
         }
@@ -513,7 +513,7 @@ impl<'a> Seeker<'a> {
                 }
                 Ok(())
             }
-            failure => Err(self.client.error(failure)),
+            failure => Err(self.client.error_at(self.folder, failure)),
         }
     }
 
@@ -611,7 +611,7 @@ impl<'a> Seeker<'a> {
             Ok(_) | Err(Failure::Refused(Code::NO_NODE) | Failure::Over(_)) => {}
             // The line is left in the background, where nobody waits for it.
             Err(Failure::Lost(_) | Failure::NotSent(_)) => self.withdraw_in_background(),
-            Err(failure) => return Err(client.error(failure)),
+            Err(failure) => return Err(client.error_at(self.folder, failure)),
         }
         Ok(Attempt::Busy(contention))
     }

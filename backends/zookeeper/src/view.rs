@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ringfence_core::{
-    BootInstant, Eviction, FencingToken, HolderState, ListQuery, LockName, LockState, Nonce, Page, Result,
-    WaiterState,
+    BootInstant, ErrorKind, Eviction, FencingToken, HolderState, ListQuery, LockName, LockState, Nonce, Page,
+    Result, WaiterState,
 };
 
 use crate::backend::Client;
@@ -86,8 +86,9 @@ pub(crate) async fn inspect(client: &Client, name: &LockName) -> Result<LockStat
     if !client.server_time.is_known() {
         learn_the_time(client, &session).await;
     }
+    let folder = client.keys.lock(name)?;
     let (seen, holders) =
-        look(client, &session, &client.keys.lock(name)?).await.map_err(|failure| client.error(failure))?;
+        look(client, &session, &folder).await.map_err(|failure| client.error_at(&folder, failure))?;
     let now = client.now();
     let mut state = LockState::new(name.clone(), Vec::new(), Vec::new());
     for (at, Seen { place, said, stat }) in seen.into_iter().enumerate() {
@@ -131,7 +132,7 @@ async fn learn_the_time(client: &Client, session: &Session) {
 pub(crate) async fn evict(client: &Client, name: &LockName, holder: Nonce) -> Result<Eviction> {
     let session = client.sessions.any().await?;
     let folder = client.keys.lock(name)?;
-    let error = |failure| client.error(failure);
+    let error = |failure| client.error_at(&folder, failure);
     let (seen, holders) = look(client, &session, &folder).await.map_err(error)?;
     let Some(seen) = seen[..holders].iter().find(|seen| seen.place.nonce == holder) else {
         return Ok(Eviction::NotHeld);
@@ -150,15 +151,20 @@ pub(crate) async fn list(client: &Arc<Client>, query: ListQuery) -> Result<Page<
         Naming::Encoded => names(&session, &client.keys.locks(), &query).await.map(|names| (names, None)),
         Naming::Verbatim => walk(client, &session, &query, limit).await,
     };
-    let (names, rest) = walked.map_err(|failure| client.error(failure))?;
+    let (names, rest) = walked.map_err(|failure| client.error_at(&client.keys.locks(), failure))?;
     let mut page = Vec::new();
     let mut names = names.into_iter();
     while page.len() < limit
         && let Some(name) = names.next()
     {
-        let state = inspect(client, &name).await?;
-        if !state.is_free() {
-            page.push(state);
+        match inspect(client, &name).await {
+            Ok(state) if state.is_free() => {}
+            Ok(state) => page.push(state),
+            // Somebody else's, who lets nobody look, is no reason to show none.
+            Err(error) if error.kind() == ErrorKind::Refused => {
+                tracing::warn!(%error, "a lock that we may not look at is left out of a listing");
+            }
+            Err(error) => return Err(error),
         }
     }
     let next = if names.len() > 0 { page.last().map(|last| last.name.clone()) } else { rest };

@@ -66,6 +66,10 @@ async fn nobody_elses(servers: &Ensemble, path: &str) {
             let error = ask(&stranger, name, Ttl::DEFAULT.as_duration()).await.expect_err("it is not theirs");
             assert_eq!((error.kind(), error.effect()), (ErrorKind::Refused, Effect::None), "{error:?}");
             assert!(!format!("{error:?}").contains("guess"), "{error:?}");
+            assert!(
+                error.to_string().contains(&format!("ringfence/locks/{name}: the access rules")),
+                "{error}"
+            );
         }
         let error = stranger.inspect(&lease.key.name).await.expect_err("it is not theirs to see");
         assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
@@ -79,6 +83,36 @@ async fn nobody_elses(servers: &Ensemble, path: &str) {
     let access = findings.iter().find(|finding| finding.about == "access").expect("it looks at the access");
     assert_eq!(access.severity, Severity::Fine, "{access:?}");
     assert!(!format!("{ann} {ann:?}").contains("s3cret"));
+}
+
+/// A lock that one user keeps from the others is not theirs to see, and all others are.
+#[tokio::test]
+async fn what_a_user_keeps_from_others_is_left_out_of_their_listings() {
+    let Some(servers) = Ensemble::start().await else { return };
+    let (all, ann) = (
+        connect(&servers.url()).await.expect("a server"),
+        connect(&as_user(&servers, "ann:s3cret")).await.expect("any login is taken"),
+    );
+    let mut leases = Vec::new();
+    for (client, name) in [(&all, "alpha"), (&ann, "beta"), (&all, "gamma")] {
+        let Ok(Attempt::Granted(lease)) = ask(client, name, Ttl::DEFAULT.as_duration()).await else {
+            panic!("{name} is free");
+        };
+        let record = RecordKey::of(lease.key.name.clone());
+        client.records().open(&record, lease.token).await.expect("a record");
+        client.records().write(&record, lease.token, name.into()).await.expect("a write");
+        leases.push(lease);
+    }
+    let seen = async |client: &ZooKeeperBackend| {
+        let locks = client.list(ListQuery::default()).await.expect("a listing").items;
+        let records = client.records().list(ListQuery::default()).await.expect("a listing").items;
+        let locks: Vec<String> = locks.iter().map(|state| state.name.to_string()).collect();
+        let records: Vec<String> = records.iter().map(|key| key.lock().to_string()).collect();
+        assert_eq!(locks, records);
+        locks
+    };
+    assert_eq!(seen(&ann).await, ["alpha", "beta", "gamma"]);
+    assert_eq!(seen(&all).await, ["alpha", "gamma"]);
 }
 
 #[tokio::test]
