@@ -10,6 +10,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
 /// The parameters of a URL that name PEM files.
@@ -63,22 +64,22 @@ impl Params {
     }
 
     /// Reads the certificates of the authorities that a URL names, if it does. Errors with [`ErrorKind::InvalidUrl`].
-    pub fn authorities(&self, url: &BackendUrl) -> Result<Option<Pem<Vec<CertificateDer<'static>>>>> {
-        url.param(self.authorities).map(|path| certificates(self.authorities, path)).transpose()
+    pub fn authorities(&self, url: &BackendUrl) -> Result<Option<Pem<RootCertStore>>> {
+        let Some(path) = url.param(self.authorities) else { return Ok(None) };
+        let Pem { text, holds } = certificates(self.authorities, path)?;
+        let mut roots = RootCertStore::empty();
+        for certificate in holds {
+            roots.add(certificate).map_err(|why| {
+                invalid(format!("{}={path} has a certificate that is none", self.authorities)).because(why)
+            })?;
+        }
+        Ok(Some(Pem { text, holds: roots }))
     }
 
     /// Whom we believe: the authorities that a URL names, or else those that the system knows. Errors with
     /// [`ErrorKind::InvalidUrl`].
     pub fn roots(&self, url: &BackendUrl) -> Result<RootCertStore> {
-        let Some(Pem { holds, .. }) = self.authorities(url)? else { return Ok(roots_of_the_system()) };
-        let mut roots = RootCertStore::empty();
-        for certificate in holds {
-            let path = url.param(self.authorities).unwrap_or_default();
-            roots.add(certificate).map_err(|why| {
-                invalid(format!("{}={path} has a certificate that is none", self.authorities)).because(why)
-            })?;
-        }
-        Ok(roots)
+        Ok(self.authorities(url)?.map_or_else(roots_of_the_system, |authorities| authorities.holds))
     }
 
     /// Reads by which certificate we are known, if by one. Errors with [`ErrorKind::InvalidUrl`].
@@ -89,7 +90,18 @@ impl Params {
             (Some(_), None) => return Err(alone(self.certificate, self.key)),
             (None, Some(_)) => return Err(alone(self.key, self.certificate)),
         };
-        Ok(Some((certificates(self.certificate, cert)?, private_key(self.key, key)?)))
+        let (chain, its_key) = (certificates(self.certificate, cert)?, private_key(self.key, key)?);
+        // A driver that reads them for itself would not say which file is wrong.
+        CertifiedKey::from_der(chain.holds.clone(), its_key.holds.clone_key(), &provider()).map_err(
+            |why| {
+                let trouble = match why {
+                    rustls::Error::InconsistentKeys(_) => "do not belong together",
+                    _ => "are of no use to make us known",
+                };
+                invalid(format!("{}={cert} and {}={key} {trouble}", self.certificate, self.key)).because(why)
+            },
+        )?;
+        Ok(Some((chain, its_key)))
     }
 
     /// How we speak with servers that we trust in this way, and by which certificate we are known, if a URL names one. Errors with
@@ -103,11 +115,8 @@ impl Params {
             Trust::Verifier(verifier) => config.dangerous().with_custom_certificate_verifier(verifier),
         };
         let Some((cert, key)) = self.identity(url)? else { return Ok(config.with_no_client_auth()) };
-        config.with_client_auth_cert(cert.holds, key.holds).map_err(|why| {
-            let [cert, key] = [self.certificate, self.key]
-                .map(|param| format!("{param}={}", url.param(param).unwrap_or_default()));
-            invalid(format!("{cert} and {key} do not belong together")).because(why)
-        })
+        let useless = |why| invalid("the certificate of this client is of no use".into()).because(why);
+        config.with_client_auth_cert(cert.holds, key.holds).map_err(useless)
     }
 
     /// What is wrong between us and a server by what TLS says of it, and what to do about it.
@@ -223,6 +232,8 @@ mod tests {
     fn a_url_names_whom_we_believe_and_who_we_are() {
         let folder = TempDir::new().unwrap();
         let ([one, one_key], [other, _]) = (made(&folder, "one"), made(&folder, "other"));
+        let none = folder.path().join("none.pem").display().to_string();
+        std::fs::write(&none, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
         assert!(!config(&format!("ca={other}")).unwrap().client_auth_cert_resolver.has_certs());
         let known = config(&format!("ca={other}&cert={one}&key={one_key}")).unwrap();
         assert!(known.client_auth_cert_resolver.has_certs());
@@ -233,10 +244,16 @@ mod tests {
             (format!("ca={one_key}"), "has no certificate in it"),
             (format!("cert={one}&key={one}"), "has no private key in it"),
             ("ca=/no/such/file".to_owned(), "ca=/no/such/file cannot be read"),
+            (format!("ca={none}"), "has a certificate that is none"),
+            (format!("cert={none}&key={one_key}"), "are of no use to make us known"),
         ] {
-            let error = config(&params).unwrap_err();
-            let is_said = error.kind() == ErrorKind::InvalidUrl && error.to_string().contains(said);
-            assert!(is_said, "{params}: {error}");
+            // Both for those whose TLS is ours and for drivers that read the files for themselves.
+            let url = BackendUrl::parse(&format!("tide://host?{params}")).unwrap();
+            let read = PARAMS.authorities(&url).and(PARAMS.identity(&url).map(drop));
+            for error in [config(&params).unwrap_err(), read.unwrap_err()] {
+                let is_said = error.kind() == ErrorKind::InvalidUrl && error.to_string().contains(said);
+                assert!(is_said, "{params}: {error}");
+            }
         }
         let url = BackendUrl::parse(&format!("tide://host?cert={one}&key={one_key}")).unwrap();
         let (_, key) = PARAMS.identity(&url).unwrap().unwrap();
